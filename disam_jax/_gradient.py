@@ -1,0 +1,336 @@
+"""The two passes of DISAM, and DISAM as a gradient function.
+
+ascend    at w:      domain losses -> weights b -> ascent gradient g -> perturbation e
+descend   at w + e:  the gradient of the mean loss, combined by the variant, for the optimizer that starts from w
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from disam_jax._domains import DomainLosses, mean_loss
+from disam_jax._passes import Form, accumulated_form, closure_form
+from disam_jax._perturbation import perturb, perturbation
+from disam_jax._weights import ascent_tilt, check_penalty, weights_at
+from disam_jax.variants import Variant, check_variant
+
+
+class DisamInfo(NamedTuple):
+    """What a step saw; every number is a by-product of its two passes.
+
+    Attributes:
+      loss: ``sum_i a_i L_i`` at w, scalar.
+      domain_losses: ``L_i`` at w, ``[M]``; 0 for an absent domain.
+      domain_weights: ``b_i``, ``[M]``; 0 for an absent domain.
+      loss_variance: Variance of the domain losses at w over the present domains (share-weighted with
+        ``penalty="weighted_variance"``), scalar.
+      ascent_norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
+      perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; 0 for an absent domain.
+      domain_sharpness: ``L_i(w + e) - L_i(w)``, ``[M]``.
+    """
+
+    loss: jax.Array
+    domain_losses: jax.Array
+    domain_weights: jax.Array
+    loss_variance: jax.Array
+    ascent_norm: jax.Array
+    perturbed_domain_losses: jax.Array
+    domain_sharpness: jax.Array
+
+
+class Method(NamedTuple):
+    """The choices that define a step, with rho and lam at their values of this step."""
+
+    rho: Any
+    lam: Any
+    variant: Variant
+    adaptive: bool
+    penalty: str
+    mask: Any
+    axis_name: Any
+    eps: Any
+
+
+class Ascent(NamedTuple):
+    """What the pass at w found."""
+
+    losses: DomainLosses
+    aux: Any
+    domain_weights: jax.Array
+    loss_variance: jax.Array
+    norm: jax.Array
+    perturbation: Any
+    reference: Any
+
+
+def ascend(form: Form, params: Any, method: Method) -> Ascent:
+    """``g = sum_i b_i grad L_i(w)``, ``e = rho g / ||g||``."""
+    check_params(params)
+    clean = form.clean(params)
+    tilt = ascent_tilt(clean.losses, method.lam, method.penalty)
+    gradient = clean.ascent_gradient(tilt)
+    reference = clean.mean_gradient() if method.variant.reference == "clean" else gradient
+    e, norm = perturbation(
+        params,
+        gradient,
+        lambda norm: method.variant.scale(jnp.asarray(method.rho, norm.dtype), norm),
+        adaptive=method.adaptive,
+        mask=method.mask,
+        eps=method.eps,
+    )
+    weights = weights_at(clean.losses, tilt)
+    return Ascent(clean.losses, clean.aux, weights, tilt.variance, norm, e, reference)
+
+
+def descend(form: Form, params: Any, e: Any, method: Method, reference: Any = None) -> tuple[DomainLosses | None, Any]:
+    """``grad sum_i a_i L_i(w + e)``, combined with the reference gradient; without one it stands in for it."""
+    second = form.perturbed(perturb(params, e, method.mask))
+    reference = second.gradient if reference is None else reference
+    return second.losses, method.variant.combine(reference, second.gradient)
+
+
+def step_info(ascent: Ascent, perturbed: DomainLosses) -> DisamInfo:
+    return DisamInfo(
+        loss=mean_loss(ascent.losses),
+        domain_losses=ascent.losses.values,
+        domain_weights=ascent.domain_weights,
+        loss_variance=ascent.loss_variance,
+        ascent_norm=ascent.norm,
+        perturbed_domain_losses=perturbed.values,
+        domain_sharpness=perturbed.values - ascent.losses.values,
+    )
+
+
+def value_and_grad(
+    domain_loss_fn: Callable[..., Any],
+    rho: Any = 0.05,
+    lam: Any = 0.1,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    with_info: bool = False,
+    variant: Variant | None = None,
+    adaptive: bool = False,
+    penalty: str = "variance",
+    mask: Any = None,
+    axis_name: Any = None,
+    eps: Any = 1e-12,
+) -> Callable[..., Any]:
+    """DISAM in the place of ``jax.value_and_grad``, for any loop and any optimizer.
+
+    ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
+    at w. Two forward and two backward passes, whatever the number of domains.
+
+    Args:
+      domain_loss_fn: ``domain_loss_fn(params, *args, **kwargs)`` returns the domain losses: ``[M]``, a scalar, or
+        ``DomainLosses(values [M], weights [M])``; ``disam_jax.per_domain`` and ``disam_jax.mean_by_domain`` make them.
+        It is called twice with the same arguments: the same dropout key, the same batch.
+      rho: Length of the perturbation in the L2 norm of the parameters, not negative. A float or a traced scalar; for an
+        Optax schedule write ``rho=schedule(step)`` inside the step.
+      lam: Strength of the penalty on the spread of the domain losses. A float or a traced scalar. 0 is SAM.
+      argnums: Which positional arguments are the parameters, as in ``jax.value_and_grad``. Several are perturbed
+          together.
+      has_aux: Whether ``domain_loss_fn`` returns ``(domain losses, aux)``.
+      with_info: Whether to return a ``DisamInfo`` as well.
+      variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
+      adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
+      penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
+      mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
+        parameters to one. The norm is over those only; the gradient is of all.
+      axis_name: The mapped axis over which the batch is split, in ``pmap``-style code: losses and both gradients are
+        then those of the whole batch. Under ``jit``, leave it ``None``.
+      eps: Added to the norm in the denominator.
+
+    Returns:
+      ``fn(params, *args, **kwargs) -> (loss, grads)``; ``((loss, aux), grads)`` with ``has_aux``; ``((loss, info),
+      grads)`` with ``with_info``; ``((loss, (aux, info)), grads)`` with both. ``loss`` and ``aux`` are those of the
+      clean pass; ``grads`` have the dtypes of the parameters.
+
+    Raises:
+      TypeError: When the losses are not floating point, or rho or lam is a schedule.
+      ValueError: When rho is negative, the losses are not ``[M]``, or the penalty is unknown.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import disam_jax
+      >>> def loss(w, batch):
+      ...   return jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+      >>> step = jax.jit(disam_jax.value_and_grad(disam_jax.per_domain(loss), rho=0.05, lam=0.1))
+      >>> batch = {"x": jnp.ones((3, 8, 2)), "y": jnp.zeros((3, 8))}   # 3 domains, 8 examples of each
+      >>> value, grads = step(jnp.array([1.0, 1.0]), batch)
+      >>> grads.shape
+      (2,)
+
+    References:
+      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
+    """
+    method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
+    _check_no_schedule(rho=rho, lam=lam)
+
+    def fn(*args, **kwargs):
+        params, at = _select(args, argnums)
+        form = closure_form(
+            lambda p: domain_loss_fn(*at(p), **kwargs),
+            has_aux=has_aux,
+            axis_name=axis_name,
+            argument="domain_loss_fn",
+        )
+        return _two_passes(form, params, method, has_aux, with_info)
+
+    return fn
+
+
+def accumulated_value_and_grad(
+    loss_fn: Callable[..., Any],
+    rho: Any = 0.05,
+    lam: Any = 0.1,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    with_info: bool = False,
+    variant: Variant | None = None,
+    adaptive: bool = False,
+    penalty: str = "variance",
+    mask: Any = None,
+    axis_name: Any = None,
+    eps: Any = 1e-12,
+) -> Callable[..., Any]:
+    """``value_and_grad``, one domain at a time: the same numbers with the activation memory of one domain.
+
+    The domain weights are affine in the losses, so ``sum_i b_i g_i`` follows from ``sum_i g_i`` and ``sum_i L_i g_i``,
+    both carried through one ``lax.scan``: the gradient is exact and there is no second forward pass. Every domain has
+    the same share.
+
+    Args:
+      loss_fn: ``loss_fn(params, one_domains_batch, *args, **kwargs) -> scalar``, or ``(scalar, aux)`` with ``has_aux``.
+      rho: As in ``value_and_grad``.
+      lam: As in ``value_and_grad``.
+      argnums: Which positional arguments are the parameters; the first of the others is the batch.
+      has_aux: Whether ``loss_fn`` returns ``(loss, aux)``; the leaves of aux come back stacked, ``[M, ...]``.
+      with_info: As in ``value_and_grad``.
+      variant: As in ``value_and_grad``.
+      adaptive: As in ``value_and_grad``.
+      penalty: As in ``value_and_grad``.
+      mask: As in ``value_and_grad``.
+      axis_name: As in ``value_and_grad``; every device holds an equal part of each domain.
+      eps: As in ``value_and_grad``.
+
+    Returns:
+      ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
+
+    Raises:
+      TypeError: When the loss is not floating point, or rho or lam is a schedule.
+      ValueError: When rho is negative, a loss is not a scalar, or the leaves of the batch differ in their number of
+          domains.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import disam_jax
+      >>> fn = disam_jax.accumulated_value_and_grad(lambda w, x: jnp.mean((x @ w) ** 2), rho=0.05, lam=0.1)
+      >>> value, grads = fn(jnp.ones(2), jnp.ones((3, 8, 2)))   # 3 domains, 8 examples of each
+      >>> grads.shape
+      (2,)
+
+    References:
+      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
+    """
+    method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
+    _check_no_schedule(rho=rho, lam=lam)
+
+    def fn(*args, **kwargs):
+        params, at = _select(args, argnums)
+        chosen = {number % len(args) for number in ((argnums,) if isinstance(argnums, int) else argnums)}
+        batch_number = next((number for number in range(len(args)) if number not in chosen), None)
+        if batch_number is None:
+            raise TypeError(
+                "accumulated_value_and_grad: batch is missing. Write fn(params, batch) with leaves [M, n, ...]."
+            )
+
+        def one_domain_loss(p, one_domain):
+            full = list(at(p))
+            full[batch_number] = one_domain
+            return loss_fn(*full, **kwargs)
+
+        form = accumulated_form(one_domain_loss, args[batch_number], has_aux=has_aux, axis_name=axis_name)
+        return _two_passes(form, params, method, has_aux, with_info)
+
+    return fn
+
+
+def check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps) -> Method:
+    """Checks what can be checked before any array is seen."""
+    _check_number("rho", rho)
+    _check_number("lam", lam)
+    _check_number("eps", eps)
+    if _is_number(rho) and not rho >= 0:
+        raise ValueError(f"rho must not be negative, seen {rho}. Write rho=0.05; rho=0.0 is the plain gradient.")
+    if _is_number(eps) and not eps >= 0:
+        raise ValueError(f"eps must not be negative, seen {eps}. Write eps=1e-12.")
+    if _is_number(lam) and lam != lam:
+        raise ValueError("lam must be a number, seen nan. Write lam=0.1; lam=0.0 is SAM.")
+    check_penalty(penalty)
+    return Method(rho, lam, check_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
+
+
+def check_params(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} must be floating point, seen {dtype}{list(jnp.shape(leaf))}. "
+                "Keep counters and keys out of params; split complex parameters into real and imaginary parts."
+            )
+
+
+def _two_passes(form: Form, params: Any, method: Method, has_aux: bool, with_info: bool) -> Any:
+    ascent = ascend(form, params, method)
+    perturbed, grads = descend(form, params, ascent.perturbation, method, ascent.reference)
+    assert perturbed is not None  # a form that is given a loss function returns the losses of both passes
+    info = step_info(ascent, perturbed)
+    extras = [ascent.aux] * has_aux + [info] * with_info
+    if not extras:
+        return info.loss, grads
+    return (info.loss, extras[0] if len(extras) == 1 else tuple(extras)), grads
+
+
+def _select(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """The parameters among the arguments, and the arguments with other parameters in their place."""
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not numbers or not all(-len(args) <= number < len(args) for number in numbers):
+        raise ValueError(
+            f"argnums={argnums} must name positional arguments, and {len(args)} were given. Pass params by position."
+        )
+
+    def at(params):
+        full = list(args)
+        for number, value in zip(numbers, (params,) if isinstance(argnums, int) else params, strict=True):
+            full[number] = value
+        return tuple(full)
+
+    return args[argnums] if isinstance(argnums, int) else tuple(args[number] for number in numbers), at
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if callable(value) or _is_number(value):
+        return
+    if isinstance(value, bool) or not hasattr(value, "dtype"):
+        raise TypeError(f"{name} must be a number, a scalar array or a schedule, seen {value!r}. Write {name}=0.05.")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name} must be a scalar, seen shape {jnp.shape(value)}. Use jax.vmap for several values at once."
+        )
+
+
+def _check_no_schedule(**hyperparameters: Any) -> None:
+    for name, value in hyperparameters.items():
+        if callable(value):
+            raise TypeError(
+                f"{name} is a function, but a gradient function has no step count. Write {name}=schedule(step) inside "
+                f"the step, or use disam_jax.disam({name}=schedule) in an optax.chain, which counts steps."
+            )

@@ -1,0 +1,228 @@
+"""The two passes of a step, for each form in which the domain losses can be had.
+
+A form is two functions: ``clean(params) -> CleanPass`` at w and ``perturbed(params) -> PerturbedPass`` at w + e.
+All that follows (weights, perturbation, variants) is the same for every form.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from disam_jax._domains import DomainLosses, across_devices, as_domain_losses, domain_shares
+from disam_jax._dtypes import accumulation_dtype
+from disam_jax._weights import Tilt, weights_at
+
+
+class CleanPass(NamedTuple):
+    """What the pass at w gives: losses, the loss function's auxiliary output, and gradients on demand."""
+
+    losses: DomainLosses
+    aux: Any
+    ascent_gradient: Callable[[Tilt], Any]
+    mean_gradient: Callable[[], Any]
+
+
+class PerturbedPass(NamedTuple):
+    """What the pass at w + e gives: the gradient of the mean loss, and the domain losses where they are known."""
+
+    losses: DomainLosses | None
+    gradient: Any
+
+
+class Form(NamedTuple):
+    clean: Callable[[Any], CleanPass]
+    perturbed: Callable[[Any], PerturbedPass]
+
+
+def closure_form(domain_loss_fn: Callable[[Any], Any], *, has_aux: bool, axis_name: Any, argument: str) -> Form:
+    """A function from params to the domain losses: b is the cotangent of ONE reverse pass."""
+
+    def split(out):
+        if not has_aux:
+            return out, None
+        if isinstance(out, DomainLosses) or not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                f"{argument}: with has_aux=True it must return (domain losses, aux), seen {type(out).__name__}. "
+                "Return a pair, or write has_aux=False."
+            )
+        return out
+
+    def evaluate(params):
+        def values_at(p):
+            out, aux = split(domain_loss_fn(p))
+            losses = across_devices(as_domain_losses(out, argument), axis_name)
+            return losses.values, (losses.weights, aux)
+
+        values, pull, (weights, aux) = jax.vjp(values_at, params, has_aux=True)
+
+        def gradient(cotangent):
+            (grads,) = pull(cotangent)
+            return mean_over_axis(grads, axis_name)
+
+        return DomainLosses(values, weights), aux, gradient
+
+    def clean(params):
+        losses, aux, gradient = evaluate(params)
+        return CleanPass(
+            losses,
+            aux,
+            lambda tilt: gradient(weights_at(losses, tilt)),
+            lambda: gradient(domain_shares(losses)),
+        )
+
+    def perturbed(params):
+        losses, _, gradient = evaluate(params)
+        return PerturbedPass(losses, gradient(domain_shares(losses)))
+
+    return Form(clean, perturbed)
+
+
+def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, axis_name: Any) -> Form:
+    """Per-domain gradients that the caller holds already: b weights their sum, and ``grad_fn`` is the second pass."""
+    local = as_domain_losses(losses, "domain_losses")
+    everywhere = across_devices(local, axis_name)
+    total = jnp.sum(everywhere.weights)
+    local_share = jnp.sum(local.weights) / jnp.where(total > 0, total, 1)
+    part = local.weights / jnp.where(everywhere.weights > 0, everywhere.weights, 1)
+
+    def weighted_sum(b):
+        def leaf(g):
+            dtype = accumulation_dtype(g)
+            # An absent domain's gradient may be anything, nan included: select it away before the sum.
+            rows = jnp.where((local.weights > 0).reshape(-1, *[1] * (g.ndim - 1)), g.astype(dtype), 0)
+            weights = (part * b).astype(dtype)
+            return jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST).astype(g.dtype)
+
+        return sum_over_axis(jax.tree.map(leaf, stacked), axis_name)
+
+    def clean(params):
+        _check_stacked(stacked, params, local.values.shape[0])
+        return CleanPass(
+            everywhere,
+            None,
+            lambda tilt: weighted_sum(weights_at(everywhere, tilt)),
+            lambda: weighted_sum(domain_shares(everywhere)),
+        )
+
+    def perturbed(params):
+        grads = grad_fn(params)
+        if jax.tree.structure(grads) != jax.tree.structure(params):
+            raise ValueError(
+                "grad_fn must return a gradient with the structure of params, seen "
+                f"{jax.tree.structure(grads)} for params {jax.tree.structure(params)}. Write "
+                "grad_fn=jax.grad(lambda p: jnp.mean(disam_jax.per_domain(loss_fn)(p, batch)))."
+            )
+        if axis_name is None:
+            return PerturbedPass(None, grads)
+        return PerturbedPass(
+            None, sum_over_axis(jax.tree.map(lambda g: g * local_share.astype(g.dtype), grads), axis_name)
+        )
+
+    return Form(clean, perturbed)
+
+
+def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux: bool, axis_name: Any) -> Form:
+    """One domain at a time: b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice."""
+    num_domains = _leading_size(batch)
+
+    def loss_at(params, one_domain):
+        loss, aux = _scalar_loss(loss_fn(params, one_domain), has_aux)
+        return loss if axis_name is None else jax.lax.pmean(loss, axis_name), aux
+
+    value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
+
+    def empty_sum(params):
+        return jax.tree.map(lambda w: jnp.zeros(w.shape, accumulation_dtype(w)), params)
+
+    def add(total, grads, factor):
+        return jax.tree.map(lambda t, g: t + factor.astype(t.dtype) * g.astype(t.dtype), total, grads)
+
+    def mean(total, params):
+        grads = jax.tree.map(lambda t, w: (t / num_domains).astype(w.dtype), total, params)
+        return mean_over_axis(grads, axis_name)
+
+    def clean(params):
+        def body(carry, indexed):
+            index, one_domain = indexed
+            first, plain, by_loss = carry
+            (loss, aux), grads = value_and_grad(params, one_domain)
+            # Losses relative to the first one: the two sums would cancel almost all digits of a small spread otherwise.
+            first = jnp.where(index == 0, loss, first)
+            return (first, add(plain, grads, jnp.ones(())), add(by_loss, grads, loss - first)), (loss, aux)
+
+        loss = jax.eval_shape(lambda p, b: loss_at(p, jax.tree.map(lambda x: x[0], b))[0], params, batch)
+        carry = (jnp.zeros((), loss.dtype), empty_sum(params), empty_sum(params))
+        (first, plain, by_loss), (values, aux) = jax.lax.scan(body, carry, (jnp.arange(num_domains), batch))
+
+        def ascent_gradient(tilt):
+            shift = (first - tilt.reference) - tilt.offset
+            constant, slope = 1 - tilt.slope * shift, tilt.slope
+            combined = jax.tree.map(
+                lambda p, s: constant.astype(p.dtype) * p - slope.astype(s.dtype) * s, plain, by_loss
+            )
+            return mean(combined, params)
+
+        losses = as_domain_losses(values, "loss_fn")
+        return CleanPass(losses, aux, ascent_gradient, lambda: mean(plain, params))
+
+    def perturbed(params):
+        def body(plain, one_domain):
+            (loss, _), grads = value_and_grad(params, one_domain)
+            return add(plain, grads, jnp.ones(())), loss
+
+        plain, values = jax.lax.scan(body, empty_sum(params), batch)
+        return PerturbedPass(as_domain_losses(values, "loss_fn"), mean(plain, params))
+
+    return Form(clean, perturbed)
+
+
+def mean_over_axis(grads: Any, axis_name: Any) -> Any:
+    """The gradient of a loss that was summed over the axis inside: each device's gradient is already whole."""
+    return grads if axis_name is None else jax.tree.map(lambda g: jax.lax.pmean(g, axis_name), grads)
+
+
+def sum_over_axis(grads: Any, axis_name: Any) -> Any:
+    return grads if axis_name is None else jax.tree.map(lambda g: jax.lax.psum(g, axis_name), grads)
+
+
+def _scalar_loss(out: Any, has_aux: bool) -> tuple[jax.Array, Any]:
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(f"loss_fn: with has_aux=True it must return (loss, aux), seen {type(out).__name__}.")
+    loss, aux = out if has_aux else (out, None)
+    losses = as_domain_losses(loss, "loss_fn").values
+    if jnp.ndim(jnp.asarray(loss)):
+        raise ValueError(
+            f"loss_fn must return one scalar, the mean loss of one domain's batch, seen shape {losses.shape}. Write "
+            "jnp.mean(example_losses)."
+        )
+    return losses[0], aux
+
+
+def _leading_size(batch: Any) -> int:
+    shapes = {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(batch)}
+    if not shapes or () in shapes.values() or len({shape[0] for shape in shapes.values()}) != 1:
+        seen = ", ".join(f"batch{name} {shape}" for name, shape in shapes.items()) or "no arrays"
+        raise ValueError(
+            f"batch must have leaves [M, n, ...] with the same number of domains M in each, seen {seen}. Group a flat "
+            "batch with disam_jax.group_by_domain(batch, domain_ids, num_domains)."
+        )
+    return next(iter(shapes.values()))[0]
+
+
+def _check_stacked(stacked: Any, params: Any, num_domains: int) -> None:
+    if jax.tree.structure(stacked) != jax.tree.structure(params):
+        raise ValueError(
+            "the stacked gradients must have the structure of params, seen "
+            f"{jax.tree.structure(stacked)} for params {jax.tree.structure(params)}. Write losses, stacked_grads = "
+            "disam_jax.per_domain_value_and_grad(loss_fn)(params, batch)."
+        )
+    for (path, w), g in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(stacked), strict=True):
+        expected = (num_domains, *jnp.shape(w))
+        if jnp.shape(g) != expected:
+            raise ValueError(
+                f"stacked gradients{jax.tree_util.keystr(path)} must be [M, *param.shape] = {expected}, seen "
+                f"{jnp.shape(g)}. Write losses, stacked_grads = disam_jax.per_domain_value_and_grad(loss_fn)(params, "
+                "batch)."
+            )

@@ -1,0 +1,328 @@
+"""DISAM as an Optax gradient transformation: the first of its chain."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from disam_jax._domains import mean_loss
+from disam_jax._dtypes import accumulation_dtype
+from disam_jax._gradient import Ascent, Method, ascend, check_method, descend
+from disam_jax._passes import Form, closure_form, stacked_form
+from disam_jax.variants import Variant
+
+
+class DisamState(NamedTuple):
+    """State of ``disam``; read it with ``optax.tree.get(state, "loss_variance")``.
+
+    The numbers are those of the last step that computed a perturbation, except ``perturbed_domain_losses``, which every
+    step writes. Floating point fields have the widest dtype of the parameters, float32 at least.
+
+    Attributes:
+      count: Number of updates so far, int32 scalar.
+      loss: ``sum_i a_i L_i`` at w, scalar.
+      loss_variance: Variance of the domain losses at w, scalar.
+      ascent_norm: L2 norm of the ascent gradient, scalar.
+      domain_losses: ``L_i`` at w, ``[M]``; ``None`` without ``num_domains``.
+      domain_weights: ``b_i``, ``[M]``; ``None`` without ``num_domains``.
+      perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; ``None`` without ``num_domains``; 0 where they are not known,
+          which
+        is the case with stacked gradients.
+      perturbation: The perturbation e that is held, like the parameters; ``None`` with ``refresh_every=1``.
+    """
+
+    count: jax.Array
+    loss: jax.Array
+    loss_variance: jax.Array
+    ascent_norm: jax.Array
+    domain_losses: jax.Array | None
+    domain_weights: jax.Array | None
+    perturbed_domain_losses: jax.Array | None
+    perturbation: Any
+
+
+def disam(
+    rho: Any = 0.05,
+    lam: Any = 0.1,
+    *,
+    variant: Variant | None = None,
+    adaptive: bool = False,
+    penalty: str = "variance",
+    mask: Any = None,
+    refresh_every: Any = 1,
+    num_domains: int | None = None,
+    axis_name: Any = None,
+    eps: Any = 1e-12,
+) -> optax.GradientTransformationExtraArgs:
+    """Domain-inspired sharpness-aware minimisation.
+
+    Replaces the gradient by ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and
+    ``g = grad (sum_i a_i L_i - lam * penalty(L))`` at w. Put it FIRST in an ``optax.chain``: the incoming gradient is
+    not used, so what stands before it has no effect; clipping, weight decay, masks and accumulation go after it.
+
+    Args:
+      rho: Length of the perturbation in the L2 norm of the parameters, not negative. A float, a traced scalar, or an
+          Optax
+        schedule of the number of updates so far.
+      lam: Strength of the penalty on the spread of the domain losses: a float, a traced scalar or a schedule. 0 is SAM.
+      variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
+      adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
+      penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
+      mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
+        parameters to one. The norm is over those only; the update is of all.
+      refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
+          plain
+        step instead of 2. The state then holds one more copy of the parameters. An integer; a traced one always holds
+        it.
+      num_domains: M, static: keep the ``[M]`` arrays in the state.
+      axis_name: The mapped axis over which the batch is split, in ``pmap``-style code. Under ``jit``, leave it
+          ``None``.
+      eps: Added to the norm in the denominator.
+
+    Returns:
+      A transformation whose ``update(grads, state, params, **extra)`` takes one of
+
+      - ``domain_loss_fn``: ``domain_loss_fn(params)`` returns the domain losses: ``[M]``, a scalar, or
+        ``DomainLosses(values [M], weights [M])``. ``grads`` may be ``None``.
+      - ``domain_losses`` and ``grad_fn``: ``grads`` are then the stacked gradients of the domains, leaves
+        ``[M, *param.shape]``; ``domain_losses`` is ``[M]`` or ``DomainLosses``; ``grad_fn(params)`` is the gradient of
+        the mean loss.
+
+      Other extra arguments are ignored. The updates have the dtypes of the parameters.
+
+    Raises:
+      TypeError: When an argument of the two forms is missing or the losses are not floating point.
+      ValueError: When rho is negative, the losses are not ``[M]``, or the penalty is unknown.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import disam_jax
+      >>> def loss(w, batch):
+      ...   return jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+      >>> tx = optax.chain(disam_jax.disam(rho=0.05, lam=0.1), optax.adamw(1e-3))
+      >>> @jax.jit
+      ... def step(w, state, batch):
+      ...   domain_loss_fn = lambda w: disam_jax.per_domain(loss)(w, batch)
+      ...   updates, state = tx.update(None, state, w, domain_loss_fn=domain_loss_fn)
+      ...   return optax.apply_updates(w, updates), state
+      >>> w = jnp.array([1.0, 1.0])
+      >>> batch = {"x": jnp.ones((3, 8, 2)), "y": jnp.zeros((3, 8))}   # 3 domains, 8 examples of each
+      >>> w, state = step(w, tx.init(w), batch)
+      >>> float(optax.tree.get(state, "loss"))
+      4.0
+
+    References:
+      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
+    """
+    method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
+    always = _check_refresh(refresh_every)
+    _check_num_domains(num_domains)
+
+    def init(params: Any) -> Any:
+        dtype = accumulation_dtype(jax.tree.map(jnp.asarray, params))
+        zero = jnp.zeros((), dtype)
+        each = None if num_domains is None else jnp.zeros(num_domains, dtype)
+        return DisamState(
+            count=jnp.zeros((), jnp.int32),
+            loss=zero,
+            loss_variance=zero,
+            ascent_norm=zero,
+            domain_losses=each,
+            domain_weights=each,
+            perturbed_domain_losses=each,
+            perturbation=None if always else optax.tree.zeros_like(params),
+        )
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        domain_loss_fn: Callable[[Any], Any] | None = None,
+        domain_losses: Any = None,
+        grad_fn: Callable[[Any], Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError(f"disam: params is missing. Write {_CALL}.")
+        _check_not_masked(params)
+        form = _form(updates, domain_loss_fn, domain_losses, grad_fn, axis_name)
+        now = _at_step(method, state.count)
+
+        def refresh(_):
+            ascent = ascend(form, params, now)
+            return finish(
+                ascent.perturbation,
+                ascent,
+                *descend(form, params, ascent.perturbation, now, ascent.reference),
+            )
+
+        def reuse(_):
+            return finish(state.perturbation, None, *descend(form, params, state.perturbation, now))
+
+        def finish(held, ascent, perturbed, grads):
+            new = state if ascent is None else _with_ascent(state, ascent, num_domains)
+            if num_domains is not None and perturbed is not None:
+                values = perturbed.values.astype(state.loss.dtype)
+                new = new._replace(perturbed_domain_losses=values)
+            return grads, new._replace(perturbation=None if always else held)
+
+        if always:
+            grads, state = refresh(None)
+        else:
+            grads, state = jax.lax.cond(state.count % refresh_every == 0, refresh, reuse, None)
+        return grads, state._replace(count=jnp.asarray(optax.safe_increment(state.count)))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def sam(
+    rho: Any = 0.05,
+    *,
+    variant: Variant | None = None,
+    adaptive: bool = False,
+    penalty: str = "variance",
+    mask: Any = None,
+    refresh_every: Any = 1,
+    num_domains: int | None = None,
+    axis_name: Any = None,
+    eps: Any = 1e-12,
+) -> optax.GradientTransformationExtraArgs:
+    """Sharpness-aware minimisation: ``disam`` with ``lam=0``.
+
+    ``grad sum_i a_i L_i`` at ``w + rho g / ||g||`` with ``g = grad sum_i a_i L_i`` at w.
+
+    Args:
+      rho: As in ``disam``, like all others.
+      variant: See ``disam``.
+      adaptive: See ``disam``.
+      penalty: See ``disam``; without effect on the update, it says which variance the state reports.
+      mask: See ``disam``.
+      refresh_every: See ``disam``.
+      num_domains: See ``disam``.
+      axis_name: See ``disam``.
+      eps: See ``disam``.
+
+    Returns:
+      A transformation, used like that of ``disam``; ``domain_loss_fn`` may return the scalar mean loss.
+
+    Raises:
+      TypeError: As in ``disam``.
+      ValueError: As in ``disam``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import disam_jax
+      >>> tx = optax.chain(disam_jax.sam(rho=0.05), optax.sgd(0.1))
+      >>> w = jnp.ones(2)
+      >>> updates, state = tx.update(None, tx.init(w), w, domain_loss_fn=lambda w: jnp.sum(w**2))
+
+    References:
+      Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021.
+    """
+    return disam(
+        rho,
+        0.0,
+        variant=variant,
+        adaptive=adaptive,
+        penalty=penalty,
+        mask=mask,
+        refresh_every=refresh_every,
+        num_domains=num_domains,
+        axis_name=axis_name,
+        eps=eps,
+    )
+
+
+_CALL = (
+    "updates, state = tx.update(grads, state, params, domain_loss_fn=lambda p: disam_jax.per_domain(loss_fn)(p, batch))"
+)
+_STACKED_CALL = (
+    "updates, state = tx.update(stacked_grads, state, params, domain_losses=losses, "
+    "grad_fn=jax.grad(lambda p: jnp.mean(disam_jax.per_domain(loss_fn)(p, batch))))"
+)
+
+
+def _form(updates: Any, domain_loss_fn: Any, domain_losses: Any, grad_fn: Any, axis_name: Any) -> Form:
+    if domain_loss_fn is not None and domain_losses is not None:
+        raise TypeError("disam: give domain_loss_fn or domain_losses, not both; each says how the losses are had.")
+    if domain_loss_fn is not None:
+        if not callable(domain_loss_fn):
+            raise TypeError(
+                f"disam: domain_loss_fn must be a function of params, seen {type(domain_loss_fn).__name__}. Write "
+                f"{_CALL}."
+            )
+        return closure_form(domain_loss_fn, has_aux=False, axis_name=axis_name, argument="domain_loss_fn")
+    if domain_losses is None:
+        raise TypeError(
+            f"disam: domain_loss_fn is missing: the second pass needs the loss at other parameters. Write {_CALL}."
+        )
+    if grad_fn is None or updates is None:
+        missing = "grad_fn" if grad_fn is None else "the stacked gradients"
+        raise TypeError(f"disam: with domain_losses, {missing} must be given too. Write {_STACKED_CALL}.")
+    return stacked_form(updates, domain_losses, grad_fn, axis_name=axis_name)
+
+
+def _check_not_masked(params: Any) -> None:
+    def hidden(x):
+        return isinstance(x, optax.MaskedNode)
+
+    if any(hidden(x) for x in jax.tree.leaves(params, is_leaf=hidden)):
+        raise TypeError(
+            "disam: a mask (optax.masked, optax.partition) around disam hides parameters that the loss function needs. "
+            "Put disam first and the mask after it: optax.chain(disam_jax.disam(rho, lam), optax.partition(...)). To "
+            "perturb a part of the parameters write disam_jax.disam(rho, lam, mask=...)."
+        )
+
+
+def _at_step(method: Method, count: jax.Array) -> Method:
+    rho, lam = (value(count) if callable(value) else value for value in (method.rho, method.lam))
+    return method._replace(rho=rho, lam=lam)
+
+
+def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> DisamState:
+    seen = ascent.losses.values.shape[0]
+    if num_domains is not None and seen != num_domains:
+        raise ValueError(
+            f"disam: num_domains={num_domains}, but the loss function returned {seen} domain losses. Write "
+            f"disam(..., num_domains={seen})."
+        )
+    new = state._replace(
+        loss=mean_loss(ascent.losses).astype(state.loss.dtype),
+        loss_variance=ascent.loss_variance.astype(state.loss.dtype),
+        ascent_norm=ascent.norm.astype(state.loss.dtype),
+    )
+    if num_domains is None:
+        return new
+    return new._replace(
+        domain_losses=ascent.losses.values.astype(state.loss.dtype),
+        domain_weights=ascent.domain_weights.astype(state.loss.dtype),
+    )
+
+
+def _check_refresh(refresh_every: Any) -> bool:
+    """Whether every update computes its perturbation, known before any array is seen."""
+    if isinstance(refresh_every, (int, np.integer)) and not isinstance(refresh_every, bool):
+        if refresh_every < 1:
+            raise ValueError(
+                f"refresh_every must be at least 1, seen {refresh_every}. Write refresh_every=1 for every step."
+            )
+        return refresh_every == 1
+    # optax.inject_hyperparams turns the default 1 into an array, whose value no trace can know.
+    if isinstance(refresh_every, (jax.Array, np.ndarray)) and jnp.issubdtype(refresh_every.dtype, jnp.integer):
+        return False
+    raise TypeError(f"refresh_every must be an integer, seen {refresh_every!r}. Write refresh_every=5.")
+
+
+def _check_num_domains(num_domains: Any) -> None:
+    if num_domains is None or (isinstance(num_domains, int) and not isinstance(num_domains, bool) and num_domains >= 1):
+        return
+    raise TypeError(
+        f"num_domains must be None or a static integer of at least 1, seen {num_domains!r}. With "
+        "optax.inject_hyperparams "
+        'write static_args=("num_domains", "refresh_every").'
+    )

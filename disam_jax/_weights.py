@@ -1,0 +1,119 @@
+"""The idea of DISAM: how much each domain counts in the ascent, from the domain losses alone.
+
+The ascent maximises ``mean - lam * penalty``. Every penalty here makes the domain weights affine in the losses,
+
+    b_i = a_i - slope * m_i * (L_i - center),        m_i = 1/|P| for present domains, or the share a_i
+
+so one reverse pass with b as the cotangent of (L_1, ..., L_M) gives the ascent gradient, and a running sum of
+``g_i`` and ``L_i g_i`` gives it domain by domain.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from disam_jax._domains import DomainLosses, as_domain_losses, domain_shares
+
+PENALTIES = ("variance", "weighted_variance", "std")
+
+
+class Tilt(NamedTuple):
+    """How the ascent leans away from domains with a large loss: ``b_i = a_i - slope * m_i * (L_i - center)``.
+
+    Attributes:
+      slope: Weight per unit of loss, scalar.
+      measure: ``m``, ``[M]``, sums to 1, 0 for an absent domain.
+      reference: The largest present loss. ``center = reference + offset``, kept apart because ``L_i - reference`` is
+        exact where the losses are close, and exactly 0 where they are equal.
+      offset: ``sum_i m_i (L_i - reference)``.
+      variance: ``sum_i m_i (L_i - center)^2``.
+    """
+
+    slope: jax.Array
+    measure: jax.Array
+    reference: jax.Array
+    offset: jax.Array
+    variance: jax.Array
+
+
+def domain_weights(losses: Any, lam: Any, *, penalty: str = "variance") -> jax.Array:
+    """The weight of each domain in the ascent gradient of DISAM.
+
+    The gradient of ``sum_i a_i L_i - lam * penalty(L)`` with respect to the losses, over the present domains P:
+
+    - ``"variance"``: ``b_i = a_i - (2 lam / |P|) (L_i - mean_P L)``
+    - ``"weighted_variance"``: ``b_i = a_i - 2 lam a_i (L_i - sum_j a_j L_j)``
+    - ``"std"``: ``b_i = a_i - (lam / |P|) (L_i - mean_P L) / std_P L``, and ``a_i`` where the losses are equal
+
+    The weights sum to 1. A weight is negative where a loss is far above the mean: with equal shares, more than
+    ``1 / (2 lam)`` above it for the variance; never for the std with ``lam < 1 / sqrt(|P| - 1)``.
+
+    Args:
+      losses: ``[M]``, a scalar, or ``DomainLosses(values [M], weights [M])``.
+      lam: Strength of the penalty: per unit of loss for the variances, without unit for the std. 0 gives the shares
+          (SAM).
+      penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``.
+
+    Returns:
+      ``b`` ``[M]``, float32 at least; 0 for an absent domain.
+
+    Raises:
+      TypeError: When the losses are not floating point.
+      ValueError: When the losses are not ``[M]`` or the penalty is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import disam_jax
+      >>> [round(b, 3) for b in disam_jax.domain_weights(jnp.array([0.2, 0.5, 0.8]), lam=0.1).tolist()]
+      [0.353, 0.333, 0.313]
+
+    References:
+      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3
+      (``"variance"``). ``"weighted_variance"`` is what the authors' released training loop computes; ``"std"`` is ours.
+    """
+    losses = as_domain_losses(losses, "losses")
+    return weights_at(losses, ascent_tilt(losses, lam, penalty))
+
+
+def ascent_tilt(losses: DomainLosses, lam: Any, penalty: str) -> Tilt:
+    """The coefficients of the affine map from the losses to the domain weights."""
+    check_penalty(penalty)
+    present = losses.weights > 0
+    if penalty == "weighted_variance":
+        measure = domain_shares(losses)
+    else:
+        measure = domain_shares(DomainLosses(losses.values, present.astype(losses.values.dtype)))
+    # The reference cancels from every formula; as a constant it also cancels from their derivatives.
+    reference = jax.lax.stop_gradient(jnp.max(losses.values, where=present, initial=-jnp.inf))
+    reference = jnp.where(jnp.any(present), reference, 0)
+    distance = jnp.where(present, losses.values - reference, 0)
+    offset = jnp.sum(measure * distance)
+    centered = jnp.where(present, distance - offset, 0)
+    variance = jnp.sum(measure * centered**2)
+    lam = jnp.asarray(lam, losses.values.dtype)
+    slope = lam / _positive_or_inf(_root_mean_square(centered, measure)) if penalty == "std" else 2 * lam
+    return Tilt(slope, measure, reference, offset, variance)
+
+
+def weights_at(losses: DomainLosses, tilt: Tilt) -> jax.Array:
+    """``b_i = a_i - slope * m_i * (L_i - center)``."""
+    centered = (losses.values - tilt.reference) - tilt.offset
+    return domain_shares(losses) - tilt.slope * tilt.measure * jnp.where(losses.weights > 0, centered, 0)
+
+
+def check_penalty(penalty: str) -> None:
+    if penalty not in PENALTIES:
+        raise ValueError(f"penalty must be one of {', '.join(map(repr, PENALTIES))}, seen {penalty!r}.")
+
+
+def _root_mean_square(centered: jax.Array, measure: jax.Array) -> jax.Array:
+    # Scaled by the largest entry, so that losses of 1e-30 have a standard deviation too.
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(centered)))
+    mean_square = jnp.sum(measure * (centered / jnp.where(scale > 0, scale, 1)) ** 2)
+    return scale * jnp.sqrt(jnp.where(scale > 0, mean_square, 1))
+
+
+def _positive_or_inf(x: jax.Array) -> jax.Array:
+    # Equal losses have no direction of spread: a division by infinity leaves the shares. nan passes through.
+    return jnp.where(x == 0, jnp.inf, x)

@@ -1,0 +1,39 @@
+"""Strict mode for every test: several simulated devices, strict promotion, NaN debugging, warnings as errors."""
+
+import os
+
+# Read once, when jax starts; the sharding tests need more than one device and the others don't mind.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+from precision import enable_x64
+
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=25)
+hypothesis.settings.load_profile("fixed")
+
+# A program that the processes of a test run, not a test.
+collect_ignore = ["two_processes.py"]
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    """No implicit promotion of ranks or dtypes, and an error at the first NaN."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        yield
+
+
+@pytest.fixture
+def nans_allowed():
+    """For tests in which a NaN is the point."""
+    with jax.debug_nans(False):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """float64 in jax, for this test only."""
+    with enable_x64(True):
+        yield

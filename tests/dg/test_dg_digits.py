@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from disam_jax.dg import digits
+from disam_jax.dg.domains import join_domains
+
+PIXELS, LABELS = map(np.asarray, datasets.load_digits(return_X_y=True))
+IMAGES = PIXELS.reshape(-1, 8, 8) / 16.0
+
+
+@pytest.mark.parametrize("name", digits.SHIFTS)
+def test_a_shift_keeps_shape_and_range_and_leaves_its_input_alone(name):
+    before = IMAGES[:50].copy()
+    after = digits.SHIFTS[name](before, np.random.default_rng(0))
+    assert after.shape == before.shape
+    assert after.min() >= 0.0
+    assert after.max() <= 1.0
+    np.testing.assert_array_equal(before, IMAGES[:50])
+
+
+@pytest.mark.parametrize("name", [name for name in digits.SHIFTS if name != "clean"])
+def test_a_shift_changes_every_image(name):
+    after = digits.SHIFTS[name](IMAGES[:200], np.random.default_rng(0))
+    assert (np.abs(after - IMAGES[:200]).max((1, 2)) > 0.1).all()
+
+
+def test_shifts_do_what_their_names_say():
+    rng = np.random.default_rng(0)
+    image = np.zeros((1, 8, 8))
+    image[0, 1, 3:5] = 1.0
+    np.testing.assert_array_equal(digits.clean(image, rng), image)
+    np.testing.assert_array_equal(digits.inversion(image, rng), 1.0 - image)
+    # From the top to the top left: counter-clockwise on the page.
+    turned = digits.rotation(image, rng)[0]
+    assert turned[:4, :4].sum() > 0.9 * turned.sum()
+    blurred = digits.blur(image, rng)[0]
+    assert blurred.max() < 0.5
+    assert blurred.sum() == pytest.approx(2.0, rel=0.1)
+    noisy = digits.noise(np.full((500, 8, 8), 0.5), rng)
+    assert noisy.mean() == pytest.approx(0.5, abs=0.01)
+    assert (noisy == 0.0).mean() == pytest.approx(0.1587, abs=0.02)
+    textured = digits.texture(IMAGES[:300], rng)
+    assert (textured >= IMAGES[:300]).all()
+    paper = textured[:, :, 0]
+    assert 0.2 < paper.mean() < 0.6
+
+
+def test_no_digit_is_dealt_twice_and_all_are_dealt():
+    groups = digits.deal(LABELS, 6, seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate(groups)), np.arange(1797))
+
+
+def test_every_group_has_its_share_of_every_class():
+    counts = np.array([np.bincount(LABELS[group], minlength=10) for group in digits.deal(LABELS, 6, seed=3)])
+    assert (np.ptp(counts, axis=0) <= 1).all()
+
+
+def test_the_domains_are_disjoint_and_labelled_right():
+    data = digits.load_digits()
+    assert data.domain_names == ("clean", "rotation", "inversion", "blur", "noise", "texture")
+    assert data.inputs.shape == (1797, 64)
+    assert data.inputs.dtype == np.float32
+    # An inverted digit, inverted back, is one of scikit-learn's, with the same label, and not one of the clean ones.
+    original = {image.astype(np.float32).tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+    inverted = (1.0 - data.inputs[data.domain_ids == 2]).astype(np.float32)
+    labels = [original[image.reshape(8, 8).tobytes()] for image in inverted]
+    np.testing.assert_array_equal(labels, data.labels[data.domain_ids == 2])
+    clean = {image.tobytes() for image in data.inputs[data.domain_ids == 0]}
+    assert not clean & {image.tobytes() for image in inverted}
+
+
+def test_the_seed_decides_everything():
+    one, same, other = digits.load_digits(0), digits.load_digits(0), digits.load_digits(1)
+    np.testing.assert_array_equal(one.inputs, same.inputs)
+    np.testing.assert_array_equal(one.labels, same.labels)
+    assert (one.inputs[:290] != other.inputs[:290]).any(1).mean() > 0.9
+
+
+def test_joining_keeps_the_rows_of_each_domain_together(toy):
+    assert toy.counts.tolist() == [5, 11, 8]
+    assert toy.starts.tolist() == [0, 5, 16]
+    assert toy.domain_ids.tolist() == [0] * 5 + [1] * 11 + [2] * 8
+
+
+@pytest.mark.parametrize(
+    ("sizes", "label_sizes", "names", "message"),
+    [
+        ((2, 3), (2, 2), "ab", r"inputs of \[2, 3\] rows, labels of \[2, 2\]"),
+        ((2, 3), (2, 3), "abc", "3 names"),
+        ((2, 0), (2, 0), "ab", "domain 'b' has no example"),
+    ],
+)
+def test_joining_refuses_what_does_not_fit(sizes, label_sizes, names, message):
+    with pytest.raises(ValueError, match=message):
+        join_domains("t", [np.zeros((n, 1)) for n in sizes], [np.zeros(n, int) for n in label_sizes], names, "xy")

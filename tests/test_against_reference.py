@@ -1,0 +1,48 @@
+"""Every variant, form, penalty and dtype against the formulas written out in numpy."""
+
+import forms
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from precision import enable_x64
+
+PENALTIES = ("variance", "weighted_variance", "std")
+# Relative error of the whole gradient: a few units in the last place of the dtype, times the depth of the sums. In half
+# precision the parameters themselves are rounded after the perturbation, which costs rho-independent units.
+TOLERANCES = {jnp.float64: 1e-12, jnp.float32: 2e-5, jnp.bfloat16: 0.1, jnp.float16: 1e-2}
+
+
+def options_of(variant):
+    kind, options = forms.VARIANTS[variant]
+    return {"variant": kind, "adaptive": options.get("adaptive", False)}, options
+
+
+@pytest.mark.parametrize(("form", "variant", "dtype"), forms.table(TOLERANCES))
+def test_gradient_of_every_form(form, variant, dtype):
+    with enable_x64(dtype == jnp.float64):
+        problem = problems.make_problem(seed=1, dtype=dtype)
+        ours, options = options_of(variant)
+        rho = 0.5 if options.get("adaptive") else 0.2
+        got = jax.jit(lambda p: forms.FORMS[form](p, rho, 0.4, **options))(problem)
+        want = problems.reference(problem).step(problems.flatten(problem.params), rho, 0.4, **ours)
+    assert all(g.dtype == dtype for g in jax.tree.leaves(got["gradient"]))
+    assert problems.relative_error(got["gradient"], want["gradient"]) < TOLERANCES[dtype]
+    for name in ("loss", "domain_losses", "domain_weights", "ascent_norm", "perturbed_domain_losses"):
+        if name in got:
+            assert got[name].dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+            np.testing.assert_allclose(
+                got[name], want[name], rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype], err_msg=name
+            )
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_penalties_of_every_form(form, penalty, x64):
+    problem = problems.make_problem(seed=2, num_domains=4, dtype=jnp.float64)
+    got = forms.FORMS[form](problem, 0.3, 0.5, penalty=penalty)
+    want = problems.reference(problem).step(problems.flatten(problem.params), 0.3, 0.5, penalty)
+    assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
+    np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)
+    np.testing.assert_allclose(got["loss_variance"], np.var(want["domain_losses"]), rtol=1e-12)

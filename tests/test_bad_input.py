@@ -1,0 +1,282 @@
+"""Every mistake that can be seen at trace time: the error names the argument, what was seen and the call to write."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import disam_jax
+from disam_jax import variants
+
+W = jnp.ones(2)
+LOSSES = lambda w: jnp.stack([jnp.sum(w**2), 2 * jnp.sum(w**2)])
+
+
+def update(tx=None, grads=None, params=W, **extra):
+    tx = tx or disam_jax.disam(0.1, 0.5)
+    return jax.jit(lambda p: tx.update(grads, tx.init(W), p, **extra))(params)
+
+
+def update_with(losses):
+    return lambda: update(domain_loss_fn=lambda w: losses)
+
+
+def gradient_with(f, **options):
+    return lambda: jax.jit(disam_jax.value_and_grad(f, 0.1, 0.5, **options))(W)
+
+
+def accumulated(loss, batch):
+    return lambda: jax.jit(disam_jax.accumulated_value_and_grad(loss, 0.1, 0.5))(W, batch)
+
+
+ids, batch4 = np.array([0, 0, 1, 1]), np.ones((4, 2), np.float32)
+
+CASES = {
+    # rho, lam and the other choices
+    "negative rho": (lambda: disam_jax.disam(-0.1), ValueError, ["rho", "-0.1", "rho=0.05"]),
+    "negative rho, sam": (lambda: disam_jax.sam(-0.1), ValueError, ["rho", "-0.1"]),
+    "negative rho, gradient": (lambda: disam_jax.value_and_grad(LOSSES, -1.0), ValueError, ["rho", "-1.0"]),
+    "negative rho, accumulated": (
+        lambda: disam_jax.accumulated_value_and_grad(LOSSES, -1.0),
+        ValueError,
+        ["rho", "-1.0"],
+    ),
+    "rho is nan": (lambda: disam_jax.disam(float("nan")), ValueError, ["rho", "nan"]),
+    "rho is text": (lambda: disam_jax.disam("0.1"), TypeError, ["rho", "'0.1'", "rho=0.05"]),
+    "rho is a vector": (lambda: disam_jax.disam(jnp.ones(3)), ValueError, ["rho", "(3,)", "vmap"]),
+    "lam is nan": (lambda: disam_jax.disam(0.1, float("nan")), ValueError, ["lam", "nan"]),
+    "lam is text": (lambda: disam_jax.disam(0.1, "x"), TypeError, ["lam", "'x'"]),
+    "negative eps": (lambda: disam_jax.disam(eps=-1.0), ValueError, ["eps", "-1.0"]),
+    "schedule without a count": (
+        lambda: disam_jax.value_and_grad(LOSSES, optax.constant_schedule(0.1)),
+        TypeError,
+        ["rho", "step count", "rho=schedule(step)"],
+    ),
+    "unknown penalty": (lambda: disam_jax.disam(penalty="var"), ValueError, ["penalty", "'var'", "'variance'"]),
+    "unknown penalty, weights": (
+        lambda: disam_jax.domain_weights(W, 0.1, penalty="x"),
+        ValueError,
+        ["penalty", "'x'"],
+    ),
+    "variant not called": (
+        lambda: disam_jax.disam(variant=variants.gsam),
+        TypeError,
+        ["variant", "variants.gsam(alpha=0.3)"],
+    ),
+    "negative alpha": (lambda: variants.gsam(-0.1), ValueError, ["gsam", "alpha", "-0.1"]),
+    "unknown reference": (lambda: variants.sagm(0.1, "x"), ValueError, ["sagm", "reference", "'x'"]),
+    "refresh_every is zero": (lambda: disam_jax.disam(refresh_every=0), ValueError, ["refresh_every", "0"]),
+    "refresh_every is not whole": (lambda: disam_jax.disam(refresh_every=2.5), TypeError, ["refresh_every", "2.5"]),
+    "num_domains is not static": (
+        lambda: disam_jax.disam(num_domains=jnp.ones((), jnp.int32)),
+        TypeError,
+        ["num_domains", "static_args"],
+    ),
+    "mask of another structure": (
+        lambda: update(disam_jax.disam(mask={"a": True}), domain_loss_fn=LOSSES),
+        ValueError,
+        ["mask", "structure of params"],
+    ),
+    "mask of numbers": (
+        lambda: update(disam_jax.disam(mask=1.0), domain_loss_fn=LOSSES),
+        TypeError,
+        ["mask", "1.0", "booleans"],
+    ),
+    # the call of update
+    "missing domain_loss_fn": (
+        update,
+        TypeError,
+        ["domain_loss_fn", "tx.update(grads, state, params, domain_loss_fn="],
+    ),
+    "missing params": (
+        lambda: disam_jax.disam().update(None, disam_jax.disam().init(W), domain_loss_fn=LOSSES),
+        ValueError,
+        ["params", "tx.update(grads, state, params"],
+    ),
+    "losses in the place of the function": (
+        lambda: update(domain_loss_fn=jnp.ones(2)),
+        TypeError,
+        ["domain_loss_fn", "function of params", "lambda p"],
+    ),
+    "both forms": (
+        lambda: update(domain_loss_fn=LOSSES, domain_losses=jnp.ones(2)),
+        TypeError,
+        ["domain_loss_fn", "domain_losses", "not both"],
+    ),
+    "missing grad_fn": (
+        lambda: update(grads=jnp.ones((2, 2)), domain_losses=jnp.ones(2)),
+        TypeError,
+        ["grad_fn", "grad_fn=jax.grad("],
+    ),
+    "missing stacked gradients": (
+        lambda: update(domain_losses=jnp.ones(2), grad_fn=jax.grad(jnp.sum)),
+        TypeError,
+        ["stacked gradients", "tx.update(stacked_grads"],
+    ),
+    "stacked gradients without the domain axis": (
+        lambda: update(grads=jnp.ones(2), domain_losses=jnp.ones(3), grad_fn=jax.grad(jnp.sum)),
+        ValueError,
+        ["stacked gradients", "(3, 2)", "(2,)", "per_domain_value_and_grad"],
+    ),
+    "stacked gradients of another structure": (
+        lambda: update(grads={"w": jnp.ones((3, 2))}, domain_losses=jnp.ones(3), grad_fn=jax.grad(jnp.sum)),
+        ValueError,
+        ["stacked gradients", "structure of params"],
+    ),
+    "grad_fn returns value and gradient": (
+        lambda: update(
+            grads=jnp.ones((2, 2)), domain_losses=jnp.ones(2), grad_fn=jax.value_and_grad(lambda w: jnp.sum(w))
+        ),
+        ValueError,
+        ["grad_fn", "structure of params", "grad_fn=jax.grad("],
+    ),
+    "num_domains differs": (
+        lambda: update(disam_jax.disam(num_domains=3), domain_loss_fn=LOSSES),
+        ValueError,
+        ["num_domains=3", "2 domain losses", "num_domains=2"],
+    ),
+    # what the loss function returns
+    "losses of rank 2": (update_with(jnp.ones((2, 8))), ValueError, ["domain_loss_fn", "(2, 8)", "per_domain("]),
+    "integer losses": (update_with(jnp.ones(2, jnp.int32)), TypeError, ["domain_loss_fn", "int32[2]", "floating"]),
+    "no losses": (update_with(jnp.ones(0)), ValueError, ["domain_loss_fn", "(0,)"]),
+    "a list of losses": (update_with([jnp.float32(1.0)]), TypeError, ["domain_loss_fn", "list", "jnp.stack"]),
+    "None": (update_with(None), TypeError, ["domain_loss_fn", "NoneType"]),
+    "losses with aux": (update_with((jnp.ones(2), 1.0)), TypeError, ["domain_loss_fn", "tuple", "has_aux=True"]),
+    "weights of another shape": (
+        update_with(disam_jax.DomainLosses(jnp.ones(2), jnp.ones(3))),
+        ValueError,
+        ["DomainLosses", "(2,)", "(3,)"],
+    ),
+    "has_aux without aux": (gradient_with(LOSSES, has_aux=True), TypeError, ["domain_loss_fn", "has_aux=False"]),
+    "argnums beyond the arguments": (gradient_with(LOSSES, argnums=3), ValueError, ["argnums=3", "1 were given"]),
+    "integer params": (
+        lambda: jax.jit(disam_jax.value_and_grad(LOSSES))({"a": jnp.ones(2, jnp.int32)}),
+        TypeError,
+        ["params['a']", "int32[2]"],
+    ),
+    "complex params": (
+        lambda: jax.jit(disam_jax.value_and_grad(LOSSES))(jnp.ones(2, jnp.complex64)),
+        TypeError,
+        ["params", "complex64[2]", "real and imaginary"],
+    ),
+    # batches
+    "domains differ in number": (
+        lambda: disam_jax.per_domain(lambda w, b: jnp.sum(b["x"]))(W, {"x": jnp.ones((3, 4)), "y": jnp.ones((2, 4))}),
+        ValueError,
+        ["per_domain", "['x'] (3, 4)", "['y'] (2, 4)", "group_by_domain"],
+    ),
+    "a leaf without the domain axis": (
+        lambda: disam_jax.per_domain(lambda w, b: jnp.sum(b))(W, jnp.float32(1.0)),
+        ValueError,
+        ["per_domain", "argument 1", "()", "[M, n, ...]"],
+    ),
+    "accumulated: domains differ": (
+        accumulated(lambda w, b: jnp.sum(w), {"x": np.ones((3, 4)), "y": np.ones((2, 4))}),
+        ValueError,
+        ["batch", "(3, 4)", "(2, 4)", "group_by_domain"],
+    ),
+    "accumulated: loss of each example": (
+        accumulated(lambda w, b: b @ w, np.ones((3, 4, 2), np.float32)),
+        ValueError,
+        ["loss_fn", "(4,)", "jnp.mean"],
+    ),
+    "accumulated: integer loss": (
+        accumulated(lambda w, b: jnp.int32(1), np.ones((3, 4))),
+        TypeError,
+        ["loss_fn", "int32"],
+    ),
+    "accumulated: no batch": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w: jnp.sum(w))(W),
+        TypeError,
+        ["batch", "fn(params, batch)"],
+    ),
+    "ids out of range": (
+        lambda: disam_jax.mean_by_domain(jnp.ones(4), np.array([0, 1, 2, 3]), 3),
+        ValueError,
+        ["domain_ids", "0..2", "0..3", "num_domains"],
+    ),
+    "negative ids": (
+        lambda: disam_jax.mean_by_domain(jnp.ones(2), np.array([0, -1]), 3),
+        ValueError,
+        ["domain_ids", "-1..0"],
+    ),
+    "ids of floats": (
+        lambda: disam_jax.mean_by_domain(jnp.ones(4), jnp.ones(4), 3),
+        TypeError,
+        ["domain_ids", "float32[4]", "astype(jnp.int32)"],
+    ),
+    "ids of another length": (
+        lambda: disam_jax.mean_by_domain(jnp.ones(4), np.array([0, 1]), 3),
+        ValueError,
+        ["example_losses", "domain_ids", "(4,)", "(2,)"],
+    ),
+    "losses of pixels": (
+        lambda: disam_jax.mean_by_domain(jnp.ones((4, 5)), np.zeros((4, 5), int), 3),
+        ValueError,
+        ["example_losses", "(4, 5)", "mean(1)"],
+    ),
+    "integer example losses": (
+        lambda: disam_jax.mean_by_domain(jnp.ones(4, jnp.int32), ids, 2),
+        TypeError,
+        ["example_losses", "int32[4]"],
+    ),
+    "num_domains is zero": (lambda: disam_jax.mean_by_domain(jnp.ones(4), ids, 0), ValueError, ["num_domains", "0"]),
+    "num_domains is traced": (
+        lambda: jax.jit(lambda m: disam_jax.mean_by_domain(jnp.ones(4), ids, m))(2),
+        TypeError,
+        ["num_domains", "static"],
+    ),
+    "ragged groups": (
+        lambda: disam_jax.group_by_domain(batch4, np.array([0, 0, 0, 1]), 2),
+        ValueError,
+        ["ragged", "[3, 1]", "per_domain=1", "mean_by_domain"],
+    ),
+    "too few in a group": (
+        lambda: disam_jax.group_by_domain(batch4, ids, 2, per_domain=3),
+        ValueError,
+        ["per_domain=3", "[2, 2]", "replace=True"],
+    ),
+    "an absent group": (
+        lambda: disam_jax.group_by_domain(batch4, ids, 3, per_domain=2, replace=True),
+        ValueError,
+        ["[2, 2, 0]", "at least one"],
+    ),
+    "group ids out of range": (
+        lambda: disam_jax.group_by_domain(batch4, np.array([0, 1, 2, 5]), 3),
+        ValueError,
+        ["domain_ids", "0..5"],
+    ),
+    "a batch of another length": (
+        lambda: disam_jax.group_by_domain({"x": np.ones(3)}, ids, 2),
+        ValueError,
+        ["batch['x']", "(3,)", "4 entries"],
+    ),
+    "grouping under jit": (
+        lambda: jax.jit(lambda b: disam_jax.group_by_domain(b, ids, 2))(batch4),
+        TypeError,
+        ["group_by_domain", "jit", "mean_by_domain"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_error_names_the_argument_what_was_seen_and_the_call_to_write(name):
+    call, kind, words = CASES[name]
+    with pytest.raises(kind) as error:
+        call()
+    message = str(error.value)
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize("rho", [jnp.float32(0.1), np.float64(0.1), optax.constant_schedule(0.1), 0.1, 1])
+def test_numbers_arrays_and_schedules_pass(rho):
+    want, _ = update(disam_jax.disam(0.1 if rho != 1 else 1.0, 0.5), domain_loss_fn=LOSSES)
+    got, _ = update(disam_jax.disam(rho, 0.5), domain_loss_fn=LOSSES)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_a_traced_negative_rho_is_not_checked():
+    # Only numbers are: a traced value is not known, and a check on it would stop every sweep.
+    f = lambda rho: disam_jax.value_and_grad(LOSSES, rho, 0.5)(W)[1]
+    assert np.isfinite(jax.jit(f)(-0.1)).all()

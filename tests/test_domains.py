@@ -1,0 +1,114 @@
+"""From batches to domain losses: grouped, flat, on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+import disam_jax
+
+
+def test_per_domain_is_the_loss_of_each_domain_alone():
+    problem = problems.make_problem(seed=1)
+    got = disam_jax.per_domain(problems.loss)(problem.params, problem.batch)
+    want = problems.reference(problem).losses_at(problems.flatten(problem.params))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_per_domain_value_and_grad_against_the_reference():
+    problem = problems.make_problem(seed=2)
+    losses, grads = disam_jax.per_domain_value_and_grad(problems.loss)(problem.params, problem.batch)
+    reference, w = problems.reference(problem), problems.flatten(problem.params)
+    np.testing.assert_allclose(losses, reference.losses_at(w), rtol=1e-5)
+    for i, want in enumerate(reference.gradients_at(w)):
+        np.testing.assert_allclose(problems.flatten(jax.tree.map(lambda g, i=i: g[i], grads)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "arrange"),
+    [
+        ((None, 0), lambda p, x: (p, x)),
+        ((0, None), lambda p, x: (x, p)),
+        ((None, 1), lambda p, x: (p, jnp.swapaxes(x, 0, 1))),
+    ],
+)
+def test_in_axes_says_where_the_domains_are(in_axes, arrange):
+    x = jnp.arange(24.0).reshape(3, 4, 2)
+    swap = in_axes[0] == 0
+    loss = (lambda x, p: jnp.mean(x @ p)) if swap else (lambda p, x: jnp.mean(x @ p))
+    losses = disam_jax.per_domain(loss, in_axes=in_axes)(*arrange(jnp.ones(2), x))
+    np.testing.assert_allclose(losses, x.sum(-1).mean(-1))
+
+
+def test_mean_by_domain_keeps_a_nan_in_its_domain(nans_allowed):
+    out = disam_jax.mean_by_domain(jnp.array([1.0, np.nan, 5.0]), jnp.array([0, 1, 2]), 3)
+    np.testing.assert_array_equal(out.values, [1.0, np.nan, 5.0])
+
+
+@pytest.mark.usefixtures("nans_allowed")
+@pytest.mark.parametrize("ids", [[0, 1, 3], [0, -1, 2]])
+def test_an_id_out_of_range_that_only_the_device_sees_makes_everything_nan(ids):
+    losses = jnp.array([1.0, 2.0, 3.0])
+    value = jax.jit(lambda ids: disam_jax.mean_by_domain(losses, ids, 3).values)(jnp.array(ids))
+    assert np.isnan(value).all()
+
+    def step(w, ids):
+        return disam_jax.value_and_grad(lambda w: disam_jax.mean_by_domain(w * losses, ids, 3), 0.1, 0.5)(w)
+
+    loss, gradient = jax.jit(step)(jnp.ones(3), jnp.array(ids))
+    assert np.isnan(loss)
+    assert np.isnan(gradient[0])  # that of the first example, whose own id is fine
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
+def test_ids_of_any_integer_dtype(dtype):
+    out = disam_jax.mean_by_domain(jnp.array([1.0, 3.0, 5.0]), np.array([0, 0, 2], dtype), 3)
+    assert out.values.tolist() == [2.0, 0.0, 5.0]
+    assert out.weights.tolist() == [2.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_losses_are_summed_in_float32(dtype):
+    losses = jnp.ones(5000, dtype)  # 5000 ones sum to 256 in bfloat16 and to 2048 in float16
+    out = disam_jax.mean_by_domain(losses, jnp.zeros(5000, jnp.int32), 1)
+    assert out.values.dtype == jnp.float32
+    assert out.values.tolist() == [1.0]
+
+
+def test_the_gradient_of_the_mean_loss_of_a_flat_batch_is_that_of_the_mean_over_examples():
+    problem = problems.make_problem(seed=3)
+    flat = problem.flat
+    ids = np.array([0, 2] * 12, np.int32)
+    losses = lambda p: disam_jax.mean_by_domain(problems.example_losses(p, flat), ids, 3)
+    _, got = disam_jax.value_and_grad(losses, 0.0, 0.0)(problem.params)
+    want = jax.grad(lambda p: jnp.mean(problems.example_losses(p, flat)))(problem.params)
+    assert problems.relative_error(got, want) < 1e-6
+
+
+def test_group_by_domain_keeps_the_order_and_the_pairs():
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(np.repeat(np.arange(3), 4))
+    batch = {"x": rng.normal(size=(12, 2)), "id": ids, "n": np.arange(12)}
+    got = disam_jax.group_by_domain(batch, ids, 3)
+    assert got["x"].shape == (3, 4, 2)
+    for i in range(3):
+        assert (got["id"][i] == i).all()
+        assert (np.diff(got["n"][i]) > 0).all()
+        np.testing.assert_array_equal(got["x"][i], batch["x"][ids == i])
+
+
+def test_group_by_domain_takes_the_first_or_draws():
+    ids = np.array([0, 0, 0, 1, 1])
+    n = np.arange(5)
+    assert disam_jax.group_by_domain(n, ids, 2, per_domain=2).tolist() == [[0, 1], [3, 4]]
+    drawn = disam_jax.group_by_domain(n, ids, 2, per_domain=2, rng=np.random.default_rng(1))
+    again = disam_jax.group_by_domain(n, ids, 2, per_domain=2, rng=np.random.default_rng(1))
+    assert drawn.tolist() == again.tolist()
+    assert set(drawn[0]) <= {0, 1, 2}
+    assert len(set(drawn[0])) == 2
+    repeated = disam_jax.group_by_domain(n, ids, 2, per_domain=3, replace=True)
+    assert repeated.tolist() == [[0, 1, 2], [3, 4, 3]]
+    filled = disam_jax.group_by_domain(n, ids, 2, per_domain=3, replace=True, rng=np.random.default_rng(2))
+    assert sorted(filled[0]) == [0, 1, 2]
+    assert set(filled[1]) <= {3, 4}

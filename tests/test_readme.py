@@ -1,0 +1,42 @@
+"""The code of the README runs, from top to bottom, as a reader would paste it; its commands exist."""
+
+import pathlib
+import re
+import tomllib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_code_runs_when_pasted(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    scope = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), scope)
+    out = capsys.readouterr().out
+    loss = float(re.search(r"^loss ([\d.]+)", out).group(1))
+    assert loss < 1.0  # the loss of w = 0 is 1
+    assert "domain losses" in out
+
+
+@pytest.mark.parametrize(
+    "command", ['pip install -e ".[dg]" && disam-jax compare', 'pip install -e ".[dev]" && pytest']
+)
+def test_the_two_commands_are_there(command):
+    assert command in README
+
+
+def test_commands_and_extras_are_those_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) == {"flax", "dg", "dev"}
+    assert project["scripts"] == {"disam-jax": "disam_jax.dg.cli:main"}
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target

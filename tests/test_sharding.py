@@ -1,0 +1,248 @@
+"""Many devices: the numbers of one device, no gather that a plain step doesn't have, shardings kept."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import disam_jax
+from disam_jax import variants
+
+DEVICES = 8
+PROBLEM = problems.make_problem(seed=50, num_domains=8, per_domain=16, hidden=8, classes=8)
+RHO, LAM = 0.1, 0.5
+OPTIONS = {"sam": {}, "asam": {"adaptive": True}, "gsam": {"variant": variants.gsam(0.3)}}
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    if jax.device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices, {jax.device_count()} here")
+    with jax.numpy_dtype_promotion("standard"), jax.debug_nans(False):
+        yield
+
+
+@pytest.fixture
+def mesh():
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def gradient(form, params, batch, **options):
+    if form == "grouped":
+        fn = disam_jax.value_and_grad(disam_jax.per_domain(problems.loss), RHO, LAM, with_info=True, **options)
+    elif form == "flat":
+        losses = lambda p, b: disam_jax.mean_by_domain(problems.example_losses(p, b), b["domain"], 8)
+        fn = disam_jax.value_and_grad(losses, RHO, LAM, with_info=True, **options)
+    else:
+        fn = disam_jax.accumulated_value_and_grad(problems.loss, RHO, LAM, with_info=True, **options)
+    return fn(params, batch)
+
+
+def on_one_device(form, **options):
+    batch = PROBLEM.flat if form == "flat" else PROBLEM.batch
+    return jax.jit(lambda p, b: gradient(form, p, b, **options))(PROBLEM.params, batch)
+
+
+SPLITS = {
+    # how the batch lies on the devices
+    "domains over devices": ("grouped", P("data")),
+    "a part of each domain on each device": ("grouped", P(None, "data")),
+    "flat batch, domains in blocks": ("flat", P("data")),
+    "flat batch, shuffled": ("flat shuffled", P("data")),
+    "accumulated, a part of each domain on each device": ("accumulated", P(None, "data")),
+}
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_jit_with_a_sharded_batch_gives_the_numbers_of_one_device(split, variant, mesh):
+    form, spec = SPLITS[split]
+    batch = PROBLEM.flat if "flat" in form else PROBLEM.batch
+    if form == "flat shuffled":
+        order = np.random.default_rng(0).permutation(8 * 16)
+        form, batch = "flat", jax.tree.map(lambda x: x[order], batch)
+    want = on_one_device(form, **OPTIONS[variant])
+    sharded = jax.device_put(batch, NamedSharding(mesh, spec))
+    params = jax.device_put(PROBLEM.params, NamedSharding(mesh, P()))
+    got = jax.jit(lambda p, b: gradient(form, p, b, **OPTIONS[variant]))(params, sharded)
+    chex.assert_trees_all_close(got, want, rtol=2e-4, atol=2e-6)
+
+
+def parameter_shardings(mesh):
+    spec = {"hidden": {"w": P(None, "data"), "b": P("data")}, "out": {"w": P("data", None), "b": P("data")}}
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, P))
+
+
+def test_sharded_parameters_keep_their_sharding_and_their_numbers(mesh):
+    params = jax.device_put(PROBLEM.params, parameter_shardings(mesh))
+    batch = jax.device_put(PROBLEM.batch, NamedSharding(mesh, P(None, "data")))
+    tx = optax.chain(disam_jax.disam(RHO, LAM, num_domains=8, refresh_every=2), optax.adamw(1e-3))
+
+    @jax.jit
+    def step(params, state, batch):
+        f = lambda p: disam_jax.per_domain(problems.loss)(p, batch)
+        updates, state = tx.update(None, state, params, domain_loss_fn=f)
+        return updates, state, optax.apply_updates(params, updates)
+
+    state = jax.jit(tx.init)(params)
+    updates, state, new = step(params, state, batch)
+    for tree in (updates, new, state[0].perturbation):
+        for leaf, like in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+    _, want = on_one_device("grouped")
+    _, state = disam_jax.disam(RHO, LAM).update(
+        None,
+        disam_jax.disam(RHO, LAM).init(PROBLEM.params),
+        PROBLEM.params,
+        domain_loss_fn=lambda p: disam_jax.per_domain(problems.loss)(p, PROBLEM.batch),
+    )
+    plain = optax.adamw(1e-3)
+    expected, _ = plain.update(want, plain.init(PROBLEM.params), PROBLEM.params)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-6)
+
+
+def collectives(step, *args):
+    """Each collective of the compiled module, with the number of elements that it brings together."""
+    text = jax.jit(step).lower(*args).compile().as_text()
+    found = re.findall(
+        r"= (\(?[a-z0-9]+\[[^=]*?) (all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\(", text
+    )
+    return [
+        (kind, int(np.prod([int(d) for d in shape.split(",") if d])))
+        for result, kind in found
+        for shape in re.findall(r"\[([\d,]*)\]", result)
+    ]
+
+
+@pytest.mark.parametrize(
+    "split", ["domains over devices", "a part of each domain on each device", "flat batch, shuffled"]
+)
+@pytest.mark.parametrize("sharded_params", [False, True], ids=["replicated", "sharded parameters"])
+def test_no_gather_that_the_plain_step_does_not_have(split, sharded_params, mesh):
+    form, spec = SPLITS[split]
+    form = form.split()[0]
+    batch = jax.device_put(PROBLEM.flat if form == "flat" else PROBLEM.batch, NamedSharding(mesh, spec))
+    shardings = parameter_shardings(mesh) if sharded_params else NamedSharding(mesh, P())
+    params = jax.device_put(PROBLEM.params, shardings)
+
+    def plain(params, batch):
+        if form == "flat":
+            return jax.grad(problems.loss)(params, batch)
+        return jax.grad(lambda p: jnp.mean(disam_jax.per_domain(problems.loss)(p, batch)))(params)
+
+    def largest(sizes, kind):
+        return max((size for k, size in sizes if k == kind), default=0)
+
+    ours = collectives(lambda p, b: gradient(form, p, b)[1], params, batch)
+    theirs = collectives(plain, params, batch)
+    assert any(kind == "all-reduce" for kind, _ in ours)
+    # The [M] losses and weights may be gathered; nothing the size of a parameter or of a batch may.
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert largest(ours, kind) <= max(largest(theirs, kind), DEVICES), (ours, theirs)
+
+
+# --- code that is written for one device of many ----------------------------------------------------------------------
+
+
+def per_device_flat():
+    """A flat shuffled batch with unequal domains, some absent on some devices: [devices, n, ...]."""
+    rng = np.random.default_rng(1)
+    flat = {k: np.asarray(v) for k, v in PROBLEM.flat.items()}
+    keep = rng.permutation(128)[:96]
+    keep = keep[np.argsort(flat["domain"][keep] % 4, kind="stable")]
+    flat = {k: v[keep] for k, v in flat.items()}
+    return flat, {k: v.reshape(DEVICES, 12, *v.shape[1:]) for k, v in flat.items()}
+
+
+def flat_losses(p, b):
+    return disam_jax.mean_by_domain(problems.example_losses(p, b), b["domain"], 8)
+
+
+MAPPED = {
+    "vmap with an axis name": lambda f, mesh: jax.vmap(f, in_axes=(None, 0), axis_name="data"),
+    "pmap": lambda f, mesh: jax.pmap(f, in_axes=(None, 0), axis_name="data"),
+    "shard_map, checking off": lambda f, mesh: _shard_map(f, mesh, False),
+    "shard_map, checking on": lambda f, mesh: _shard_map(f, mesh, True),
+}
+
+
+def _shard_map(f, mesh, check):
+    def one(p, b):
+        return jax.tree.map(lambda x: x[None], f(p, jax.tree.map(lambda x: x[0], b)))
+
+    mapped = jax.shard_map(one, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=check)
+    return jax.jit(mapped)
+
+
+@pytest.mark.filterwarnings("ignore:.*pmap.*:DeprecationWarning")
+@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("how", MAPPED)
+def test_axis_name_gives_the_numbers_of_the_whole_batch(how, variant, mesh):
+    whole, parts = per_device_flat()
+    assert len({tuple(np.bincount(d, minlength=8)) for d in parts["domain"]}) > 1
+    fn = lambda axis_name: disam_jax.value_and_grad(
+        flat_losses, RHO, LAM, with_info=True, axis_name=axis_name, **OPTIONS[variant]
+    )
+    want = jax.jit(fn(None))(PROBLEM.params, whole)
+    got = MAPPED[how](fn("data"), mesh)(PROBLEM.params, parts)
+    for device in range(DEVICES):
+        chex.assert_trees_all_close(jax.tree.map(lambda x, d=device: x[d], got), want, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["vmap with an axis name", "shard_map, checking off"])
+def test_axis_name_in_the_transformation_and_in_the_stacked_form(how, mesh):
+    whole, parts = per_device_flat()
+    tx = disam_jax.disam(RHO, LAM, num_domains=8, axis_name="data")
+
+    def closure(p, b):
+        return tx.update(None, tx.init(p), p, domain_loss_fn=lambda p: flat_losses(p, b))[0]
+
+    def stacked(p, b):
+        losses = flat_losses(p, b)
+        grads = jax.jacrev(lambda p: flat_losses(p, b).values)(p)
+        return tx.update(grads, tx.init(p), p, domain_losses=losses, grad_fn=lambda p: jax.grad(problems.loss)(p, b))[0]
+
+    _, want = jax.jit(disam_jax.value_and_grad(flat_losses, RHO, LAM))(PROBLEM.params, whole)
+    for form in (closure, stacked):
+        got = MAPPED[how](form, mesh)(PROBLEM.params, parts)
+        chex.assert_trees_all_close(jax.tree.map(lambda x: x[3], got), want, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["vmap with an axis name", "shard_map, checking off"])
+def test_axis_name_in_the_accumulated_form(how, mesh):
+    parts = jax.tree.map(lambda x: jnp.stack(jnp.split(x, DEVICES, axis=1)), PROBLEM.batch)
+    fn = lambda axis_name: disam_jax.accumulated_value_and_grad(
+        problems.loss, RHO, LAM, with_info=True, axis_name=axis_name
+    )
+    want = jax.jit(fn(None))(PROBLEM.params, PROBLEM.batch)
+    got = MAPPED[how](fn("data"), mesh)(PROBLEM.params, parts)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[5], got), want, rtol=2e-4, atol=2e-6)
+
+
+def test_shard_map_with_the_mean_inside_the_closure_needs_no_axis_name(mesh):
+    def step(p, b):
+        losses = lambda p: jax.lax.pmean(disam_jax.per_domain(problems.loss)(p, b), "data")
+        return disam_jax.value_and_grad(losses, RHO, LAM)(p)
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P())
+    got = jax.jit(mapped)(PROBLEM.params, PROBLEM.batch)
+    (loss, _), grads = on_one_device("grouped")
+    chex.assert_trees_all_close(got, (loss, grads), rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["vmap with an axis name", "shard_map, checking off"])
+def test_a_loss_that_is_not_finite_on_one_device_surfaces_on_all(how, mesh):
+    _, parts = per_device_flat()
+    parts["x"] = parts["x"].copy()
+    parts["x"][2, 0, 0] = np.nan
+    fn = disam_jax.value_and_grad(flat_losses, RHO, LAM, axis_name="data")
+    loss, grads = MAPPED[how](fn, mesh)(PROBLEM.params, parts)
+    assert np.isnan(loss).all()
+    assert all(np.isnan(problems.flatten(jax.tree.map(lambda g, d=d: g[d], grads))).any() for d in range(DEVICES))
