@@ -218,22 +218,26 @@ def applies(path, form):
     return form != "accumulated" or "_equal_" in path.name
 
 
-def cases(paths):
+def cases(paths, chosen):
     return [
         pytest.param(path, form, dtype, id=f"{path.stem}-{form}-{dtype}")
         for form in FORMS
         for dtype in ("float64", "float32")
         for path in paths
-        if applies(path, form)
+        if applies(path, form) and chosen(form, dtype)
     ]
 
 
-@pytest.mark.parametrize(("path", "form", "dtype"), cases(EVERYWHERE))
+def fast(form, dtype):
+    return dtype == "float64" or form in ("transform", "accumulated")
+
+
+@pytest.mark.parametrize(("path", "form", "dtype"), cases(EVERYWHERE, fast))
 def test_recorded_trajectory(path, form, dtype):
     check(path, form, dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "form", "dtype"), cases(SHARED_FILES))
+@pytest.mark.parametrize(("path", "form", "dtype"), cases(SHARED_FILES or EVERYWHERE, lambda *_: True))
 def test_recorded_trajectory_of_the_whole_set(path, form, dtype):
     check(path, form, dtype)

@@ -113,8 +113,9 @@ def load_digits(seed: int = 0) -> Domains:
     """
     from sklearn import datasets
 
-    pixels, labels = map(np.asarray, datasets.load_digits(return_X_y=True))
-    images = pixels.reshape(-1, 8, 8) / 16.0
+    pixels, targets = datasets.load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.float64).reshape(-1, 8, 8) / 16.0
+    labels = np.asarray(targets, np.int32)
     groups = deal(labels, len(SHIFTS), seed)
     shifted = [
         shift(images[group], np.random.default_rng([seed, place]))

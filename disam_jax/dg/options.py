@@ -54,5 +54,5 @@ class Compare:
     ] = None
     """Optimizer steps of each run."""
 
-    out: Annotated[Path, arg(metavar="DIR")] = Path("disam-compare")
+    out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be; those of an earlier run are replaced."""

@@ -5,8 +5,8 @@ from sklearn import datasets
 from disam_jax.dg import digits
 from disam_jax.dg.domains import join_domains
 
-PIXELS, LABELS = map(np.asarray, datasets.load_digits(return_X_y=True))
-IMAGES = PIXELS.reshape(-1, 8, 8) / 16.0
+IMAGES = np.asarray(datasets.load_digits(return_X_y=True)[0], np.float64).reshape(-1, 8, 8) / 16.0
+LABELS = np.asarray(datasets.load_digits(return_X_y=True)[1], np.int32)
 
 
 @pytest.mark.parametrize("name", digits.SHIFTS)
