@@ -290,9 +290,14 @@ def _two_passes(form: Form, params: Any, method: Method, has_aux: bool, with_inf
     assert perturbed is not None  # a form that is given a loss function returns the losses of both passes
     info = step_info(ascent, perturbed)
     extras = [ascent.aux] * has_aux + [info] * with_info
+    return with_extras(info.loss, extras), grads
+
+
+def with_extras(loss: jax.Array, extras: Sequence[Any]) -> Any:
+    """The loss alone, with one extra output, or with a tuple of them."""
     if not extras:
-        return info.loss, grads
-    return (info.loss, extras[0] if len(extras) == 1 else tuple(extras)), grads
+        return loss
+    return loss, extras[0] if len(extras) == 1 else tuple(extras)
 
 
 def _select(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:

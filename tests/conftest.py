@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import hypothesis
 import jax
 import pytest
-from precision import enable_x64
+from support import enable_x64
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("fixed")

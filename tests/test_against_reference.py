@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from precision import enable_x64
+from support import enable_x64
 
 PENALTIES = ("variance", "weighted_variance", "std")
 # Relative error of the whole gradient: a few units in the last place of the dtype, times the depth of the sums. In half

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from precision import enable_x64
+from support import enable_x64
 
 import disam_jax
 from disam_jax import variants
@@ -229,7 +229,7 @@ def cases(paths, chosen):
 
 
 def fast(form, dtype):
-    return dtype == "float64" or form in ("transform", "accumulated")
+    return dtype == "float64" or form == "accumulated"
 
 
 @pytest.mark.parametrize(("path", "form", "dtype"), cases(EVERYWHERE, fast))

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import problems
 import pytest
-from precision import enable_x64
+from support import enable_x64, slow
 
 import disam_jax
 from disam_jax import variants
@@ -104,7 +104,7 @@ def plain_gradient(form, problem):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", PLAIN_VARIANTS)
 @pytest.mark.parametrize("form", forms.FORMS)
-@pytest.mark.parametrize("traced", [False, True], ids=["static", "traced"])
+@pytest.mark.parametrize("traced", [True, *slow(False)])
 def test_rho_zero_is_bitwise_the_plain_gradient(form, variant, dtype, traced):
     if form == "accumulated" and dtype == jnp.bfloat16:
         pytest.skip("this form sums in float32 before it rounds to bfloat16, on purpose")
@@ -118,8 +118,8 @@ def test_rho_zero_is_bitwise_the_plain_gradient(form, variant, dtype, traced):
 # --- one domain is SAM for every lam ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("penalty", ["variance", "weighted_variance", "std"])
 @pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("penalty", ["variance", *slow("weighted_variance"), "std"])
 def test_one_domain_is_sam_for_every_lam(form, penalty):
     problem = problems.make_problem(seed=5, num_domains=1)
     want = forms.FORMS[form](problem, 0.1, 0.0)["gradient"]
@@ -177,7 +177,7 @@ def shared_forms(problem, weights, present, rho, lam, **options):
     return [(form(whole, weights), form(part, weights[present])) for form in (closed, stacked)]
 
 
-@pytest.mark.parametrize("penalty", ["variance", "weighted_variance", "std"])
+@pytest.mark.parametrize("penalty", ["variance", *slow("weighted_variance", "std")])
 @pytest.mark.parametrize("variant", forms.VARIANTS)
 def test_an_absent_domain_is_as_if_left_out(variant, penalty, x64):
     problem = problems.make_problem(seed=7, num_domains=4, dtype=jnp.float64)
@@ -476,7 +476,7 @@ def test_refresh_every_hands_over_the_perturbed_gradient_where_there_is_no_refer
     assert problems.relative_error(grads, problems.reference(problem).gradients_at(w).mean(axis=0)) < 1e-11
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [True, *slow(False)])
 @pytest.mark.parametrize("form", forms.FORMS)
 def test_mask_perturbs_a_subset_with_the_norm_over_it(form, adaptive, x64):
     problem = problems.make_problem(seed=22, dtype=jnp.float64)

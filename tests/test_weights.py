@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from precision import enable_x64
+from support import enable_x64
 
 import disam_jax
 

@@ -60,7 +60,7 @@ def score(history: History) -> Scores:
     losses = source_losses(history.losses, held_out).astype(np.float64)
     perturbed = source_losses(history.perturbed_losses, held_out).astype(np.float64)
     finite = np.isfinite(losses).all((0, -1)) & np.isfinite(perturbed).all((0, -1))
-    diverged = ~(finite & np.isfinite(history.losses).all((0, -1)))
+    diverged = np.asarray(~(finite & np.isfinite(history.losses).all((0, -1))))
 
     def unless_diverged(values: np.ndarray) -> np.ndarray:
         return np.where(diverged, np.nan, values)
