@@ -270,6 +270,20 @@ def across_devices(losses: DomainLosses, axis_name: Any) -> DomainLosses:
     return DomainLosses(jax.lax.psum(part * losses.values, axis_name), weights)
 
 
+def check_axis(axis_name: Any) -> None:
+    """An axis name that no transformation binds is a mistake of the caller, found at trace time."""
+    if axis_name is None:
+        return
+    try:
+        jax.lax.axis_index(axis_name)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name={axis_name!r} is not a mapped axis here. It is for pmap-style code: jax.pmap(step, "
+            f"axis_name={axis_name!r}), jax.vmap or jax.shard_map. Under jit with a sharded batch write axis_name=None, "
+            "which gives the numbers of the whole batch."
+        ) from error
+
+
 def _accumulation_dtype(x: jax.Array, where: str, what: str) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

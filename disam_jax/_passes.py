@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from disam_jax._domains import DomainLosses, across_devices, as_domain_losses, domain_shares
+from disam_jax._domains import DomainLosses, across_devices, as_domain_losses, check_axis, domain_shares
 from disam_jax._dtypes import accumulation_dtype
 from disam_jax._weights import Tilt, weights_at
 
@@ -38,6 +38,7 @@ class Form(NamedTuple):
 
 def closure_form(domain_loss_fn: Callable[[Any], Any], *, has_aux: bool, axis_name: Any, argument: str) -> Form:
     """A function from params to the domain losses: b is the cotangent of ONE reverse pass."""
+    check_axis(axis_name)
 
     def split(out):
         if not has_aux:
@@ -81,6 +82,7 @@ def closure_form(domain_loss_fn: Callable[[Any], Any], *, has_aux: bool, axis_na
 
 def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, axis_name: Any) -> Form:
     """Per-domain gradients that the caller holds already: b weights their sum, and ``grad_fn`` is the second pass."""
+    check_axis(axis_name)
     local = as_domain_losses(losses, "domain_losses")
     everywhere = across_devices(local, axis_name)
     total = jnp.sum(everywhere.weights)
@@ -125,6 +127,7 @@ def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, ax
 
 def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux: bool, axis_name: Any) -> Form:
     """One domain at a time: b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice."""
+    check_axis(axis_name)
     num_domains = _leading_size(batch)
 
     def loss_at(params, one_domain):

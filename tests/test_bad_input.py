@@ -150,6 +150,16 @@ CASES = {
     ),
     "has_aux without aux": (gradient_with(LOSSES, has_aux=True), TypeError, ["domain_loss_fn", "has_aux=False"]),
     "argnums beyond the arguments": (gradient_with(LOSSES, argnums=3), ValueError, ["argnums=3", "1 were given"]),
+    "axis_name outside of a mapped axis": (
+        gradient_with(LOSSES, axis_name="data"),
+        ValueError,
+        ["axis_name='data'", "jax.pmap(step, axis_name='data')", "axis_name=None"],
+    ),
+    "accumulated: axis_name outside of a mapped axis": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w, b: jnp.sum(w), axis_name="data")(W, np.ones((2, 2))),
+        ValueError,
+        ["axis_name='data'", "axis_name=None"],
+    ),
     "integer params": (
         lambda: jax.jit(disam_jax.value_and_grad(LOSSES))({"a": jnp.ones(2, jnp.int32)}),
         TypeError,

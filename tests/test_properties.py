@@ -187,6 +187,19 @@ def test_an_absent_domain_is_as_if_left_out(variant, penalty, x64):
         assert problems.relative_error(whole, part) < 1e-13
 
 
+@pytest.mark.usefixtures("nans_allowed")
+@pytest.mark.parametrize("penalty", ["variance", "weighted_variance", "std"])
+def test_the_value_of_an_absent_domain_is_never_read(penalty):
+    problem = problems.make_problem(seed=7)
+
+    def run(value):
+        f = lambda p: disam_jax.DomainLosses(closure(problem)(p).at[1].set(value), jnp.array([1.0, 0.0, 2.0]))
+        return disam_jax.value_and_grad(f, 0.2, 0.4, penalty=penalty, with_info=True)(problem.params)
+
+    chex.assert_trees_all_equal(run(jnp.nan), run(0.0))
+    assert np.isfinite(run(jnp.nan)[0][0])
+
+
 def test_a_flat_batch_without_a_domain_is_as_if_the_domain_did_not_exist(x64):
     problem = problems.make_problem(seed=8, num_domains=2, dtype=jnp.float64)
     flat = problem.flat

@@ -247,3 +247,13 @@ def test_a_loss_that_is_not_finite_on_one_device_surfaces_on_all(how, mesh):
     loss, grads = MAPPED[how](fn, mesh)(PROBLEM.params, parts)
     assert np.isnan(loss).all()
     assert all(np.isnan(problems.flatten(jax.tree.map(lambda g, d=d: g[d], grads))).any() for d in range(DEVICES))
+
+
+def test_a_sharding_that_does_not_fit_is_an_error_that_names_the_sizes(mesh):
+    three = jax.tree.map(lambda x: x[:3], PROBLEM.batch)
+    with pytest.raises(ValueError, match=r"(?s)8.*3"):
+        jax.device_put(three, NamedSharding(mesh, P("data")))  # 3 domains do not split over 8 devices
+    elsewhere = jax.device_put(PROBLEM.params, jax.devices()[0])
+    batch = jax.device_put(PROBLEM.batch, NamedSharding(mesh, P("data")))
+    with pytest.raises(ValueError, match="incompatible devices"):
+        jax.jit(lambda p, b: gradient("grouped", p, b))(elsewhere, batch)
