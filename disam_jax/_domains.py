@@ -279,8 +279,8 @@ def check_axis(axis_name: Any) -> None:
     except NameError as error:
         raise ValueError(
             f"axis_name={axis_name!r} is not a mapped axis here. It is for pmap-style code: jax.pmap(step, "
-            f"axis_name={axis_name!r}), jax.vmap or jax.shard_map. Under jit with a sharded batch write axis_name=None, "
-            "which gives the numbers of the whole batch."
+            f"axis_name={axis_name!r}), jax.vmap or jax.shard_map. Under jit with a sharded batch write "
+            "axis_name=None, which gives the numbers of the whole batch."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The code of the README runs, from top to bottom, as a reader would paste it; its commands exist."""
+"""The code of the README and the docs runs, from top to bottom, as a reader would paste it; its commands exist."""
 
 import pathlib
 import re
@@ -26,6 +26,14 @@ def test_code_runs_when_pasted(capsys):
     assert losses.pop("loss") < 1.0  # the mean square of y
     assert all(loss < 1.09 for loss in losses.values())  # log(3) is that of guessing
     assert "domain losses" in out
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_code_of_the_docs_runs_from_top_to_bottom(page):
+    scope = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(compile(block, page.name, "exec"), scope)
 
 
 @pytest.mark.parametrize(
