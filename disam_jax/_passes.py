@@ -32,6 +32,8 @@ class PerturbedPass(NamedTuple):
 
 
 class Form(NamedTuple):
+    """The two passes, as functions of the parameters."""
+
     clean: Callable[[Any], CleanPass]
     perturbed: Callable[[Any], PerturbedPass]
 

@@ -14,8 +14,8 @@ from support import enable_x64
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("fixed")
 
-# A program that the processes of a test run, not a test.
-collect_ignore = ["two_processes.py"]
+# Programs that the processes of a test run, not tests.
+collect_ignore = ["checkpoint_worker.py", "two_processes.py"]
 
 
 @pytest.fixture(autouse=True)

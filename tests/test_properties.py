@@ -200,6 +200,24 @@ def test_the_value_of_an_absent_domain_is_never_read(penalty):
     assert np.isfinite(run(jnp.nan)[0][0])
 
 
+@pytest.mark.usefixtures("nans_allowed")
+def test_the_stacked_gradient_of_an_absent_domain_is_never_read():
+    problem = problems.make_problem(seed=7)
+    losses, grads = disam_jax.per_domain_value_and_grad(problems.loss)(problem.params, problem.batch)
+    weights = jnp.array([1.0, 0.0, 2.0])
+    grad_at = jax.grad(lambda p: jnp.sum(weights / 3 * closure(problem)(p)))
+    tx = disam_jax.disam(0.2, 0.4)
+
+    def run(value):
+        rows = jax.tree.map(lambda g: g.at[1].set(value), grads)
+        state = tx.init(problem.params)
+        given = disam_jax.DomainLosses(losses, weights)
+        return tx.update(rows, state, problem.params, domain_losses=given, grad_fn=grad_at)[0]
+
+    chex.assert_trees_all_equal(run(jnp.nan), run(0.0))
+    assert np.isfinite(problems.flatten(run(jnp.nan))).all()
+
+
 def test_a_flat_batch_without_a_domain_is_as_if_the_domain_did_not_exist(x64):
     problem = problems.make_problem(seed=8, num_domains=2, dtype=jnp.float64)
     flat = problem.flat
