@@ -49,6 +49,16 @@ def test_commands_and_extras_are_those_of_pyproject():
     assert project["scripts"] == {"disam-jax": "disam_jax.dg.cli:main"}
 
 
+def test_numbers_are_those_of_the_stored_tables():
+    rows = re.findall(r"\| \[[^]]*\]\((benchmarks/results/\w+\.md)\) \|(.*)\|", README)
+    assert len(rows) == 4
+    for path, cells in rows:
+        table = (ROOT / path).read_text()
+        for quantity, cell in zip(("&emsp;mean", "spread at w", "worst domain loss"), cells.split("|"), strict=True):
+            line = re.search(rf"^\| {quantity} \|.*$", table, re.MULTILINE).group()
+            assert line.endswith(f"| {cell.strip()} |"), (path, quantity)
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
