@@ -34,6 +34,8 @@ def perturbation(
         return jnp.abs(w).astype(dtype) * g.astype(dtype) if adaptive else g.astype(dtype)
 
     norm = _masked_norm(jax.tree.map(stretch, params, gradient), mask)
+    # A finite gradient whose squares overflow has no norm to divide by: nan, where rho / inf would be a silent 0.
+    norm = jnp.where(jnp.isinf(norm), jnp.nan, norm)
     # Both branches of a select are differentiated, so the one that is not taken must be finite too.
     length = jnp.where(norm == 0, 0, scale(jnp.where(norm == 0, 1, norm) + jnp.asarray(eps, dtype)))
 

@@ -12,9 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from disam_jax._perturbation import tree_norm, tree_vdot
-
-_EPS = 1e-12  # the guard of the released code, inside its formulas
+from disam_jax._perturbation import tree_vdot
 
 
 class Variant(NamedTuple):
@@ -79,9 +77,8 @@ def gsam(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     alpha = _check("gsam", alpha, reference)
 
     def combine(g, h):
-        norm_g, norm_h = tree_norm(g), tree_norm(h)
-        cosine = tree_vdot(g, h) / (norm_g * norm_h + _EPS)
-        along = cosine * norm_g / (norm_h + _EPS)
+        square = tree_vdot(h, h)
+        along = jnp.where(square == 0, 0, tree_vdot(g, h) / jnp.where(square == 0, 1, square))
 
         def leaf(g, h):
             g32, h32 = g.astype(along.dtype), h.astype(along.dtype)

@@ -149,7 +149,7 @@ def steps():
         yield pytest.param(network, form, m, incoming, marks=slow, id=f"{network}-{form}-{m}-{incoming}")
 
 
-@pytest.mark.parametrize(("network", "form", "num_domains", "incoming"), steps())
+@pytest.mark.parametrize(("network", "form", "num_domains", "incoming"), list(steps()))
 def test_flops_are_twice_a_plain_step_and_memory_that_of_sam(network, form, num_domains, incoming):
     flops, memory = disam_step(network, form, num_domains, incoming)
     plain_flops, _ = plain_step(network)
