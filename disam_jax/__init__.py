@@ -1,5 +1,8 @@
 """Domain-inspired sharpness-aware minimisation (DISAM) in JAX and Optax."""
 
+import importlib
+from typing import Any
+
 from disam_jax import variants
 from disam_jax._domains import (
     DomainLosses,
@@ -29,3 +32,10 @@ __all__ = [
     "value_and_grad",
     "variants",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # ``disam_jax.nnx`` works without an import of its own, and those who don't use it don't wait for Flax.
+    if name == "nnx":
+        return importlib.import_module("disam_jax.nnx")
+    raise AttributeError(f"module 'disam_jax' has no attribute {name!r}")

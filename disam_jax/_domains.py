@@ -21,8 +21,8 @@ class DomainLosses(NamedTuple):
 
     Attributes:
       values: The mean loss of each domain, floating point ``[M]``. The value of an absent domain is never read.
-      weights: Shares or sample counts, not negative, ``[M]``; 0 marks an absent domain. ``None`` gives every
-        domain the same share.
+      weights: Shares or sample counts, not negative, ``[M]``; 0 marks an absent domain. ``None`` gives every domain the
+        same share.
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,8 +41,8 @@ def per_domain(loss_fn: Callable[..., Any], in_axes: int | Sequence[Any] | None 
 
     Args:
       loss_fn: ``loss_fn(params, one_domains_batch) -> scalar``, or ``(scalar, aux)`` for use with ``has_aux=True``.
-      in_axes: As in ``jax.vmap``: for each argument the axis that runs over the domains, ``None`` for an argument
-        that all domains share.
+      in_axes: As in ``jax.vmap``: for each argument the axis that runs over the domains, ``None`` for an argument that
+        all domains share.
 
     Returns:
       ``fn(params, batch) -> [M]`` for a batch whose leaves are ``[M, n, ...]``; with an auxiliary output
@@ -104,8 +104,8 @@ def mean_by_domain(example_losses: jax.Array, domain_ids: jax.Array, num_domains
 
     Args:
       example_losses: The loss of each example, floating point ``[N]``. Sums are taken in float32 at least.
-      domain_ids: The domain of each example, integers ``[N]`` in ``0 .. num_domains - 1``. Any number of examples
-        per domain, none included, in any order.
+      domain_ids: The domain of each example, integers ``[N]`` in ``0 .. num_domains - 1``. Any number of examples per
+        domain, none included, in any order.
       num_domains: M, static.
 
     Returns:
@@ -113,8 +113,8 @@ def mean_by_domain(example_losses: jax.Array, domain_ids: jax.Array, num_domains
 
     Raises:
       TypeError: When a loss is not floating point or an id is not an integer.
-      ValueError: When the shapes differ, or when an id that is known at trace time is out of range. An id that is
-        known only on the device and out of range makes every loss NaN: its example is not dropped in silence.
+      ValueError: When the shapes differ, or when an id that is known at trace time is out of range. An id that is known
+        only on the device and out of range makes every loss NaN: its example is not dropped in silence.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,7 +161,7 @@ def group_by_domain(
       per_domain: n, how many examples of each domain to keep: the first n in the order of the batch, or n drawn with
         ``rng``. ``None`` keeps all, and then all domains must have the same number.
       replace: Fill a domain that has fewer than n examples by repeating them (with ``rng``: by drawing with
-          replacement).
+        replacement).
       rng: A numpy generator that draws the examples; ``None`` draws nothing.
 
     Returns:

@@ -131,7 +131,7 @@ def value_and_grad(
         Optax schedule write ``rho=schedule(step)`` inside the step.
       lam: Strength of the penalty on the spread of the domain losses. A float or a traced scalar. 0 is SAM.
       argnums: Which positional arguments are the parameters, as in ``jax.value_and_grad``. Several are perturbed
-          together.
+        together.
       has_aux: Whether ``domain_loss_fn`` returns ``(domain losses, aux)``.
       with_info: Whether to return a ``DisamInfo`` as well.
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
@@ -223,7 +223,7 @@ def accumulated_value_and_grad(
     Raises:
       TypeError: When the loss is not floating point, or rho or lam is a schedule.
       ValueError: When rho is negative, a loss is not a scalar, or the leaves of the batch differ in their number of
-          domains.
+        domains.
 
     Example:
       >>> import jax.numpy as jnp

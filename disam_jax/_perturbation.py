@@ -72,9 +72,8 @@ def resolve_mask(mask: Any, params: Any) -> Any:
         return jax.tree.map(lambda m, sub: jax.tree.map(lambda _: _boolean(m), sub), tree, params)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            "mask must be a tree of booleans with the structure of params or a prefix of it, or a function from "
-            "params to one, "
-            f"seen {jax.tree.structure(tree)} for params {jax.tree.structure(params)}."
+            "mask must be a tree of booleans with the structure of params or a prefix of it, or a function from params "
+            f"to one, seen {jax.tree.structure(tree)} for params {jax.tree.structure(params)}."
         ) from error
 
 

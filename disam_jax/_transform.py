@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax._domains import mean_loss
+from disam_jax._domains import DomainLosses, mean_loss
 from disam_jax._dtypes import accumulation_dtype
 from disam_jax._gradient import Ascent, Method, ascend, check_method, descend
 from disam_jax._passes import Form, closure_form, stacked_form
@@ -29,8 +29,7 @@ class DisamState(NamedTuple):
       domain_losses: ``L_i`` at w, ``[M]``; ``None`` without ``num_domains``.
       domain_weights: ``b_i``, ``[M]``; ``None`` without ``num_domains``.
       perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; ``None`` without ``num_domains``; 0 where they are not known,
-          which
-        is the case with stacked gradients.
+        which is the case with stacked gradients.
       perturbation: The perturbation e that is held, like the parameters; ``None`` with ``refresh_every=1``.
     """
 
@@ -65,8 +64,7 @@ def disam(
 
     Args:
       rho: Length of the perturbation in the L2 norm of the parameters, not negative. A float, a traced scalar, or an
-          Optax
-        schedule of the number of updates so far.
+        Optax schedule of the number of updates so far.
       lam: Strength of the penalty on the spread of the domain losses: a float, a traced scalar or a schedule. 0 is SAM.
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
       adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
@@ -74,12 +72,11 @@ def disam(
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the update is of all.
       refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
-          plain
-        step instead of 2. The state then holds one more copy of the parameters. An integer; a traced one always holds
-        it.
+        plain step instead of 2. The state then holds one more copy of the parameters. An integer; a traced one always
+        holds it.
       num_domains: M, static: keep the ``[M]`` arrays in the state.
       axis_name: The mapped axis over which the batch is split, in ``pmap``-style code. Under ``jit``, leave it
-          ``None``.
+        ``None``.
       eps: Added to the norm in the denominator.
 
     Returns:
@@ -155,21 +152,14 @@ def disam(
 
         def refresh(_):
             ascent = ascend(form, params, now)
-            return finish(
-                ascent.perturbation,
-                ascent,
-                *descend(form, params, ascent.perturbation, now, ascent.reference),
-            )
+            losses, grads = descend(form, params, ascent.perturbation, now, ascent.reference)
+            held = None if always else ascent.perturbation
+            new = _with_ascent(state, ascent, num_domains)._replace(perturbation=held)
+            return grads, _with_perturbed(new, losses)
 
         def reuse(_):
-            return finish(state.perturbation, None, *descend(form, params, state.perturbation, now))
-
-        def finish(held, ascent, perturbed, grads):
-            new = state if ascent is None else _with_ascent(state, ascent, num_domains)
-            if num_domains is not None and perturbed is not None:
-                values = perturbed.values.astype(state.loss.dtype)
-                new = new._replace(perturbed_domain_losses=values)
-            return grads, new._replace(perturbation=None if always else held)
+            losses, grads = descend(form, params, state.perturbation, now)
+            return grads, _with_perturbed(state, losses)
 
         if always:
             grads, state = refresh(None)
@@ -304,6 +294,12 @@ def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> 
     )
 
 
+def _with_perturbed(state: DisamState, losses: DomainLosses | None) -> DisamState:
+    if state.perturbed_domain_losses is None or losses is None:
+        return state
+    return state._replace(perturbed_domain_losses=losses.values.astype(state.loss.dtype))
+
+
 def _check_refresh(refresh_every: Any) -> bool:
     """Whether every update computes its perturbation, known before any array is seen."""
     if isinstance(refresh_every, (int, np.integer)) and not isinstance(refresh_every, bool):
@@ -323,6 +319,5 @@ def _check_num_domains(num_domains: Any) -> None:
         return
     raise TypeError(
         f"num_domains must be None or a static integer of at least 1, seen {num_domains!r}. With "
-        "optax.inject_hyperparams "
-        'write static_args=("num_domains", "refresh_every").'
+        'optax.inject_hyperparams write static_args=("num_domains", "refresh_every").'
     )

@@ -52,7 +52,7 @@ def domain_weights(losses: Any, lam: Any, *, penalty: str = "variance") -> jax.A
     Args:
       losses: ``[M]``, a scalar, or ``DomainLosses(values [M], weights [M])``.
       lam: Strength of the penalty: per unit of loss for the variances, without unit for the std. 0 gives the shares
-          (SAM).
+        (SAM).
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``.
 
     Returns:

@@ -4,7 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
+
+try:
+    from flax import nnx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('disam_jax.nnx needs Flax: pip install "disam-jax[flax]"', name=error.name) from error
 
 from disam_jax import _gradient
 from disam_jax.variants import Variant
@@ -42,7 +46,7 @@ def value_and_grad(
       lam: Strength of the penalty on the spread of the domain losses: a float or a traced scalar. 0 is SAM.
       argnums: Which positional argument is the model.
       wrt: An NNX filter: the variables that are perturbed and differentiated, ``nnx.Param``, ``nnx.LoRAParam``, your
-          own.
+        own.
       has_aux: Whether ``domain_loss_fn`` returns ``(domain losses, aux)``.
       with_info: Whether to return a ``disam_jax.DisamInfo`` as well.
       variant: As in ``disam_jax.value_and_grad``.
@@ -51,8 +55,8 @@ def value_and_grad(
       mask: As in ``disam_jax.value_and_grad``, over the ``nnx.State`` of the selected variables.
       axis_name: As in ``disam_jax.value_and_grad``.
       eps: As in ``disam_jax.value_and_grad``.
-      allow_eval: Whether BatchNorm may run on its running averages and Dropout may be off while training. Say True
-        for statistics that are frozen on purpose.
+      allow_eval: Whether BatchNorm may run on its running averages and Dropout may be off while training. Say True for
+        statistics that are frozen on purpose.
 
     Returns:
       ``fn(model, *args, **kwargs) -> (loss, grads)``, with aux and info as in ``disam_jax.value_and_grad``. ``grads``

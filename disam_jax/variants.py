@@ -21,13 +21,12 @@ class Variant(NamedTuple):
     Attributes:
       scale: ``scale(rho, norm) -> scalar``: the perturbation is this times the ascent gradient. ``norm`` is the norm of
         the ascent gradient and never 0.
-      combine: ``combine(reference, perturbed) -> gradient``: pytrees like the parameters. ``perturbed`` is the
-          gradient of
-        the mean loss at w + e. With ``refresh_every > 1``, on steps that reuse the perturbation, ``perturbed`` stands
-        in for the reference, which is not computed there.
+      combine: ``combine(reference, perturbed) -> gradient``: pytrees like the parameters. ``perturbed`` is the gradient
+        of the mean loss at w + e. With ``refresh_every > 1``, on steps that reuse the perturbation, ``perturbed``
+        stands in for the reference, which is not computed there.
       reference: The gradient at w that ``combine`` is given: ``"ascent"`` (of the mean loss minus lam times the
-          penalty, as
-        in the released code) or ``"clean"`` (of the mean loss; one more backward pass, no more forward ones).
+        penalty, as in the released code) or ``"clean"`` (of the mean loss; one more backward pass, no more forward
+        ones).
     """
 
     scale: Callable[[jax.Array, jax.Array], jax.Array]
@@ -97,7 +96,7 @@ def sagm(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
 
     Args:
       alpha: Step of the gradient matching, not negative, in units of parameters per gradient. A float or a traced
-          scalar.
+        scalar.
       reference: Which g the result is averaged with: see ``Variant``.
 
     Returns:

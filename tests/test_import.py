@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import disam_jax
+
 OPTIONAL = ("chex", "flax", "grain", "matplotlib", "PIL", "rich", "scipy", "skimage", "sklearn", "tyro", "orbax")
 
 
@@ -24,9 +26,26 @@ def test_import_takes_under_a_tenth_of_a_second_on_top_of_optax():
     assert min(float(python(code)) for _ in range(3)) < 0.1
 
 
+def test_nnx_is_imported_when_it_is_asked_for():
+    code = "import disam_jax, sys; a = 'flax' in sys.modules; print(a, disam_jax.nnx.value_and_grad.__name__)"
+    assert python(code) == "False value_and_grad"
+
+
+def test_without_flax_the_error_names_the_extra():
+    code = (
+        "import sys; sys.modules['flax'] = None; import disam_jax\n"
+        "try: disam_jax.nnx\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    assert python(code) == 'disam_jax.nnx needs Flax: pip install "disam-jax[flax]"'
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    assert not hasattr(disam_jax, "nothing")
+
+
 def test_public_names():
-    names = python("import disam_jax; print(*sorted(disam_jax.__all__))").split()
     values = {"DisamInfo", "DisamState", "DomainLosses", "variants"}
     transforms = {"disam", "sam", "value_and_grad", "accumulated_value_and_grad"}
     domains = {"domain_weights", "group_by_domain", "mean_by_domain", "per_domain", "per_domain_value_and_grad"}
-    assert set(names) == values | transforms | domains
+    assert set(disam_jax.__all__) == values | transforms | domains

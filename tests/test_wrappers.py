@@ -126,6 +126,20 @@ RIGHT = {
         lambda: optax.chain(disam(), optax.contrib.muon(LR)),
         lambda: optax.contrib.muon(LR),
     ),
+    "dog": (
+        lambda: optax.chain(disam(), optax.contrib.dog(LR, ("distance", 1.0))),
+        lambda: optax.contrib.dog(LR, ("distance", 1.0)),
+    ),
+    "cocob": (lambda: optax.chain(disam(), optax.contrib.cocob()), lambda: optax.contrib.cocob()),
+    "galore": (lambda: optax.chain(disam(), optax.contrib.galore(LR)), lambda: optax.contrib.galore(LR)),
+    "momo, with the clean loss as value": (
+        lambda: optax.chain(disam(), optax.contrib.momo(LR)),
+        lambda: optax.contrib.momo(LR),
+    ),
+    "monitor": (
+        lambda: optax.chain(disam(), optax.monitor({"g": optax.measure_with_ema(optax.tree.norm, 0.9)}), optax.sgd(LR)),
+        lambda: optax.sgd(LR),
+    ),
     "polyak, with the clean loss as value": (
         lambda: optax.chain(disam(), optax.polyak_sgd()),
         lambda: optax.polyak_sgd(),
@@ -221,3 +235,33 @@ def test_a_closure_argument_of_a_jitted_update_fails():
 def test_lbfgs_after_disam_fails_on_the_argument_that_it_does_not_know():
     with pytest.raises(TypeError):
         run(optax.chain(disam(), optax.lbfgs()), value=mean_loss)
+
+
+AROUND = {
+    # name: (wrapper, what the error says)
+    "lookahead": (lambda tx: optax.lookahead(tx, 2, 0.5), "unexpected keyword argument 'domain_loss_fn'"),
+    "contrib.sam": (lambda tx: optax.contrib.sam(tx, optax.sgd(0.1)), "unexpected keyword argument 'domain_loss_fn'"),
+    "split_real_and_imaginary": (
+        optax.contrib.split_real_and_imaginary,
+        "unexpected keyword argument 'domain_loss_fn'",
+    ),
+    "flatten": (optax.flatten, "string indexing"),  # the loss function is handed one long vector
+    "selective_transform": (
+        lambda tx: optax.transforms.selective_transform(tx, freeze_mask=LABELS_MASK),
+        "Put disam first and the mask after it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_wrappers_that_cannot_stand_around_disam_fail_and_take_the_gradient_instead(name):
+    wrapper, message = AROUND[name]
+    with pytest.raises(TypeError, match=message):
+        run(wrapper(optax.chain(disam(), optax.sgd(LR))))
+    if name == "lookahead":  # this one wants parameters of its own kind
+        return
+    got, want = run(wrapper(optax.sgd(LR)), steps=1, use_closure=False), run(optax.sgd(LR), steps=1, use_closure=False)
+    if name == "selective_transform":  # its mask freezes: only the other part moves
+        got, want = got["out"], want["out"]
+    if name != "contrib.sam":  # which ascends first
+        assert problems.relative_error(got, want) < 1e-5
