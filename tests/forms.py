@@ -88,7 +88,7 @@ def table(*columns):
 
 
 def _marks(form, variant):
-    return () if form == "transform_grouped" or variant in ("sam", "gsam_clean") else pytest.mark.slow
+    return () if form == "transform_grouped" or variant == "gsam_clean" else pytest.mark.slow
 
 
 def _name(value):

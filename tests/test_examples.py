@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from support import slow
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 # The arguments for a run that is just long enough to learn something.
@@ -18,6 +19,8 @@ SHORT = {
 }
 WITH_STATISTICS = {"digits_nnx.py", "images_batchnorm_linen.py"}
 pairs = pytest.mark.parametrize("name", sorted(SHORT))
+# To run a script takes seconds: the default run takes the quickest, CI all of them.
+runs = pytest.mark.parametrize("name", ["digits_nnx.py", *slow("digits_linen.py", "images_batchnorm_linen.py")])
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +78,7 @@ def test_the_readme_shows_the_diff(name):
     assert diff(name) in shown, f"examples/README.md should have this ```diff block:\n{diff(name)}"
 
 
-@pairs
+@runs
 def test_learns(name, capsys):
     result, history = load(name).train_and_evaluate(**SHORT[name])
     assert np.isfinite(history).all()
@@ -89,7 +92,7 @@ def test_learns(name, capsys):
         assert (np.minimum(np.abs(statistics), np.abs(statistics - 1)) > 1e-4).mean() > 0.9
 
 
-@pairs
+@runs
 def test_the_diff_is_only_the_switch(name, monkeypatch):
     short = SHORT[name] | ({"num_epochs": 1} if "num_epochs" in SHORT[name] else {"num_steps": 15})
     plain, plain_history = load(name, plain=True).train_and_evaluate(**short)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import problems
 import pytest
+from support import slow
 
 import disam_jax
 
@@ -152,7 +153,10 @@ RIGHT = {
 LABELS_MASK = {"hidden": True, "out": False}
 
 
-@pytest.mark.parametrize("name", RIGHT)
+OTHER_OPTIMIZERS = ("prodigy", "muon", "dog", "cocob", "galore", "momo", "monitor", "snapshot", "named_chain")
+
+
+@pytest.mark.parametrize("name", [slow(name)[0] if name.startswith(OTHER_OPTIMIZERS) else name for name in RIGHT])
 def test_right(name):
     ours, plain = RIGHT[name]
     extra = {"value": mean_loss} if "value" in name else {}
