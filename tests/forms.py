@@ -80,15 +80,19 @@ VARIANTS = {
 def table(*columns):
     """Form x variant x whatever else. The default run has every form and every variant; the full product is slow."""
     return [
-        pytest.param(form, variant, *rest, id="-".join([form, variant, *map(_name, rest)]), marks=_marks(form, variant))
+        pytest.param(
+            form, variant, *rest, id="-".join([form, variant, *map(_name, rest)]), marks=_marks(form, variant, rest)
+        )
         for form in FORMS
         for variant in VARIANTS
         for rest in itertools.product(*columns)
     ]
 
 
-def _marks(form, variant):
-    return () if form == "transform_grouped" or variant == "gsam_clean" else pytest.mark.slow
+def _marks(form, variant, rest):
+    half = any(value is jnp.bfloat16 or value is jnp.float16 for value in rest)
+    fast = form == "transform_grouped" or (variant == "gsam_clean" and not half)
+    return () if fast else pytest.mark.slow
 
 
 def _name(value):

@@ -87,6 +87,7 @@ def left_alone(tmp_path_factory):
     return worker.steps, at / "end.npz"
 
 
+@pytest.mark.slow
 def test_killed_and_continued_is_bitwise_the_run_that_was_left_alone(left_alone, tmp_path):
     """Killed twice: with a step behind the last checkpoint lost, and while a checkpoint was being written.
 

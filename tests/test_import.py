@@ -23,7 +23,7 @@ def test_nothing_optional_is_imported():
 def test_import_takes_under_a_tenth_of_a_second_on_top_of_optax():
     code = "import optax, time; t = time.perf_counter(); import disam_jax; print(time.perf_counter() - t)"
     # The minimum: other work on the machine only ever adds.
-    assert min(float(python(code)) for _ in range(3)) < 0.1
+    assert min(float(python(code)) for _ in range(2)) < 0.1
 
 
 def test_nnx_is_imported_when_it_is_asked_for():

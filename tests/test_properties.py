@@ -270,7 +270,7 @@ def test_zero_gradient_gives_zero_perturbation_and_no_nan(variant, eps):
 
 
 @pytest.mark.parametrize("point", ["minimum", "elsewhere"])
-@pytest.mark.parametrize("variant", ["gsam", "sagm_adaptive", *slow("sam", "asam", "sagm", "gsam_clean", "sagm_clean")])
+@pytest.mark.parametrize("variant", ["gsam", *slow("sagm_adaptive", "sam", "asam", "sagm", "gsam_clean", "sagm_clean")])
 def test_differentiating_through_the_transformation_has_no_nan(variant, point):
     _, options = forms.VARIANTS[variant]
     tx = disam_jax.disam(0.1, 0.5, **options)
@@ -661,7 +661,7 @@ def linear_problems(draw):
     return shapes, nest, m, weights, seed, dtype
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(linear_problems(), st.floats(0, 0.5), st.floats(-1, 1), st.sampled_from(["variance", "std"]))
 def test_random_trees_weights_and_domains(drawn, rho, lam, penalty):
     shapes, nest, m, weights, seed, dtype = drawn

@@ -153,7 +153,7 @@ RIGHT = {
 LABELS_MASK = {"hidden": True, "out": False}
 
 
-OTHER_OPTIMIZERS = ("prodigy", "muon", "dog", "cocob", "galore", "momo", "monitor", "snapshot", "named_chain")
+OTHER_OPTIMIZERS = ("prodigy", "muon", "dog", "cocob", "galore", "momo", "monitor", "snapshot", "named_chain", "adamw")
 
 
 @pytest.mark.parametrize("name", [slow(name)[0] if name.startswith(OTHER_OPTIMIZERS) else name for name in RIGHT])

@@ -216,6 +216,7 @@ def test_digits_from_end_to_end(tmp_path, capsys):
         assert again[key] == found[key]
 
 
+@pytest.mark.slow
 def test_a_folder_from_end_to_end(image_folder, tmp_path, capsys):
     out = tmp_path / "out"
     data = ["--data", str(image_folder), "--image-size", "16", "--target", "sketch", "art", "--penalty", "std"]
