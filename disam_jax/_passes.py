@@ -42,19 +42,9 @@ def closure_form(domain_loss_fn: Callable[[Any], Any], *, has_aux: bool, axis_na
     """A function from params to the domain losses: b is the cotangent of ONE reverse pass."""
     check_axis(axis_name)
 
-    def split(out):
-        if not has_aux:
-            return out, None
-        if isinstance(out, DomainLosses) or not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"{argument}: with has_aux=True it must return (domain losses, aux), seen {type(out).__name__}. "
-                "Return a pair, or write has_aux=False."
-            )
-        return out
-
     def evaluate(params):
         def values_at(p):
-            out, aux = split(domain_loss_fn(p))
+            out, aux = split_aux(domain_loss_fn(p), has_aux, argument)
             losses = across_devices(as_domain_losses(out, argument), axis_name)
             return losses.values, (losses.weights, aux)
 
@@ -190,6 +180,18 @@ def mean_over_axis(grads: Any, axis_name: Any) -> Any:
 
 def sum_over_axis(grads: Any, axis_name: Any) -> Any:
     return grads if axis_name is None else jax.tree.map(lambda g: jax.lax.psum(g, axis_name), grads)
+
+
+def split_aux(out: Any, has_aux: bool, argument: str) -> tuple[Any, Any]:
+    """What a loss function returned, as (domain losses, aux)."""
+    if not has_aux:
+        return out, None
+    if isinstance(out, DomainLosses) or not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            f"{argument}: with has_aux=True it must return (domain losses, aux), seen {type(out).__name__}. Return a "
+            "pair, or write has_aux=False."
+        )
+    return out
 
 
 def _scalar_loss(out: Any, has_aux: bool) -> tuple[jax.Array, Any]:

@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('disam_jax.nnx needs Flax: pip install "disam-jax[flax]"', name=error.name) from error
 
 from disam_jax import _gradient
+from disam_jax._passes import split_aux
 from disam_jax.variants import Variant
 
 
@@ -106,10 +107,9 @@ def value_and_grad(
             if jax.tree.structure(after) != structure:
                 raise ValueError(
                     "domain_loss_fn added or removed variables of the model (sow does), which a differentiated "
-                    "function "
-                    "cannot do. Create them before: call the model once on a batch."
+                    "function cannot do. Create them before: call the model once on a batch."
                 )
-            losses, aux = _split_aux(out, has_aux)
+            losses, aux = split_aux(out, has_aux, "domain_loss_fn")
             written = {i: new for i, new in enumerate(jax.tree.leaves(after)) if new is not before[i]}
             return losses, (aux, written)
 
@@ -145,22 +145,9 @@ def _model_among(args: tuple[Any, ...], argnums: int) -> Any:
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"argument {argnums} must be an nnx.Module, seen {type(model).__name__}. For a pytree of parameters "
-            f"(Linen, "
-            "Equinox, plain JAX) use disam_jax.value_and_grad."
+            "(Linen, Equinox, plain JAX) use disam_jax.value_and_grad."
         )
     return model
-
-
-def _split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
-    if not has_aux:
-        return out, None
-    if not (type(out) is tuple and len(out) == 2):
-        raise TypeError(
-            f"domain_loss_fn: with has_aux=True it must return (domain losses, aux), seen {type(out).__name__}. "
-            f"Return a "
-            "pair, or write has_aux=False."
-        )
-    return out
 
 
 def _check_training(model: Any) -> None:
