@@ -12,7 +12,7 @@ import optax
 from flax.training.train_state import TrainState
 
 import disam_jax
-from disam_jax.dg.digits import load_digits
+from disam_jax.dg.data.digits import load_digits
 
 
 class CNN(nn.Module):

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 import disam_jax.nnx
-from disam_jax.dg.digits import load_digits
+from disam_jax.dg.data.digits import load_digits
 
 
 class CNN(nnx.Module):

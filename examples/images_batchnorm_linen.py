@@ -18,7 +18,7 @@ import optax
 from flax.training import train_state
 
 import disam_jax
-from disam_jax.dg.digits import load_digits
+from disam_jax.dg.data.digits import load_digits
 
 
 class TrainState(train_state.TrainState):

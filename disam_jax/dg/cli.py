@@ -1,20 +1,28 @@
-"""The command line: `disam-jax compare`."""
+"""The command line: `disam-jax compare`, `sweep`, `report` and `list`."""
 
+import datetime
 import importlib.util
+import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.methods import Method
+    from disam_jax.dg.options import Compare, Report
+    from disam_jax.dg.results import Results
+    from disam_jax.dg.setting import Setting
 
-PACKAGES = ("rich", "matplotlib", "scipy", "sklearn", "skimage", "PIL")
+# Of a report with too many methods for one table.
+PRINTED = ("accuracy", "comparisons", "losses", "selection", "flops")
+PACKAGES = ("rich", "matplotlib", "scipy", "sklearn", "skimage", "PIL", "flax", "grain")
 
 
 def check(options: "Compare") -> None:
@@ -26,18 +34,26 @@ def check(options: "Compare") -> None:
     Raises:
         InputError: naming the option.
     """
-    from disam_jax.dg.features import check_image_size
-    from disam_jax.dg.report import check_out
+    from disam_jax.dg.report.write import check_out
 
     if options.seeds < 2:
         raise InputError(f"--seeds must be at least 2, got {options.seeds}: one seed has no standard error")
-    if options.steps is not None and options.steps < 1:
-        raise InputError(f"--steps must be at least 1, got {options.steps}")
     if options.rho is not None and not (math.isfinite(options.rho) and options.rho >= 0):
         raise InputError(f"--rho must be finite and not negative, got {options.rho}")
-    if options.lam is not None and not math.isfinite(options.lam):
-        raise InputError(f"--lam must be finite, got {options.lam}")
-    check_image_size(options.image_size)
+    if options.candidates < 1:
+        raise InputError(f"--candidates must be at least 1, got {options.candidates}")
+    if options.grid and options.candidates > 1:
+        raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    if options.runs_at_once is not None and options.runs_at_once < 1:
+        raise InputError(f"--runs-at-once must be at least 1, got {options.runs_at_once}")
+    if options.memory is not None and not options.memory > 0:
+        raise InputError(f"--memory must be positive, got {options.memory}")
+    if takes_features(options):
+        from disam_jax.dg.data.features import check_image_size
+
+        check_image_size(options.image_size)
+    elif options.image_size < 1:
+        raise InputError(f"--image-size must be at least 1, got {options.image_size}")
     check_out(options.out)
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -48,88 +64,222 @@ def _missing(package: str) -> str:
     return f'the package {package} is missing: pip install "disam-jax[dg]"'
 
 
-def target_indices(targets: Sequence[str], domain_names: Sequence[str], where: str) -> tuple[int, ...]:
-    """Indices of the domains to hold out.
+def takes_features(options: "Compare") -> bool:
+    """Whether images are turned into features for the network."""
+    return options.model in ("mlp", "linear")
 
-    Args:
-        targets: their names; empty means all.
-        domain_names: D names.
-        where: what has the domains, for the error.
 
-    Returns:
-        Indices, in the order given, each once.
+def parse_grid(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Values by name, from NAME=V,V,... each.
 
     Raises:
-        InputError: on a name that is no domain's.
+        InputError: on anything else.
 
     Example:
-        >>> target_indices(["sketch"], ["photo", "sketch"], "DIR")
-        (1,)
+        >>> parse_grid(["rho=0.05,0.1", "lam=1"])
+        {'rho': (0.05, 0.1), 'lam': (1.0,)}
     """
-    for name in targets:
-        if name not in domain_names:
-            raise InputError(f"unknown --target {name}: the domains of {where} are {', '.join(domain_names)}")
-    return tuple(dict.fromkeys(map(domain_names.index, targets))) or tuple(range(len(domain_names)))
+    grid = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        try:
+            grid[name.replace("-", "_")] = tuple(float(value) for value in values.split(","))
+        except ValueError as error:
+            raise InputError(f"--grid {text} must be NAME=V,V,... with numbers, as in rho=0.05,0.1") from error
+        if not equals:
+            raise InputError(f"--grid {text} must be NAME=V,V,... with numbers, as in rho=0.05,0.1")
+    return grid
 
 
-def compare(options: "Compare", command: str) -> None:
+def chosen_methods(options: "Compare") -> dict[str, "Method"]:
+    """The methods that the options name; with --penalty std, DISAM is the one with that penalty."""
+    from disam_jax.dg.methods import METHODS, find_methods
+
+    names = [name for each in options.method for name in each.split(",") if name]
+    found = find_methods(names)
+    if options.penalty != "variance":
+        control = "-control"
+        others = {
+            name: name.removesuffix(control) + f"-{options.penalty}" + control * name.endswith(control)
+            for name in found
+        }
+        found = {other if other in METHODS else name: METHODS.get(other, found[name]) for name, other in others.items()}
+    if not found:
+        raise InputError("--method names no method")
+    return found
+
+
+def make_setting(options: "Compare", kind: str) -> "Setting":
+    """What all runs share, by the kind of data where the options do not say.
+
+    Args:
+        options: from the command line.
+        kind: "digits", "features" or "pixels".
+
+    Returns:
+        Setting.
+    """
+    from disam_jax.dg.setting import DEFAULTS
+
+    setting = DEFAULTS[kind]
+    if options.model.startswith("resnet"):
+        setting = replace(setting, optimizer="adam", learning_rate=5e-5)
+    if options.optimizer is not None and options.optimizer != setting.optimizer:
+        rate = 1e-3 if options.optimizer == "adam" else DEFAULTS[kind].learning_rate
+        setting = replace(setting, optimizer=options.optimizer, learning_rate=rate)
+    given = {name: value for name in ("rho", "steps", "learning_rate") if (value := getattr(options, name)) is not None}
+    same = ("model", "lam", "weight_decay", "per_domain", "averaging", "augment", "dropout", "frozen_norm")
+    given |= {name: getattr(options, name) for name in same}
+    return replace(setting, **given, evaluations=min(options.evaluations, given.get("steps", setting.steps)))
+
+
+def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
     """Runs the comparison, prints the table and writes the files.
 
     Args:
         options: from the command line.
         command: what was typed, for the record.
+        resume_only: whether results of something else in the folder are an error instead of being replaced.
 
     Raises:
         InputError: if the options or the data cannot be used; nothing has been written then.
     """
     check(options)
     began = time.perf_counter()
+    methods = chosen_methods(options)
+    grid = parse_grid(options.grid)
 
-    from disam_jax.dg import digits, folder, protocol, report, summary
+    from disam_jax.dg import search, sweep
+    from disam_jax.dg.data.open import StreamedImages, open_data
+    from disam_jax.dg.models.registry import make_network
     from disam_jax.dg.progress import progress_bar
+    from disam_jax.dg.setting import check_setting, kind_of
+    from disam_jax.dg.streamed import pixel_budget
 
+    memory_budget = None if options.memory is None else int(options.memory * 2**30)
     with progress_bar() as show:
-        if options.data is None:
-            targets = target_indices(options.target, tuple(digits.SHIFTS), "the digits")
-            data = digits.load_digits()
-            defaults = protocol.DIGITS
-        else:
-            listed = folder.list_images(options.data)
-            targets = target_indices(options.target, listed.domain_names, str(options.data))
-            data = folder.load_folder(
-                listed,
-                options.image_size,
-                lambda done, total: show("reading images", done, total),
-            )
-            defaults = protocol.FOLDER
-        rho = defaults.rho if options.rho is None else options.rho
-        lam = defaults.lam[options.penalty] if options.lam is None else options.lam
-        steps = defaults.training.steps if options.steps is None else options.steps
-        training = replace(defaults.training, steps=steps, penalty=options.penalty)
-        methods = protocol.three_methods(rho, lam)
-        names = [method.name for method in methods]
-        runs = options.seeds * len(targets)
+        data = open_data(
+            options.data,
+            data_dir=options.data_dir,
+            image_size=options.image_size,
+            features=takes_features(options),
+            split_files=options.split_files,
+            duplicates=options.duplicates,
+            allow_missing_classes=options.allow_missing_classes,
+            stream=options.stream,
+            most_bytes=pixel_budget(memory_budget),
+            on_progress=lambda done, total: show("reading images", done, total),
+        )
+        if isinstance(data, StreamedImages):
+            print(f"reading the images of {data.name} from disk as they are needed", file=sys.stderr)
+        setting = make_setting(options, kind_of(data))
+        check_setting(setting)
+        search.check_grid(grid, methods)
+        targets = sweep.check_targets(options.target, data.domain_names, data.name)
+        widths = {"hidden": (setting.hidden,)} if setting.model == "mlp" else {}
+        network = make_network(
+            setting.model,
+            data.inputs.shape[1:],
+            len(data.class_names),
+            dropout=setting.dropout,
+            frozen_norm=setting.frozen_norm,
+            **widths,
+        )
+        candidates = {
+            name: search.grid_candidates(method, setting, grid)
+            if grid
+            else search.random_candidates(method, setting, options.candidates, seed=0)
+            for name, method in methods.items()
+        }
+        results, cost = sweep.run_sweep(
+            data,
+            network,
+            setting,
+            methods,
+            sweep.Plan(candidates, targets, tuple(range(options.seeds))),
+            options.out,
+            command=command,
+            replace=not resume_only,
+            most_at_once=options.runs_at_once,
+            memory_budget=memory_budget,
+            on_progress=show,
+        )
+    report(results, options.select, options.out, cost, command, time.perf_counter() - began)
 
-        def on_progress(name: str, done: int) -> None:
-            before = names.index(name) * steps
-            show(f"training {name}, {runs} runs at once", before + done, len(names) * steps)
 
-        histories = protocol.compare(data, training, methods, options.seeds, targets, on_progress)
+def report(
+    results: "Results",
+    criterion: str,
+    out: Path,
+    cost: Mapping[str, Mapping[str, Any]] | None,
+    command: str,
+    seconds: float | None,
+) -> None:
+    """Prints the table and writes all files of the report.
 
-    summarised = summary.summarise(histories)
-    heading = report.title(data, training, rho, lam, options.seeds)
-    rows = summary.table_rows(summarised, data.domain_names)
-    extra = {"rho": rho, "lam": lam}
-    if options.data is not None:
-        extra["image_size"] = options.image_size
-    found = report.results(data, training, methods, summarised, command, extra)
-    found["seconds"] = round(time.perf_counter() - began, 1)
-    contents = report.files(found, summarised, data.domain_names, rows, heading)
-    report.write_files(options.out, contents)
+    Args:
+        results: of the runs.
+        criterion: by which runs and points are chosen.
+        out: the folder.
+        cost: of each method, if runs were trained just now.
+        command: what was typed.
+        seconds: that it took, if runs were trained just now.
+    """
+    from disam_jax.dg.report import formats, write
+    from disam_jax.dg.report.summary import findings, summarise
+    from disam_jax.dg.selection import CRITERIA
 
-    definitions = report.notes(len(data.domain_names), len(summarised.steps) - 1)
-    written = f"written to {options.out}: {', '.join(contents)}"
-    report.print_table(rows, heading, [*found["findings"], "", *definitions, "", written])
+    contents = write.report_files(results, criterion, cost)
+    if seconds is not None:
+        record = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "seconds": round(seconds, 1),
+            "machine": write.machine(),
+            "versions": write.versions(),
+            "cost": cost,
+        }
+        contents["record.json"] = (json.dumps(record, indent=1) + "\n").encode()
+    write.write_files(out, contents)
+    summaries = {each: summarise(results, each) for each in CRITERIA}
+    made = write.report_tables(results, summaries, criterion)
+    for name in ("compare",) if "compare" in made else PRINTED:
+        if name in made:
+            formats.print_table(made[name])
+            print()
+    found = findings(summaries[criterion])
+    formats.print_lines([*found, *results.header["notes"], "", f"written to {out}: {', '.join(sorted(contents))}"])
+
+
+def run_report(options: "Report", command: str) -> None:
+    """Makes the report of a folder's results again."""
+    from disam_jax.dg.store import complete_part, load_results
+
+    results = complete_part(load_results(options.out))
+    report(results, options.select, options.out, None, command, None)
+
+
+def run_list() -> None:
+    """Prints the methods, networks and data sets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from disam_jax.dg.data.open import names
+    from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.models.registry import MODELS
+
+    console = Console(highlight=False, markup=False)
+    lists = {
+        "methods": {name: f"{method.note} ({', '.join(method.hyper) or 'no own'})" for name, method in METHODS.items()},
+        "networks": {name: entry.summary for name, entry in MODELS.items()},
+        "data sets": dict.fromkeys(names(), ""),
+    }
+    for title, entries in lists.items():
+        table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+        for name, note in entries.items():
+            table.add_row(name, note)
+        console.print(table)
+        console.print()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,17 +311,24 @@ def run(arguments: Sequence[str]) -> int:
     """Parses the arguments and does what they ask."""
     import tyro
 
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.options import Compare, List, Report, Sweep
 
     options = tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare},
+        {"compare": Compare, "sweep": Sweep, "report": Report, "list": List},
         prog="disam-jax",
         description="Domain-inspired sharpness-aware minimisation (DISAM), measured.",
         args=arguments,
         # Not giving an option is how to ask for its default; "None" is a path like any other.
         config=(tyro.conf.DisallowNone,),
     )
-    compare(options, shlex.join(["disam-jax", *arguments]))
+    command = shlex.join(["disam-jax", *arguments])
+    match options:
+        case List():
+            run_list()
+        case Report():
+            run_report(options, command)
+        case _:
+            run_compare(options, command, resume_only=isinstance(options, Sweep))
     return 0
 
 

@@ -9,20 +9,39 @@ from tyro.conf import arg
 
 @dataclass(frozen=True)
 class Compare:
-    """Train ERM, SAM and DISAM by leave-one-domain-out and print what differs.
+    """Train methods by leave-one-domain-out and print what differs.
 
-    Without --data, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and
-    it takes about half a minute. With it, on a folder of images.
+    By default ERM, SAM and DISAM, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and it
+    takes about half a minute.
 
-    Every method starts from the same weights and sees the same batches. Prints one table and writes
-    results.json, table.md, domain_losses.png and domain_losses.pdf.
+    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
+    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; results
+    of anything else in --out are replaced.
     """
 
-    data: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the digits)")] = None
-    """Folder of images, DIR/domain/class/*.jpg (or .jpeg, .png)."""
+    data: Annotated[str, arg(metavar="NAME|PATH")] = "digits"
+    """What to train on: digits, digits-rotated; pacs, vlcs, office_home, terra_incognita, domain_net (in --data-dir, as
+    DomainBed stores them); a folder of DIR/domain/class/*.jpg (or .jpeg, .png); an .npz file of arrays x, y, domain."""
+
+    data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """DomainBed's data folder, for the data sets that are given by name."""
+
+    split_files: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: 80/20 by seed)")] = None
+    """Folder of text lists that say which images train and which validate."""
+
+    duplicates: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: the one beside the images)")
+    ] = None
+    """DomainNet's list of images to leave out."""
+
+    allow_missing_classes: bool = False
+    """Whether a domain of an .npz file may lack a class that another one has."""
 
     image_size: Annotated[int, arg(metavar="PIXELS")] = 64
-    """Side to which the images of --data are scaled, a multiple of 4."""
+    """Side to which images are scaled; a multiple of 4 for --model mlp and linear."""
+
+    stream: Annotated[bool, arg(help_behavior_hint="(default: if their pixels take more than --memory)")] = False
+    """Read images from disk as they are needed, for conv and resnets; the results are the same."""
 
     target: Annotated[
         tuple[str, ...],
@@ -30,29 +49,123 @@ class Compare:
     ] = ()
     """Domains to hold out, one after the other."""
 
+    method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("erm", "sam", "disam")
+    """Methods to train, also separated by commas; `all` for all of them. See `disam-jax list`."""
+
+    penalty: Literal["variance", "std"] = "variance"
+    """How `disam` measures differences between the domain losses; std is the scale-free one."""
+
+    model: Literal["mlp", "linear", "conv", "resnet18", "resnet50"] = "mlp"
+    """Network. mlp and linear get images as 176 features, the others get pixels."""
+
     rho: Annotated[
         float | None,
-        arg(metavar="FLOAT", help_behavior_hint="(default: 0.1 for digits, 0.5 for --data)"),
+        arg(metavar="FLOAT", help_behavior_hint="(default: 0.1 for digits, 0.5 for features, 0.05 for pixels)"),
     ] = None
-    """Length of the perturbation of SAM and DISAM."""
+    """Length of the perturbation; adaptive methods take ten times that."""
 
     lam: Annotated[
         float | None,
-        arg(metavar="FLOAT", help_behavior_hint="(default: 1, 0.4 for --penalty std)"),
+        arg(metavar="FLOAT", help_behavior_hint="(default: 1, 0.4 for the std penalty)"),
     ] = None
     """Weight of the penalty in DISAM's ascent objective; negative for a control of wrong sign."""
 
-    penalty: Literal["variance", "weighted_variance", "std"] = "variance"
-    """How the ascent objective measures differences between the domain losses."""
+    learning_rate: Annotated[
+        float | None,
+        arg(metavar="FLOAT", help_behavior_hint="(default: by data and optimizer)"),
+    ] = None
+    """Of the optimizer."""
+
+    weight_decay: Annotated[float, arg(metavar="FLOAT")] = 0.0
+    """Added to the gradient, times the weights."""
+
+    candidates: Annotated[int, arg(metavar="N")] = 1
+    """Choices of hyperparameters for each method, target and seed: the defaults, and N - 1 random draws from
+    DomainBed's ranges (ours for rho, lam and SGD), the same draws for every method."""
+
+    grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
+    """Instead of random draws, all combinations of these values, as in `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""
+
+    select: Literal["validation", "oracle", "last"] = "last"
+    """Which point of training and which candidate the printed table reports: by the source domains' validation splits,
+    by the target's, or the last step of the defaults. The report has all three."""
+
+    optimizer: Annotated[
+        Literal["sgd", "adam"] | None,
+        arg(metavar="{sgd,adam}", help_behavior_hint="(default: sgd, adam for resnets)"),
+    ] = None
+    """Stochastic gradient descent with momentum 0.9, or Adam."""
+
+    averaging: Literal["none", "ema", "swad"] = "none"
+    """Average of the weights along training, on top of every method."""
+
+    augment: bool = False
+    """Random crops, flips, colours and grey, for pixels."""
+
+    dropout: Annotated[float, arg(metavar="FLOAT")] = 0.0
+    """Probability, before the last layer."""
+
+    frozen_norm: bool = False
+    """Batch normalisation with fixed statistics, as in DomainBed; for pretrained networks."""
+
+    per_domain: Annotated[int, arg(metavar="N")] = 16
+    """Examples of each source domain in a batch."""
 
     seeds: Annotated[int, arg(metavar="N")] = 10
     """Number of seeds, at least 2."""
 
     steps: Annotated[
         int | None,
-        arg(metavar="N", help_behavior_hint="(default: 400 for digits, 2000 for --data)"),
+        arg(metavar="N", help_behavior_hint="(default: 400 for digits, 2000 for features, 600 for pixels)"),
     ] = None
     """Optimizer steps of each run."""
 
+    evaluations: Annotated[int, arg(metavar="N")] = 20
+    """How many times runs are measured along training."""
+
+    runs_at_once: Annotated[
+        int | None,
+        arg(metavar="N", help_behavior_hint="(default: 256; 1 for pixels on a CPU)"),
+    ] = None
+    """The largest number of runs in one compiled program."""
+
+    memory: Annotated[
+        float | None,
+        arg(metavar="GIB", help_behavior_hint="(default: half of what is free)"),
+    ] = None
+    """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
+
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
-    """Folder for the files, made if need be; those of an earlier run are replaced."""
+    """Folder for the files, made if need be."""
+
+
+@dataclass(frozen=True)
+class Sweep(Compare):
+    """Train many runs, resumably: all methods, tuned at equal budgets.
+
+    The same as compare with other defaults, and it never replaces results of anything else. Killed at any moment and
+    started again with the same command, it goes on where it was and ends with the same tables.
+    """
+
+    method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("all",)
+    candidates: Annotated[int, arg(metavar="N")] = 5
+    select: Literal["validation", "oracle", "last"] = "validation"
+    seeds: Annotated[int, arg(metavar="N")] = 20
+    evaluations: Annotated[int, arg(metavar="N")] = 10
+    out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-sweep")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make the tables and figures of a folder's results again, also while they are still coming."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder with results.jsonl."""
+
+    select: Literal["validation", "oracle", "last"] = "validation"
+    """Which point of training and which candidate is reported."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the methods, networks and data sets."""

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-Show = Callable[[str, int, int], None]
+Show = Callable[[str, float, float], None]
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def progress_bar() -> Iterator[Show]:
     with bar:
         task, current = None, None
 
-        def show(description: str, done: int, total: int) -> None:
+        def show(description: str, done: float, total: float) -> None:
             nonlocal task, current
             if task is None or current != total:
                 if task is not None:

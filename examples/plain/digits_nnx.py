@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from disam_jax.dg.digits import load_digits
+from disam_jax.dg.data.digits import load_digits
 
 
 class CNN(nnx.Module):

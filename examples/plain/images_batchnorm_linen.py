@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax.training import train_state
 
-from disam_jax.dg.digits import load_digits
+from disam_jax.dg.data.digits import load_digits
 
 
 class TrainState(train_state.TrainState):

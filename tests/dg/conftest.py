@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disam_jax.dg.domains import join_domains
+from disam_jax.dg.data.domains import join_domains
 
 
 def save_image(path, seed):

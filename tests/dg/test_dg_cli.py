@@ -10,14 +10,23 @@ import time
 import numpy as np
 import pytest
 
-from disam_jax.dg import cli, protocol
+from disam_jax.dg import cli, sweep
 
-FILES = {"results.json", "table.md", "domain_losses.png", "domain_losses.pdf"}
+FILES = {
+    "results.json",
+    "results.jsonl",
+    "record.json",
+    "runs.csv",
+    "table.md",
+    "domain_losses.png",
+    "domain_losses.pdf",
+}
 
 
 def refused(capsys, *arguments):
     """The one line that says why."""
-    assert cli.main(["compare", *map(str, arguments)]) == 2
+    command = [] if arguments and arguments[0] == "report" else ["compare"]
+    assert cli.main([*command, *map(str, arguments)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("disam-jax: error: ")
@@ -77,7 +86,7 @@ def empty_image(root):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (missing_folder, "no such folder"),
+        (missing_folder, "is neither a known name nor a folder"),
         (one_domain, "only one domain, sketch"),
         (no_domain, "no domain"),
         (missing_class, "class missing in a domain"),
@@ -97,8 +106,8 @@ def test_a_bad_folder_is_refused(image_folder, tmp_path, capsys, damage, reason)
 
 def test_an_unknown_target_is_refused(image_folder, tmp_path, capsys):
     message = refused(capsys, "--data", image_folder, "--target", "photo", "moon", "--out", tmp_path / "out")
-    assert f"unknown --target moon: the domains of {image_folder} are art, photo, sketch" in message
-    assert "unknown --target moon: the domains of the digits" in refused(capsys, "--target", "moon")
+    assert f"unknown --target moon: the domains of {image_folder.name} are art, photo, sketch" in message
+    assert "unknown --target moon: the domains of digits are clean" in refused(capsys, "--target", "moon")
     assert not (tmp_path / "out").exists()
 
 
@@ -112,6 +121,20 @@ def test_an_unknown_target_is_refused(image_folder, tmp_path, capsys):
         ("--rho", "nan", "--rho must be finite"),
         ("--rho", "inf", "--rho must be finite"),
         ("--lam", "nan", "--lam must be finite"),
+        ("--learning-rate", "-1", "--learning-rate must be positive and finite, got -1"),
+        ("--per-domain", "0", "--per-domain must be at least 1, got 0"),
+        ("--candidates", "0", "--candidates must be at least 1, got 0"),
+        ("--memory", "0", "--memory must be positive, got 0"),
+        ("--runs-at-once", "0", "--runs-at-once must be at least 1, got 0"),
+        ("--method", "erm,adam", "unknown --method adam: the methods are ERM, SAM, DISAM"),
+        ("--grid", "rho", "--grid rho must be NAME=V,V,..."),
+        ("--grid", "rho=a", "--grid rho=a must be NAME=V,V,..."),
+        ("--grid", "size=1", "unknown hyperparameter size in --grid: these methods have"),
+        ("--grid", "rho=-1", "--grid rho must not be negative, got -1"),
+        ("--grid", "lam=nan", "--grid lam needs finite values"),
+        ("--model", "conv", "conv"),
+        ("--data", "imagenet", "imagenet is neither a known name nor a folder"),
+        ("--data", "pacs", "PACS is read from a data directory"),
         ("--image-size", "0", "--image-size must be a multiple of 4, at least 8, got 0"),
         ("--image-size", "30", "--image-size must be a multiple of 4, at least 8, got 30"),
     ],
@@ -156,14 +179,66 @@ def test_a_missing_package_that_is_not_ours_to_name_is_not_hidden(monkeypatch):
         cli.main([])
 
 
-def test_an_interruption_leaves_nothing(tmp_path, capsys, monkeypatch):
-    def interrupted(*args):
+def test_an_interruption_keeps_what_was_finished(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protocol, "compare", interrupted)
+    monkeypatch.setattr(sweep, "run_sweep", interrupted)
     assert cli.main(["compare", "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "disam-jax: interrupted\n"
-    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err.startswith("disam-jax: interrupted")
+
+
+@pytest.mark.parametrize("command", ["sweep", "compare"])
+def test_results_of_something_else(tmp_path, capsys, command):
+    """A sweep never replaces them; a comparison does, as its help says."""
+    (tmp_path / "results.jsonl").write_text('{"header":{"schema":2,"data":{"name":"others"}}}\n')
+    arguments = [
+        command,
+        "--method",
+        "erm",
+        "--seeds",
+        "2",
+        "--steps",
+        "2",
+        "--target",
+        "clean",
+        "--out",
+        str(tmp_path),
+    ]
+    if command == "sweep":
+        assert cli.main([*arguments, "--candidates", "1"]) == 2
+        assert "holds results of something else" in capsys.readouterr().err
+        assert (tmp_path / "results.jsonl").read_text().count("\n") == 1
+    else:
+        assert cli.main(arguments) == 0
+        assert "others" not in (tmp_path / "results.jsonl").read_text()
+
+
+def test_a_report_without_results(tmp_path, capsys):
+    assert "cannot read" in refused(capsys, "report", "--out", tmp_path)
+
+
+def test_the_list_names_everything(capsys):
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("GSAM+DISAM-std", "GroupDRO", "CORAL+DISAM", "resnet50", "TerraIncognita", "digits-rotated"):
+        assert name in printed, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--method", "erm,SAM", "disam"], ["ERM", "SAM", "DISAM"]),
+        (["--penalty", "std"], ["ERM", "SAM", "DISAM-std"]),
+        (["--method", "asam+disam", "disam-control", "--penalty", "std"], ["ASAM+DISAM-std", "DISAM-std-control"]),
+    ],
+)
+def test_methods_by_name(arguments, names):
+    import tyro
+
+    from disam_jax.dg.options import Compare
+
+    assert list(cli.chosen_methods(tyro.cli(Compare, args=arguments))) == names
 
 
 def test_help_needs_no_heavy_package():
@@ -181,13 +256,13 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("Train ERM, SAM and DISAM by leave-one-domain-out") == 2
+    assert done.stdout.count("Train methods by leave-one-domain-out") == 2
     assert "--image-size PIXELS" in done.stdout
 
 
-def test_target_indices():
-    assert cli.target_indices((), "abc", "") == (0, 1, 2)
-    assert cli.target_indices("cac", "abc", "") == (2, 0)
+def test_targets_by_name():
+    assert sweep.check_targets((), "abc", "") == (0, 1, 2)
+    assert sweep.check_targets("cac", "abc", "") == (2, 0)
 
 
 def test_digits_from_end_to_end(tmp_path, capsys):
@@ -197,23 +272,26 @@ def test_digits_from_end_to_end(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert max(map(len, printed.out.splitlines())) <= 80
-    assert set(os.listdir(out)) == FILES
+    assert set(os.listdir(out)) >= FILES
     found = json.loads((out / "results.json").read_text())
-    assert found["command"] == "disam-jax " + " ".join(arguments)
-    assert found["methods"]["DISAM"]["lam"] == -0.5
-    assert np.shape(found["methods"]["DISAM"]["accuracy"]) == (2, 6)
-    assert list(found["data"]["domains"].values()) == [300, 300, 300, 299, 299, 299]
+    assert found["header"]["command"] == "disam-jax " + " ".join(arguments)
+    assert found["header"]["candidates"]["DISAM"][0]["lam"] == -0.5
+    methods = found["criteria"]["last"]["methods"]
+    assert np.shape(methods["DISAM"]["scores"]["accuracy"]) == (2, 6)
+    assert list(found["header"]["data"]["domains"].values()) == [300, 300, 300, 299, 299, 299]
     for name in ("clean", "rotation", "inversion", "blur", "noise", "texture", "mean", "spread at w + e"):
         assert re.search(rf"^ *{re.escape(name)} .*±.*±.*±.*±", printed.out, re.MULTILINE), name
     for sentence in found["findings"]:
         assert sentence in " ".join(printed.out.split())
-    mean = found["summary"]["SAM"]["worst_loss"]["mean"]
-    assert f"{mean:.3f} ±" in printed.out
+    assert f"{methods['SAM']['overall']['worst_loss']['mean']:.3f} ±" in printed.out
 
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert cli.main(arguments) == 0
-    again = json.loads((out / "results.json").read_text())
-    for key in ("methods", "summary", "findings", "settings", "data"):
-        assert again[key] == found[key]
+    different = {name for name in before if before[name] != (out / name).read_bytes()}
+    assert different <= {"record.json", "cost.md", "cost.csv", "cost.tex"}
+    capsys.readouterr()
+    assert cli.main(["report", "--out", str(out), "--select", "last"]) == 0
+    assert (out / "table.md").read_bytes() == before["table.md"]
 
 
 @pytest.mark.slow
@@ -224,12 +302,34 @@ def test_a_folder_from_end_to_end(image_folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out.startswith("pictures, leave one domain out: 2 seeds, 2 steps, rho 0.5, lam 0.4")
-    assert set(os.listdir(out)) == FILES
+    assert set(os.listdir(out)) >= FILES
     found = json.loads((out / "results.json").read_text())
     assert found["targets"] == ["sketch", "art"]
-    assert found["settings"]["penalty"] == "std"
-    assert found["settings"]["image_size"] == 16
-    assert found["data"]["features"] == 176
+    assert found["header"]["data"]["shape"] == [176]
+    assert list(found["header"]["methods"]) == ["ERM", "SAM", "DISAM-std"]
+    assert "Domain art has" in " ".join(printed.out.split())
+
+
+@pytest.mark.slow
+def test_pixels_from_end_to_end(image_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    data = ["--data", str(image_folder), "--image-size", "16", "--target", "sketch", "--model", "conv", "--augment"]
+    data += ["--averaging", "ema", "--method", "erm,disam", "--candidates", "2", "--select", "validation"]
+    assert cli.main(["compare", *data, "--seeds", "2", "--steps", "2", "--out", str(out)]) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["header"]["data"]["shape"] == [16, 16, 3]
+    assert found["header"]["setting"]["augment"] is True
+
+
+@pytest.mark.slow
+def test_arrays_from_end_to_end(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    domain = np.repeat(np.arange(3), 30)
+    np.savez(tmp_path / "sites.npz", x=rng.normal(domain[:, None], 1.0, (90, 5)), y=np.arange(90) % 2, domain=domain)
+    out = tmp_path / "out"
+    arguments = ["--data", str(tmp_path / "sites.npz"), "--seeds", "2", "--steps", "3", "--out", str(out)]
+    assert cli.main(["compare", *arguments]) == 0
+    assert "sites, leave one domain out" in capsys.readouterr().out
 
 
 def test_a_diverged_run_is_shown(tmp_path, capsys, nans_allowed):
@@ -249,9 +349,11 @@ def test_the_default_run_is_quick_and_shows_its_effect(tmp_path):
     assert time.perf_counter() - began < 120.0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(found["seeds"]) == 10
-    difference = found["summary"]["DISAM - SAM"]
-    assert difference["spread"]["mean"] < -2.0 * difference["spread"]["error"]
-    assert difference["perturbed_spread"]["mean"] < -2.0 * difference["perturbed_spread"]["error"]
+    last = found["criteria"]["last"]
+    for quantity in ("spread", "perturbed_spread"):
+        (against_sam,) = (each for each in last["comparisons"][quantity] if each["baseline"] == "SAM")
+        assert against_sam["method"] == "DISAM"
+        assert against_sam["interval"][1] < 0.0
     # It learns, and what it has learned carries over to some of the shifts.
-    assert found["summary"]["ERM"]["accuracy"]["mean"] > 40.0
-    assert found["summary"]["ERM"]["accuracy_by_target"]["clean"]["mean"] > 80.0
+    assert last["methods"]["ERM"]["overall"]["accuracy"]["mean"] > 40.0
+    assert last["methods"]["ERM"]["accuracy_by_target"]["mean"][0] > 80.0

@@ -1,9 +1,13 @@
+from functools import partial
+
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn import datasets
+from sklearn.model_selection import StratifiedKFold
 
-from disam_jax.dg import digits
-from disam_jax.dg.domains import join_domains
+from disam_jax.dg.data import digits
+from disam_jax.dg.data.domains import join_domains
 
 IMAGES = np.asarray(datasets.load_digits(return_X_y=True)[0], np.float64).reshape(-1, 8, 8) / 16.0
 LABELS = np.asarray(datasets.load_digits(return_X_y=True)[1], np.int32)
@@ -46,6 +50,42 @@ def test_shifts_do_what_their_names_say():
     assert 0.2 < paper.mean() < 0.6
 
 
+# The transpose is a mirror image: a quarter turn to the left is the mirror image of the transpose upside down.
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(0.0, IMAGES), (90.0, IMAGES.transpose(0, 2, 1)[:, ::-1]), (180.0, IMAGES[:, ::-1, ::-1])]
+)
+def test_a_rotation_is_counter_clockwise(degrees, expected):
+    turned = digits.rotation(IMAGES, np.random.default_rng(0), degrees=degrees)
+    np.testing.assert_allclose(turned, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        (partial(digits.blur, sigma=0.0), IMAGES),
+        (partial(digits.noise, deviation=0.0), IMAGES),
+        (partial(digits.texture, faintest=0.0, strongest=0.0), IMAGES),
+        (partial(digits.noise, deviation=0.1), IMAGES + 0.1 * np.random.default_rng(4).standard_normal(IMAGES.shape)),
+        (partial(digits.blur, sigma=2.0), ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(IMAGES, 2.0, 1), 2.0, 2)),
+    ],
+)
+def test_the_parameter_of_a_shift_is_its_strength(shift, expected):
+    np.testing.assert_allclose(shift(IMAGES, np.random.default_rng(4)), np.clip(expected, 0.0, 1.0), atol=1e-9)
+
+
+def test_stripes_repeat_after_four_pixels_and_are_as_strong_as_asked():
+    paper = digits.texture(np.zeros((400, 8, 8)), np.random.default_rng(0), faintest=0.2, strongest=0.4)
+    np.testing.assert_allclose(paper[:, :, :4], paper[:, :, 4:], atol=1e-9)
+    # Along one of the two diagonals nothing changes.
+    down = np.abs(paper[:, 1:, 1:] - paper[:, :-1, :-1]).max((1, 2))
+    up = np.abs(paper[:, 1:, :-1] - paper[:, :-1, 1:]).max((1, 2))
+    assert (np.minimum(down, up) < 1e-9).all()
+    assert 0.4 < (down < 1e-9).mean() < 0.6
+    strength = np.ptp(paper, (1, 2))
+    assert strength.min() > 0.14
+    assert 0.35 < paper.max() <= 0.4
+
+
 def test_no_digit_is_dealt_twice_and_all_are_dealt():
     groups = digits.deal(LABELS, 6, seed=0)
     np.testing.assert_array_equal(np.sort(np.concatenate(groups)), np.arange(1797))
@@ -68,6 +108,54 @@ def test_the_domains_are_disjoint_and_labelled_right():
     np.testing.assert_array_equal(labels, data.labels[data.domain_ids == 2])
     clean = {image.tobytes() for image in data.inputs[data.domain_ids == 0]}
     assert not clean & {image.tobytes() for image in inverted}
+
+
+# Groups, seeds and parameters as at the first release: results of different versions can be compared.
+def test_the_six_domains_are_the_same_as_ever():
+    data = digits.load_digits(seed=3)
+    folds = StratifiedKFold(6, shuffle=True, random_state=3).split(LABELS, LABELS)
+    groups = [group for _, group in folds]
+    np.testing.assert_array_equal(data.labels, LABELS[np.concatenate(groups)])
+    rng = np.random.default_rng([3, 4])
+    noisy = np.clip(IMAGES[groups[4]] + 0.5 * rng.standard_normal((len(groups[4]), 8, 8)), 0.0, 1.0)
+    np.testing.assert_allclose(data.inputs[data.domain_ids == 4], noisy.reshape(-1, 64), atol=1e-6)
+    for place, name in enumerate(digits.SHIFTS):
+        expected = digits.SHIFTS[name](IMAGES[groups[place]], np.random.default_rng([3, place]))
+        np.testing.assert_array_equal(
+            data.inputs[data.domain_ids == place], expected.reshape(-1, 64).astype(np.float32)
+        )
+
+
+def test_rotated_digits_are_six_angles_of_different_digits():
+    data = digits.load_rotated_digits(seed=2)
+    assert data.name == "digits-rotated"
+    assert data.domain_names == ("0", "15", "30", "45", "60", "75")
+    assert data.inputs.shape == (1797, 64)
+    groups = digits.deal(LABELS, 6, seed=2)
+    for place, group in enumerate(groups):
+        turned = ndimage.rotate(IMAGES[group], 15.0 * place, axes=(1, 2), reshape=False, order=1)
+        mine = data.inputs[data.domain_ids == place]
+        np.testing.assert_allclose(mine, np.clip(turned, 0, 1).reshape(-1, 64), atol=1e-6)
+    np.testing.assert_array_equal(data.inputs[:300], IMAGES[groups[0]].reshape(-1, 64).astype(np.float32))
+
+
+def test_a_mixture_of_ones_own():
+    data = digits.make_digits({"plain": digits.clean, "negative": digits.inversion}, "mine", seed=5)
+    assert (data.name, data.domain_names) == ("mine", ("plain", "negative"))
+    groups = digits.deal(LABELS, 2, seed=5)
+    np.testing.assert_allclose(data.inputs[data.domain_ids == 1], 1 - IMAGES[groups[1]].reshape(-1, 64), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "message"),
+    [
+        ({"plain": digits.clean}, "at least two shifts"),
+        ({"plain": digits.clean, "cut": lambda images, rng: images[:, :4]}, "the shift 'cut' must keep the shape"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(shifts, message):
+    with pytest.raises(ValueError, match=message):
+        digits.make_digits(shifts, "mine")
 
 
 def test_the_seed_decides_everything():

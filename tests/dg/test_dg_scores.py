@@ -1,189 +1,238 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from synthetic_results import COMPARE, diverge, make_results
 
-from disam_jax.dg.protocol import History
-from disam_jax.dg.scores import score, source_losses
-from disam_jax.dg.statistics import Estimate, estimate, paired, shown
-from disam_jax.dg.summary import findings, summarise, table_rows
-
-HELD_OUT = np.array([[True, False, False], [False, False, True]])
-
-
-def history(seed=0, shift=0.0):
-    """Three points, four seeds, two targets of three domains."""
-    rng = np.random.default_rng(seed)
-    losses = rng.uniform(0.5, 2.0, (3, 4, 2, 3)) + shift
-    return History(np.array([0, 5, 9]), rng.uniform(0, 1, (3, 4, 2, 3)), losses, losses + 0.5, HELD_OUT)
+from disam_jax.dg.report.scores import QUANTITIES, score, without
+from disam_jax.dg.report.statistics import permutation_test
+from disam_jax.dg.report.summary import diverged_runs, few_seeds, findings, summarise, title
+from disam_jax.dg.selection import Selected, select
 
 
-def test_estimate_in_closed_form():
-    found = estimate(np.array([[1.0, 5.0], [3.0, 5.0]]))
-    np.testing.assert_allclose(found.mean, [2.0, 5.0])
-    np.testing.assert_allclose(found.error, [1.0, 0.0])  # sd sqrt(2), over sqrt(2)
+def test_without_keeps_the_order():
+    values = np.arange(12.0).reshape(2, 2, 3)
+    np.testing.assert_array_equal(without(values, np.array([0, 2])), [[[1, 2], [4, 5]], [[6, 7], [9, 10]]])
 
 
-def test_the_error_shrinks_with_the_root_of_the_number_of_seeds():
-    values = np.random.default_rng(0).normal(0.0, 3.0, 900)
-    assert estimate(values).error == pytest.approx(0.1, rel=0.05)
-
-
-def test_one_seed_has_no_error():
-    with pytest.raises(ValueError, match="at least two seeds, got 1"):
-        estimate(np.array([1.0]))
-
-
-def test_pairing_takes_out_what_seeds_share():
-    shared = np.array([0.0, 10.0, 100.0])
-    found = paired(shared + np.array([1.0, 2.0, 3.0]), shared)
-    assert found.mean == pytest.approx(2.0)
-    assert found.error == pytest.approx(1.0 / np.sqrt(3.0))
-    assert estimate(shared).error > 30.0
-
-
-@pytest.mark.parametrize(
-    ("mean", "error", "expected"), [(2.1, 1.0, True), (-2.1, 1.0, True), (2.0, 1.0, False), (0.0, 0.0, False)]
-)
-def test_two_standard_errors(mean, error, expected):
-    assert shown(Estimate(np.array(mean), np.array(error))) is expected
-
-
-def test_source_losses_keep_the_order():
-    losses = np.arange(12.0).reshape(2, 2, 3)
-    np.testing.assert_array_equal(source_losses(losses, HELD_OUT), [[[1, 2], [3, 4]], [[7, 8], [9, 10]]])
-
-
-def test_scores_against_a_loop():
-    told = history()
-    found = score(told)
-    for seed in range(4):
-        for place, held_out in enumerate((0, 2)):
-            sources = [d for d in range(3) if d != held_out]
-            at_w = [told.losses[p, seed, place, sources] for p in range(3)]
-            perturbed = [told.perturbed_losses[p, seed, place, sources] for p in range(3)]
-            assert found.accuracy[seed, place] == pytest.approx(100 * told.accuracy[-1, seed, place, held_out])
-            assert found.spread[seed, place] == pytest.approx((np.std(at_w[1]) + np.std(at_w[2])) / 2)
-            assert found.perturbed_spread[seed, place] == pytest.approx(
-                (np.std(perturbed[1]) + np.std(perturbed[2])) / 2
-            )
-            assert found.mean_loss[seed, place] == pytest.approx(at_w[2].mean())
-            assert found.worst_loss[seed, place] == pytest.approx(at_w[2].max())
+@pytest.mark.parametrize("criterion", ["validation", "last"])
+def test_scores_against_a_loop(criterion):
+    results = make_results(grid=({"rho": 0.1}, {"rho": 0.2}))
+    odd = [index for index, run in enumerate(results.runs) if run.seed % 2]
+    results.accuracy[odd, -1] -= 0.3  # so that an earlier point is chosen
+    selected = select(results, criterion)
+    assert (selected.point < 3).any() == (criterion == "validation")
+    found = score(results, selected)
+    assert found.accuracy.shape == (3, 4, 3)
+    for at in np.ndindex(3, 4, 3):
+        run, point = int(selected.run[at]), int(selected.point[at])
+        target = results.runs[run].target
+        sources = [d for d in range(3) if d != target]
+        losses = results.losses[run][:, 0][:, sources]
+        perturbed = results.perturbed_losses[run][:, sources]
+        expected = {
+            "accuracy": 100.0 * results.accuracy[run, point, 0, target],
+            "spread": np.mean([np.std(losses[p]) for p in range(1, 4)]),
+            "perturbed_spread": np.mean([np.std(perturbed[p]) for p in range(1, 4)]),
+            "mean_loss": np.mean(losses[point]),
+            "worst_loss": max(losses[point]),
+            "sharpness": np.mean(results.sharpness[run, sources]),
+            "target_sharpness": results.sharpness[run, target],
+        }
+        for quantity, value in expected.items():
+            assert getattr(found, quantity)[at] == pytest.approx(value, rel=1e-12), quantity
     assert not found.diverged.any()
 
 
-@pytest.mark.parametrize("field", ["losses", "perturbed_losses"])
+@pytest.mark.parametrize("field", ["losses", "probe_losses", "perturbed_losses"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_run_that_was_ever_not_finite_has_no_scores(field, value):
-    told = history()
-    getattr(told, field)[1, 2, 0, 1] = value
-    found = score(told)
-    expected = np.zeros((4, 2), bool)
-    expected[2, 0] = True
+    results = make_results()
+    place = next(i for i, run in enumerate(results.runs) if run[:4] == ("SAM", 1, 2, 0))
+    getattr(results, field)[place, 1, ..., 0] = value
+    found = score(results, select(results, "last"))
+    expected = np.zeros((3, 4, 3), bool)
+    expected[1, 2, 1] = True
     np.testing.assert_array_equal(found.diverged, expected)
-    for values in found[:-1]:
-        np.testing.assert_array_equal(np.isnan(values), expected)
+    for quantity in QUANTITIES:
+        np.testing.assert_array_equal(np.isnan(getattr(found, quantity)), expected)
 
 
-def three(**changes):
-    told = {"ERM": history(0), "SAM": history(1), "DISAM": history(2)}
-    return {**told, **changes}
+def test_perturbed_losses_of_the_held_out_domain_are_not_read():
+    results = make_results(targets=[1])
+    before = score(results, select(results, "last"))
+    results.perturbed_losses[..., 1] = np.nan
+    after = score(results, select(results, "last"))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_scores_of_single_runs():
+    results = make_results()
+    every = np.arange(len(results.runs))
+    flat = score(results, Selected(every, np.full(len(every), 3)))
+    selected = select(results, "last")
+    np.testing.assert_array_equal(flat.spread[selected.run], score(results, selected).spread)
+
+
+def test_one_source_has_no_spread():
+    found = score(results := make_results(domains=("a", "b")), select(results, "last"))
+    assert (found.spread == 0.0).all()
+    np.testing.assert_array_equal(found.mean_loss, found.worst_loss)
 
 
 def test_a_summary_averages_targets_first_and_pairs_seeds():
-    told = three()
-    found = summarise(told)
-    sam, disam = score(told["SAM"]), score(told["DISAM"])
-    by_seed = disam.spread.mean(1) - sam.spread.mean(1)
-    assert found.overall["DISAM - SAM"]["spread"].mean == pytest.approx(by_seed.mean())
-    assert found.overall["DISAM - SAM"]["spread"].error == pytest.approx(by_seed.std(ddof=1) / 2.0)
-    np.testing.assert_allclose(found.by_target["SAM"].mean, sam.accuracy.mean(0))
-    assert found.targets == (0, 2)
+    results = make_results(seeds=5)
+    summary = summarise(results, "last")
+    sam, disam = summary.scores.spread[1].mean(1), summary.scores.spread[2].mean(1)
+    compared = summary.comparison("spread", "DISAM", "SAM")
+    assert compared.difference.mean == pytest.approx((disam - sam).mean())
+    assert compared.difference.error == pytest.approx((disam - sam).std(ddof=1) / np.sqrt(5))
+    assert compared.p == permutation_test(disam - sam)
+    assert [each[:2] for each in summary.comparisons["spread"]] == [("DISAM", "SAM"), ("SAM", "ERM"), ("DISAM", "ERM")]
+    p_values = sorted(each.p for each in summary.comparisons["spread"])
+    corrected = sorted(each.corrected for each in summary.comparisons["spread"])
+    assert corrected[0] == pytest.approx(min(1.0, 3 * p_values[0]))
+    np.testing.assert_allclose(summary.accuracy.mean[1], summary.scores.accuracy[1].mean(0))
+    difference = summary.scores.accuracy[2] - summary.scores.accuracy[1]
+    np.testing.assert_allclose(summary.comparison("accuracy", "DISAM", "SAM").by_target.mean, difference.mean(0))
+    assert summary.targets == ("clean", "rotation", "inversion")
 
 
-def test_a_curve_is_over_the_targets_for_which_the_domain_is_a_source():
-    told = three()
-    curve = summarise(told)
-    losses = told["SAM"].losses
-    np.testing.assert_allclose(curve.curves["SAM"].mean[:, 0], losses[:, :, 1, 0].mean(1))
-    np.testing.assert_allclose(curve.curves["SAM"].mean[:, 1], losses[:, :, :, 1].mean((1, 2)))
-    np.testing.assert_allclose(curve.curves["SAM"].error[:, 2], losses[:, :, 0, 2].std(1, ddof=1) / 2.0)
+def test_curves_are_over_the_targets_for_which_a_domain_is_a_source():
+    results = make_results(targets=[0, 2])
+    summary = summarise(results, "last")
+    losses = results.losses[select(results, "last").run[1], :, 0]  # [S, T, P, D]
+    curve = summary.curves.domain_losses
+    np.testing.assert_allclose(curve.mean[1, :, 0], losses[:, 1, :, 0].mean(0))
+    np.testing.assert_allclose(curve.mean[1, :, 1], losses[:, :, :, 1].mean((0, 1)))
+    np.testing.assert_allclose(curve.error[1, :, 2], losses[:, 0, :, 2].std(0, ddof=1) / 2.0)
+    sources = (losses[:, 0][..., [1, 2]].mean(-1) + losses[:, 1][..., [0, 1]].mean(-1)) / 2
+    np.testing.assert_allclose(summary.curves.loss.mean[1], sources.mean(0))
+    sharpness = results.sharpness[select(results, "last").run[1]]
+    np.testing.assert_allclose(summary.domain_sharpness.mean[1, 0], sharpness[:, 1, 0].mean())
+    np.testing.assert_allclose(summary.domain_sharpness.mean[1, 1], sharpness[:, :, 1].mean())
 
 
-def test_a_domain_that_is_never_a_source_has_no_curve():
-    told = {
-        name: each._replace(
-            accuracy=each.accuracy[:, :, :1],
-            losses=each.losses[:, :, :1],
-            perturbed_losses=each.perturbed_losses[:, :, :1],
-            held_out=HELD_OUT[:1],
-        )
-        for name, each in three().items()
-    }
-    curve = summarise(told).curves["DISAM"]
-    assert np.isnan(curve.mean[:, 0]).all()
-    assert np.isfinite(curve.mean[:, 1:]).all()
+def test_a_domain_that_is_never_a_source_has_no_curve_and_no_sharpness():
+    summary = summarise(make_results(targets=[0]), "last")
+    assert np.isnan(summary.curves.domain_losses.mean[:, :, 0]).all()
+    assert np.isfinite(summary.curves.domain_losses.mean[:, :, 1:]).all()
+    assert np.isnan(summary.domain_sharpness.mean[:, 0]).all()
+    assert np.isfinite(summary.domain_sharpness.mean[:, 1:]).all()
 
 
-def test_a_difference_within_two_errors_is_not_claimed():
-    told = three(DISAM=history(1))
-    accuracy, spread, worst, few = findings(summarise(told))
-    assert accuracy == "No difference in held-out accuracy between DISAM and SAM is shown (+0.00 ± 0.00 points)."
-    assert spread.startswith("No difference in spread")
-    assert worst.startswith("No difference in worst domain loss")
-    assert few == "With 4 seeds the standard errors are themselves uncertain: use 10 or more."
+def without_gain(seeds, **more):
+    """SAM and DISAM with the same runs, so that nothing but `more` differs."""
+    return make_results(seeds=seeds, grid=({"rho": 0.1},), **more)
+
+
+def test_a_difference_that_is_not_significant_is_not_claimed():
+    accuracy, spread, worst, *_ = findings(summarise(without_gain(10), "last"))
+    assert accuracy.startswith("No difference in held-out accuracy between DISAM and SAM is shown (")
+    assert spread.startswith("No difference in spread of the domain losses at w between DISAM and SAM is shown (")
+    assert worst.startswith("No difference in worst domain loss between DISAM and SAM is shown (")
 
 
 @pytest.mark.parametrize(("sign", "direction"), [(1.0, "higher"), (-1.0, "lower")])
-def test_a_difference_beyond_two_errors_is_said_with_its_direction(sign, direction):
-    sam = history(1)
-    changed = sam._replace(
-        accuracy=sam.accuracy + sign * 0.01, losses=sam.losses * (1.0 + 0.3 * sign), perturbed_losses=sam.losses
-    )
-    accuracy, spread, worst, _ = findings(summarise(three(SAM=sam, DISAM=changed)))
-    assert accuracy == f"DISAM's held-out accuracy is {direction} than SAM's here ({sign:+.2f} ± 0.00 points)."
+def test_a_significant_difference_is_said_with_its_direction(sign, direction):
+    results = without_gain(10, accuracy_gain={"DISAM": 0.05 * sign}, spread_factor={"DISAM": 1.0 + 0.5 * sign})
+    accuracy, spread, worst, plain = findings(summarise(results, "last"))
+    assert accuracy.startswith(f"DISAM's held-out accuracy is {direction} than SAM's here ({'+' if sign > 0 else '-'}")
+    assert accuracy.endswith("points, corrected p 0.006).")
     assert spread.startswith(f"DISAM's spread of the domain losses at w is {direction} than SAM's here (")
     assert worst.startswith(f"DISAM's worst domain loss is {direction} than SAM's here (")
+    assert plain.startswith("Against ERM's, the held-out accuracy is ")
 
 
-def test_ten_seeds_need_no_warning():
-    many = {
-        name: each._replace(
-            **{
-                field: np.repeat(getattr(each, field), 3, axis=1)
-                for field in ("accuracy", "losses", "perturbed_losses")
-            }
-        )
-        for name, each in three().items()
-    }
-    assert len(findings(summarise(many))) == 3
+def test_few_seeds_show_nothing_however_large_the_difference():
+    summary = summarise(without_gain(4, spread_factor={"DISAM": 0.2}), "last")
+    compared = summary.comparison("spread", "DISAM", "SAM")
+    assert abs(compared.difference.mean) > 10.0 * compared.difference.error
+    assert not compared.shown
+    assert few_seeds(summary) == [
+        "With 4 seeds the standard errors are themselves uncertain: use 10 or more.",
+        "With 4 seeds and 3 comparisons the smallest corrected p is 0.38: nothing can be shown with fewer than "
+        "7 seeds.",
+    ]
+    assert few_seeds(summarise(without_gain(10), "last")) == []
+    assert few_seeds(summarise(without_gain(1), "last")) == [
+        "With 1 seed there is no standard error and nothing can be shown: use 10 or more."
+    ]
+
+
+CONTROL = {**COMPARE, "control": {"base": "SAM", "control": True, "label": "DISAM, lam < 0"}}
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [
+        (1.5, "The control DISAM, lam < 0 is higher (+"),
+        (1.0, "The control DISAM, lam < 0 is not shown to differ from SAM ("),
+        (0.5, "The control DISAM, lam < 0 is lower as well (-"),
+    ],
+)
+def test_a_claim_says_what_the_control_does(factor, expected):
+    results = make_results(CONTROL, seeds=10, spread_factor={"DISAM": 0.5, "control": factor}, grid=({"rho": 0.1},))
+    told = findings(summarise(results, "last"))
+    spread = next(line for line in told if line.startswith("DISAM's spread"))
+    assert expected in spread
+    # The control is no variant of its own, and no claim is made of the accuracy, so that it has no control.
+    assert not any(line.startswith("DISAM, lam < 0's") for line in told)
+    assert "control" not in next(line for line in told if "held-out accuracy between DISAM and SAM" in line)
+
+
+def test_many_variants_are_not_shown_in_one_sentence():
+    methods = {"ERM": {}}
+    for name in "ABC":
+        methods |= {name: {"base": "ERM"}, f"{name}+": {"base": name}}
+    results = make_results(methods)
+    diverge(results, "A+", 0, 1)
+    told = findings(summarise(results, "last"))
+    assert told[0].startswith("No difference in held-out accuracy is shown between B+ and B (")
+    assert "C+ and C (" in told[0]
+    assert "A+" not in told[0]
+    assert told[1] == "Whether A+ and A differ in held-out accuracy cannot be said: a run diverged."
+
+
+def test_a_missing_base_is_said():
+    told = findings(summarise(make_results({"DISAM": {"base": "SAM"}}), "last"))
+    assert told[:2] == [
+        "ERM was not run: nothing is compared with it.",
+        "SAM was not run: nothing is compared with it.",
+    ]
 
 
 def test_a_diverged_run_is_counted_and_spoils_its_means():
-    bad = history(2)
-    bad.losses[2, 3, 1, 0] = np.nan
-    bad.losses[1, 0, 0, 1] = np.inf
-    summary = summarise(three(DISAM=bad))
-    accuracy, *_, count = findings(summary)
-    assert accuracy == "Whether DISAM and SAM differ in held-out accuracy cannot be said: a run diverged."
-    assert count.startswith("2 of 8 runs of DISAM diverged (seeds 0, 3): a loss was not finite.")
-    rows = dict(table_rows(summary, ("a", "b", "c")))
-    assert rows["  mean"][2:] == ["diverged", "diverged"]
-    assert "diverged" not in rows["  mean"][:2]
-
-
-def test_the_table_has_a_row_for_each_target_and_quantity():
-    summary = summarise(three())
-    rows = table_rows(summary, ("a", "b", "c"))
-    assert [label for label, _ in rows] == [
-        "held-out accuracy",
-        "  a",
-        "  c",
-        "  mean",
-        "spread at w",
-        "spread at w + e",
-        "mean domain loss",
-        "worst domain loss",
+    results = make_results()
+    diverge(results, "DISAM", 0, 1)
+    diverge(results, "DISAM", 3, 2)
+    summary = summarise(results, "last")
+    assert findings(summary)[0] == "Whether DISAM and SAM differ in held-out accuracy cannot be said: a run diverged."
+    assert diverged_runs(summary) == [
+        "2 of 12 runs of DISAM diverged (seeds 0, 3): a loss was not finite. Every mean that they enter says "
+        "'diverged'."
     ]
-    spread = summary.overall["ERM"]["spread"]
-    assert rows[4][1][0] == f"{spread.mean:.3f} ± {spread.error:.3f}"
-    difference = summary.overall["DISAM - SAM"]["spread"]
-    assert rows[4][1][3] == f"{difference.mean:+.4f} ± {difference.error:.4f}"
+    assert np.isnan(summary.overall["accuracy"].mean).tolist() == [False, False, True]
+    assert np.isnan(summary.accuracy.mean[2]).tolist() == [False, True, True]
+    others = summary.comparison("accuracy", "SAM", "ERM")
+    assert np.isfinite(others.difference.mean)
+    assert others.corrected == min(1.0, 3 * others.p)
+
+
+def test_the_title_has_rho_and_lam_if_they_are_the_same_everywhere():
+    assert title(make_results()) == "digits, leave one domain out: 4 seeds, 400 steps, rho 0.1, lam 1"
+    several = make_results(grid=({"rho": 0.1}, {"rho": 0.2}))
+    assert title(several) == "digits, leave one domain out: 4 seeds, 400 steps"
+
+
+def test_a_missing_run_is_named():
+    results = make_results()
+    short = dataclasses.replace(
+        results,
+        **{
+            name: getattr(results, name)[:-1]
+            for name in ("runs", "accuracy", "losses", "probe_losses", "perturbed_losses", "sharpness")
+        },
+    )
+    with pytest.raises(ValueError, match="no run of DISAM, seed 3, target 2, candidate 0"):
+        summarise(short, "last")

@@ -15,11 +15,13 @@ class Domains:
 
     Attributes:
         name: what the data set is called in tables.
-        inputs: float32 [N, F].
+        inputs: float32 [N, ...], or uint8 [N, H, W, 3] for images.
         labels: int32 [N], indices into `class_names`.
         domain_ids: int32 [N], ascending, indices into `domain_names`.
         domain_names: D names.
         class_names: C names.
+        validation: bool [N], True for the examples that split files set aside for validation; None
+            if there are no such files and the split is drawn, see `splits`.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Domains:
     domain_ids: np.ndarray
     domain_names: tuple[str, ...]
     class_names: tuple[str, ...]
+    validation: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -47,15 +50,17 @@ def join_domains(
     labels: Sequence[np.ndarray],
     domain_names: Sequence[str],
     class_names: Sequence[str],
+    validation: Sequence[np.ndarray] | None = None,
 ) -> Domains:
     """Joins one array of inputs and one of labels per domain into a data set.
 
     Args:
         name: what to call the data set.
-        inputs: D arrays [N_d, F], converted to float32.
+        inputs: D arrays [N_d, ...]; uint8 is kept, all else is converted to float32.
         labels: D integer arrays [N_d].
         domain_names: D names.
         class_names: C names.
+        validation: D bool arrays [N_d], or None.
 
     Returns:
         The data set, its rows in the order of the domains.
@@ -77,11 +82,13 @@ def join_domains(
         )
     if 0 in sizes:
         raise ValueError(f"domain {domain_names[sizes.index(0)]!r} has no example")
+    joined = np.concatenate(inputs)
     return Domains(
         name=name,
-        inputs=np.concatenate(inputs).astype(np.float32),
+        inputs=joined if joined.dtype == np.uint8 else joined.astype(np.float32),
         labels=np.concatenate(labels).astype(np.int32),
         domain_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
         domain_names=tuple(domain_names),
         class_names=tuple(class_names),
+        validation=None if validation is None else np.concatenate(validation).astype(bool),
     )

@@ -1,0 +1,13 @@
+"""Labelled data made of domains: readers, splits, batches and augmentation.
+
+domains     a data set in memory
+digits      handwritten digits under named shifts, no download
+folder      images in `DIR/domain/class/*.jpg`
+layouts     PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed stores them
+arrays      `{"x", "y", "domain"}` in an npz file
+features    an image as 176 numbers
+splits      which examples of a domain train and which validate
+batches     which examples make up the batch of a step, and the batches themselves
+streaming   the same batches for images that do not fit into memory
+augment     random crops, flips and colours, on the device
+"""

@@ -1,0 +1,189 @@
+"""A data set by its name or path."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from disam_jax.dg.data import arrays, digits, folder, layouts, splits
+from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.errors import InputError
+
+DIGITS = {"digits": digits.load_digits, "digits-rotated": digits.load_rotated_digits}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StreamedImages(Domains):
+    """Images that stay in their files; `inputs` has the shape and type of their pixels, but no values.
+
+    Attributes:
+        listing: the images, in the order of `labels`.
+        image_size: S, pixels on each side to which they are scaled when they are read.
+    """
+
+    listing: folder.Listing
+    image_size: int
+
+
+def names() -> list[str]:
+    """The data sets that have a name; everything else is a path."""
+    return [*DIGITS, *layouts.LAYOUTS]
+
+
+def open_data(
+    name_or_path: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int = 64,
+    features: bool = True,
+    split_files: Path | None = None,
+    duplicates: Path | None = None,
+    allow_missing_classes: bool = False,
+    stream: bool = False,
+    most_bytes: int | None = None,
+    on_progress: folder.Progress | None = None,
+) -> Domains:
+    """Reads a data set.
+
+    Args:
+        name_or_path: one of `names()`, in upper or lower case; a folder of images, `DIR/domain/class/*.jpg`; or an
+            npz file. A name goes before a path of the same name: write `./digits` for a folder.
+        data_dir: for the layouts, DomainBed's data directory; not used for other data.
+        image_size: pixels on each side to which images are scaled; not used for digits and arrays.
+        features: images as 176 numbers, float32 [N, 176], instead of uint8 [N, S, S, 3].
+        split_files: for images, a folder of split files or one of them, see `splits.read_split_files`.
+        duplicates: for DomainNet, the list of images to leave out.
+        allow_missing_classes: for arrays, see `arrays.load_arrays`.
+        stream: leave the images in their files.
+        most_bytes: leave them there too if their pixels take more; None for no limit.
+        on_progress: called with the number of images read and their total.
+
+    Returns:
+        The data set; `StreamedImages` if the images stay in their files.
+
+    Raises:
+        InputError: if the name is unknown, an option does not belong to the data, or the data is not as it should be.
+    """
+    name = name_or_path.casefold()
+    path = Path(name_or_path).expanduser()
+    if layouts.find_layout(name) is not None or (name not in DIGITS and path.is_dir()):
+        listing = list_data(name_or_path, data_dir=data_dir, split_files=split_files, duplicates=duplicates)
+        if features and stream:
+            raise InputError("features are computed once and fit: leave out --stream")
+        if not features and (stream or (most_bytes is not None and pixel_bytes(listing, image_size) > most_bytes)):
+            return stream_images(listing, image_size)
+        return (folder.load_features if features else folder.load_images)(listing, image_size, on_progress)
+    if stream:
+        raise InputError(f"{name_or_path} is no folder of images and fits: leave out --stream")
+    for option, given in (("split files", split_files), ("list of duplicates", duplicates)):
+        if given is not None:
+            raise InputError(f"{name_or_path} is no folder of images and has no {option}, got {given}")
+    if name in DIGITS:
+        return DIGITS[name]()
+    if path.suffix == ".npz":
+        return arrays.load_arrays(path, allow_missing_classes)
+    seen = "is a file, but no .npz file" if path.is_file() else "is neither a known name nor a folder"
+    raise InputError(f"{name_or_path} {seen}: write one of {', '.join(names())}, a folder of images or a .npz file")
+
+
+def list_data(
+    name_or_path: str, *, data_dir: Path | None = None, split_files: Path | None = None, duplicates: Path | None = None
+) -> folder.Listing:
+    """Lists the images of a layout or a folder without reading them.
+
+    Args:
+        name_or_path: name of a layout, or a folder of images.
+        data_dir: as for `open_data`, as are the others.
+        split_files: a folder of split files or one of them.
+        duplicates: for DomainNet, the list of images to leave out.
+
+    Returns:
+        Listing.
+
+    Raises:
+        InputError: as `open_data`.
+    """
+    layout = layouts.find_layout(name_or_path)
+    if layout is None:
+        if duplicates is not None:
+            raise InputError(f"{name_or_path} has no list of duplicates, got {duplicates}; only DomainNet has one")
+        listing = folder.list_images(Path(name_or_path).expanduser())
+    elif data_dir is None:
+        raise InputError(f"{layout.name} is read from a data directory: write the folder that holds {layout.folder}/")
+    else:
+        listing = layouts.list_layout(layout.name, data_dir.expanduser(), duplicates)
+    return listing if split_files is None else splits.read_split_files(split_files, listing)
+
+
+def pixel_bytes(listing: folder.Listing, image_size: int) -> int:
+    """What the images take in memory once they are scaled, one byte for each colour of a pixel."""
+    return sum(map(len, listing.images)) * image_size**2 * 3
+
+
+def stream_images(listing: folder.Listing, image_size: int) -> StreamedImages:
+    """The data set of `folder.load_images`, its images left in their files.
+
+    Args:
+        listing: as from `list_data`.
+        image_size: S, pixels on each side to which images are scaled.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: if the size is not positive.
+    """
+    if image_size < 1:
+        raise InputError(f"--image-size must be at least 1, got {image_size}")
+    sizes = [len(domain) for domain in listing.images]
+    return StreamedImages(
+        name=listing.name,
+        inputs=cast(Any, jax.ShapeDtypeStruct((sum(sizes), image_size, image_size, 3), np.uint8)),
+        labels=np.array([label for domain in listing.images for _, label in domain], np.int32),
+        domain_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        domain_names=listing.domain_names,
+        class_names=listing.class_names,
+        validation=None if listing.validation is None else np.concatenate(listing.validation).astype(bool),
+        listing=listing,
+        image_size=image_size,
+    )
+
+
+def fingerprint(data: Domains) -> str:
+    """A hash of what a run sees of the data: its arrays and the names of its domains and classes.
+
+    The name of the data set is not part of it, so that a folder may be moved and renamed. Of images that stay in their
+    files it takes the files' names and sizes instead of the pixels.
+
+    Args:
+        data: any.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        InputError: if a file of streamed images is gone.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(data, StreamedImages):
+        digest.update(json.dumps([data.image_size, _files(data.listing)]).encode())
+    pixels = None if isinstance(data, StreamedImages) else data.inputs
+    values = (pixels, data.labels, data.domain_ids, data.validation)
+    shapes = [None if value is None else (value.dtype.str, value.shape) for value in values]
+    digest.update(json.dumps([data.domain_names, data.class_names, shapes]).encode())
+    for value in values:
+        if value is not None:
+            digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
+
+
+def _files(listing: folder.Listing) -> list[tuple[str, int]]:
+    """Name and size of every image, the names from the data set's folder on."""
+    try:
+        return [(path.relative_to(listing.root).as_posix(), path.stat().st_size) for path in listing.paths]
+    except OSError as error:
+        raise InputError(f"cannot read image {error.filename}: {error.strerror}") from error

@@ -1,0 +1,219 @@
+"""What is measured of a run: accuracy and losses of every domain, losses at w + e, sharpness."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import disam_jax
+from disam_jax.dg.methods import Method
+from disam_jax.dg.models.network import Network, Params, State
+from disam_jax.dg.setting import Setting
+from disam_jax.dg.training import Arrays, Spec, standardised
+
+
+class Measured(NamedTuple):
+    """Of one run at one point of training; the fields of `Results` without the axes of runs and points.
+
+    Attributes:
+        accuracy: float32 [2, D], on training and validation split.
+        losses: float32 [2, D].
+        probe_losses: float32 [D].
+        perturbed_losses: float32 [D]; 0 for the target.
+    """
+
+    accuracy: jax.Array
+    losses: jax.Array
+    probe_losses: jax.Array
+    perturbed_losses: jax.Array
+
+
+def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in nats, float32 [N]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Array:
+    """Means over the training and the validation split of each domain.
+
+    Args:
+        values: float32 [N], one for each example.
+        spec: of the run.
+        arrays: the data set.
+
+    Returns:
+        float32 [2, D].
+    """
+    number = len(arrays.counts)
+    groups = arrays.domain_ids + number * arrays.in_validation[spec.place].astype(jnp.int32)
+    return disam_jax.mean_by_domain(values, groups, 2 * number).values.reshape(2, number)
+
+
+def evaluate(
+    params: Params, state: State, spec: Spec, arrays: Arrays, *, network: Network, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of every example, and whether it is classified rightly, a block of examples at a time.
+
+    Returns:
+        float32 [N] and float32 [N].
+    """
+    number = len(arrays.labels)
+    block = min(block, number)
+    # The last block reaches back instead of over the end: nothing is padded.
+    firsts = jnp.minimum(jnp.arange(-(-number // block), dtype=jnp.int32) * block, number - block)
+
+    def one(first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        labels = jax.lax.dynamic_slice_in_dim(arrays.labels, first, block)
+        inputs = standardised(jax.lax.dynamic_slice_in_dim(arrays.inputs, first, block), spec, arrays)
+        logits = network.apply(params, state, inputs, spec.key, False).logits
+        return example_losses(logits, labels), (logits.argmax(-1) == labels).astype(jnp.float32)
+
+    losses, right = jax.lax.map(one, firsts)
+    rows = firsts[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
+    place = lambda values: jnp.zeros(number, values.dtype).at[rows].set(values)
+    return place(losses), place(right)
+
+
+def probe_rows(spec: Spec, arrays: Arrays, size: int) -> jax.Array:
+    """The first `size` examples of each domain's training split, int32 [D, size]."""
+    places = arrays.starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+    return arrays.order[spec.place][places]
+
+
+def measure(
+    params: Params,
+    state: State,
+    spec: Spec,
+    arrays: Arrays,
+    *,
+    network: Network,
+    method: Method,
+    setting: Setting,
+    probe: int,
+) -> Measured:
+    """Measures a run with the running statistics as they are and nothing dropped.
+
+    Args:
+        params: of the network.
+        state: of the network.
+        spec: of the run.
+        arrays: the data set.
+        network: that is trained.
+        method: whose perturbation w + e has.
+        setting: what all runs share.
+        probe: number of examples of each domain on which w + e is measured.
+
+    Returns:
+        Measured. The held-out domain is absent from the perturbation.
+    """
+    losses, right = evaluate(params, state, spec, arrays, network=network, block=setting.block)
+    rows = probe_rows(spec, arrays, probe)
+    inputs = standardised(arrays.inputs[rows.reshape(-1)], spec, arrays)
+    inputs = inputs.reshape(*rows.shape, *inputs.shape[1:])
+    plain, perturbed = measure_probe(
+        params, state, spec, inputs, arrays.labels[rows], network=network, method=method, setting=setting
+    )
+    return Measured(
+        by_domain_and_split(right, spec, arrays), by_domain_and_split(losses, spec, arrays), plain, perturbed
+    )
+
+
+def measure_probe(
+    params: Params,
+    state: State,
+    spec: Spec,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    network: Network,
+    method: Method,
+    setting: Setting,
+) -> tuple[jax.Array, jax.Array]:
+    """Losses of the probe at w and at w + e.
+
+    Args:
+        params: of the network.
+        state: of the network.
+        spec: of the run.
+        inputs: [D, n, ...], n examples of each domain, as the network gets them.
+        labels: int32 [D, n].
+        network: that is trained.
+        method: whose perturbation w + e has.
+        setting: what all runs share.
+
+    Returns:
+        float32 [D] each. The held-out domain is absent from the perturbation and 0 at w + e.
+    """
+    number, size = labels.shape
+    flat = inputs.reshape(number * size, *inputs.shape[2:])
+    is_source = (jnp.arange(number) != spec.target).astype(jnp.float32)
+
+    def domain_losses(params: Params) -> disam_jax.DomainLosses:
+        logits = network.apply(params, state, flat, spec.key, False).logits
+        losses = example_losses(logits, labels.reshape(-1))
+        return disam_jax.DomainLosses(losses.reshape(number, size).mean(1), is_source)
+
+    rho = spec.hyper.get("rho", jnp.float32(setting.rho))
+    lam = spec.hyper.get("lam", 0.0)
+    at_perturbed = disam_jax.value_and_grad(domain_losses, rho, lam, with_info=True, **method.ascent(spec.hyper))
+    (_, info), _ = at_perturbed(params)
+    return domain_losses(params).values, info.perturbed_domain_losses
+
+
+def domain_sharpness(
+    params: Params, state: State, spec: Spec, arrays: Arrays, *, network: Network, setting: Setting, probe: int
+) -> jax.Array:
+    """Sharpness of each domain, the held-out one too: L_d(w + e_d) - L_d(w), e_d = rho g_d / ||g_d||.
+
+    Args:
+        params: of the network.
+        state: of the network.
+        spec: of the run.
+        arrays: the data set.
+        network: that is trained.
+        setting: has `sharpness_rho`, the same for every method.
+        probe: number of training examples of each domain.
+
+    Returns:
+        float32 [D], in nats.
+    """
+
+    def one(rows: jax.Array) -> jax.Array:
+        inputs = standardised(arrays.inputs[rows], spec, arrays)
+        return sharpness_of(params, state, spec, inputs, arrays.labels[rows], network=network, setting=setting)
+
+    return jax.lax.map(one, probe_rows(spec, arrays, probe))
+
+
+def sharpness_of(
+    params: Params,
+    state: State,
+    spec: Spec,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    network: Network,
+    setting: Setting,
+) -> jax.Array:
+    """Sharpness of one domain.
+
+    Args:
+        params: of the network.
+        state: of the network.
+        spec: of the run.
+        inputs: [n, ...], examples of the domain, as the network gets them.
+        labels: int32 [n].
+        network: that is trained.
+        setting: has `sharpness_rho`.
+
+    Returns:
+        float32 [], in nats.
+    """
+
+    def loss(params: Params) -> jax.Array:
+        return example_losses(network.apply(params, state, inputs, spec.key, False).logits, labels).mean()
+
+    at_perturbed = disam_jax.value_and_grad(loss, setting.sharpness_rho, 0.0, with_info=True)
+    (_, info), _ = at_perturbed(params)
+    return info.domain_sharpness.reshape(())

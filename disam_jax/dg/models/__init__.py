@@ -1,0 +1,13 @@
+"""Networks that the benchmark trains, as Flax NNX modules behind one seam.
+
+network     what the benchmark knows of a network: how to start it and how to apply it
+adapter     a network from an NNX module
+inputs      from what a data set holds to what a network computes on
+mlp         a multilayer perceptron
+convnet     a small convolutional network
+resnet      ResNet-18 and ResNet-50
+linear      a linear head on given features
+conv        convolution as a matrix product, where that is faster
+norm        normalisation layers by name, BatchNorm live or frozen
+registry    networks by name
+"""

@@ -1,0 +1,59 @@
+"""From what a data set holds to what a network computes on: float32, scaled and normalised."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def to_float(inputs: jax.Array) -> jax.Array:
+    """uint8 divided by 255; floating point as it is.
+
+    Args:
+        inputs: uint8 or floating point [N, ...].
+
+    Returns:
+        float32 [N, ...].
+
+    Raises:
+        TypeError: on any other dtype.
+    """
+    if inputs.dtype == jnp.uint8:
+        return inputs.astype(jnp.float32) / 255.0
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise TypeError(f"inputs must be uint8 or floating point, got {inputs.dtype}{list(inputs.shape)}")
+    return inputs.astype(jnp.float32)
+
+
+def vectors(inputs: jax.Array) -> jax.Array:
+    """One vector per example, for networks that know nothing of images.
+
+    Args:
+        inputs: uint8 in 0..255 or floating point [N, ...].
+
+    Returns:
+        float32 [N, F]; uint8 is divided by 255.
+
+    Example:
+        >>> vectors(jnp.full((2, 4, 4, 3), 255, jnp.uint8)).shape
+        (2, 48)
+    """
+    return to_float(inputs).reshape(inputs.shape[0], -1)
+
+
+def images(inputs: jax.Array) -> jax.Array:
+    """Images normalised as for ImageNet: (x - mean) / standard deviation, channel by channel.
+
+    Args:
+        inputs: uint8 in 0..255 or floating point in [0, 1], [N, H, W, C].
+
+    Returns:
+        float32 [N, H, W, C]. Images of other than three channels are scaled to [0, 1] only.
+    """
+    scaled = to_float(inputs)
+    if inputs.shape[-1] != len(IMAGENET_MEAN):
+        return scaled
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return (scaled - mean[None, None, None, :]) / std[None, None, None, :]

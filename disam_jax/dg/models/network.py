@@ -1,0 +1,38 @@
+"""What the benchmark knows of a network: how to start it and how to apply it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any
+State = Any
+
+
+class Output(NamedTuple):
+    """What a network makes of N examples.
+
+    Attributes:
+        logits: float [N, C], not normalised.
+        features: float [N, F], what the last layer sees.
+        state: running statistics after these examples; as they came in if `train` is False or they are frozen.
+    """
+
+    logits: jax.Array
+    features: jax.Array
+    state: State
+
+
+class Network(NamedTuple):
+    """A network as two pure functions, so that many of them can be trained side by side under `vmap`.
+
+    Attributes:
+        init: random key -> (parameters, state): pytrees of arrays. State is what is not trained by gradients
+            (running statistics); it may be empty.
+        apply: (parameters, state, inputs [N, ...], key, train) -> Output. `train` is a Python bool; `key`
+            decides what dropout drops and is not used if `train` is False. Inputs are float32, or uint8
+            images, which the network scales and normalises itself.
+    """
+
+    init: Callable[[jax.Array], tuple[Params, State]]
+    apply: Callable[[Params, State, jax.Array, jax.Array, bool], Output]

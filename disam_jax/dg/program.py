@@ -1,0 +1,268 @@
+"""The compiled program of a method: many runs side by side, in as many as the memory holds."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from disam_jax.dg import averaging
+from disam_jax.dg.data import batches
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.measure import Measured, domain_sharpness, measure
+from disam_jax.dg.memory import program_bytes
+from disam_jax.dg.methods import Method
+from disam_jax.dg.models.network import Network
+from disam_jax.dg.results import Run
+from disam_jax.dg.setting import Setting
+from disam_jax.dg.training import Arrays, RunState, Spec, sources_of, standardised, start, train_step
+
+
+class Program:
+    """Trains and measures R runs of one method at once.
+
+    Args:
+        network: that is trained.
+        method: that makes the gradients.
+        setting: what all runs share.
+        arrays: the data set.
+        seeds: S seeds, in the order of the splits in `arrays`.
+        probe: number of examples of each domain on which w + e is measured.
+    """
+
+    def __init__(
+        self, network: Network, method: Method, setting: Setting, arrays: Arrays, seeds: Sequence[int], probe: int
+    ):
+        self.setting, self.arrays, self.seeds = setting, arrays, tuple(seeds)
+        fixed = {"network": network, "method": method, "setting": setting}
+        measured = functools.partial(measure, **fixed, probe=probe)
+        sharpness = functools.partial(domain_sharpness, network=network, setting=setting, probe=probe)
+        begin = functools.partial(
+            start, network=network, method=method, setting=setting, num_sources=len(arrays.counts) - 1
+        )
+        self._start = jax.jit(jax.vmap(begin))
+        self._measure = jax.jit(jax.vmap(measured, in_axes=(0, 0, 0, None)))
+        self._sharpness = jax.jit(jax.vmap(sharpness, in_axes=(0, 0, 0, None)))
+        self._segment = jax.jit(functools.partial(segment, **fixed, probe=probe), donate_argnums=0)
+        self._step = functools.partial(one_step, **fixed)
+        self._compiled: dict[int, Any] = {}
+        self._replicated: dict[Any, Arrays] = {}
+
+    def specs(self, runs: Sequence[Run]) -> Spec:
+        """The runs as arrays [R], spread over the devices if they can be dealt evenly."""
+        seeds = jnp.asarray([run.seed for run in runs], jnp.int32)
+        targets = jnp.asarray([run.target for run in runs], jnp.int32)
+        specs = Spec(
+            key=jax.vmap(batches.run_key)(seeds, targets),
+            place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
+            target=targets,
+            hyper={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
+        )
+        return jax.device_put(specs, over_runs(len(runs)))
+
+    def arrays_for(self, number: int) -> Arrays:
+        """The data set on every device that has some of R runs."""
+        place = over_runs(number)
+        where = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+        if where not in self._replicated:
+            self._replicated[where] = jax.device_put(self.arrays, where)
+        return self._replicated[where]
+
+    def compile(self, runs: Sequence[Run]) -> Any:
+        """The program for as many runs; it is compiled once."""
+        number = len(runs)
+        if number not in self._compiled:
+            specs = self.specs(runs)
+            states = jax.device_put(self._start(specs), over_runs(number))
+            self._compiled[number] = self._segment.lower(states, specs, jnp.int32(0), self.arrays_for(number)).compile()
+        return self._compiled[number]
+
+    def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
+        """How many runs fit into one program: compiled, and its memory read, until it fits.
+
+        Args:
+            runs: all runs of the method.
+            most: not more than these.
+            budget: bytes on each device.
+
+        Returns:
+            A number that deals the runs evenly, a multiple of the number of devices if there are so many runs.
+
+        Raises:
+            InputError: if not even the smallest program fits.
+        """
+        most = min(most, len(runs))
+        while True:
+            number = evenly(len(runs), most)
+            used = program_bytes(self.compile([runs[0]] * number))
+            if used <= budget:
+                return number
+            del self._compiled[number]
+            if number == 1 or most == 1:
+                raise InputError(
+                    f"one run needs {used / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
+                    "or take a smaller model, image size or batch"
+                )
+            most = max(1, min(number - 1, int(number * budget / used)))
+
+    def flops(self, run: Run) -> float | None:
+        """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
+        specs = self.specs([run])
+        states = jax.eval_shape(self._start, specs)
+        cost = jax.jit(self._step).lower(states, specs, self.arrays_for(1)).compile().cost_analysis()
+        found = (cost or {}).get("flops")
+        return None if found is None or found <= 0 else float(found)
+
+    def train(self, runs: Sequence[Run], on_segment=None) -> dict[str, np.ndarray]:
+        """Trains and measures runs.
+
+        Args:
+            runs: R of them, with the same names of hyperparameters.
+            on_segment: called after each of the P segments.
+
+        Returns:
+            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
+        """
+        specs = self.specs(runs)
+        compiled = self.compile(runs)
+        arrays = self.arrays_for(len(runs))
+        states = jax.device_put(self._start(specs), over_runs(len(runs)))
+        points: list[Measured] = []
+        averages: list[Any] = []
+        for first in self.setting.measured_at:
+            states, measured = compiled(states, specs, jnp.int32(first), arrays)
+            points.append(jax.device_get(measured))
+            if self.setting.averaging == "swad" and first < self.setting.steps:
+                averages.append(jax.device_get(states.average))
+            if on_segment is not None:
+                on_segment()
+        params, state = weights(states, self.setting)
+        if averages:
+            params, state = swad_weights(averages, points, [run.target for run in runs])
+            points[-1] = jax.device_get(self._measure(params, state, specs, arrays))
+        found = {name: np.stack([getattr(point, name) for point in points], 1) for name in Measured._fields}
+        perturbed = found["perturbed_losses"].astype(np.float64)
+        perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
+        found["perturbed_losses"] = perturbed
+        found["sharpness"] = jax.device_get(self._sharpness(params, state, specs, arrays))
+        return found
+
+
+def over_runs(number: int) -> Any:
+    """Where arrays of R runs lie: dealt over the devices, or on the first one if they cannot be dealt evenly."""
+    devices = jax.devices()
+    if number % len(devices):
+        return devices[0]
+    return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
+
+
+def evenly(total: int, most: int) -> int:
+    """The size of equal parts of at most `most`, a multiple of the number of devices if it is larger than that.
+
+    Example:
+        >>> evenly(10, 4)
+        4
+        >>> evenly(9, 4)
+        3
+    """
+    size = -(-total // -(-total // most))
+    devices = jax.device_count()
+    rounded = -(-size // devices) * devices
+    if rounded > most:
+        rounded = size // devices * devices
+    return rounded or size
+
+
+def weights(states: RunState, setting: Setting) -> tuple[Any, Any]:
+    """Parameters and running statistics that are measured: the moving average if there is one."""
+    if setting.averaging == "ema":
+        return states.average
+    return states.params, states.state
+
+
+def swad_weights(averages: Sequence[Any], points: Sequence[Measured], targets: Sequence[int]) -> tuple[Any, Any]:
+    """SWAD's weights of R runs, from the means over the segments and the validation losses at their ends."""
+    validation = np.stack([point.losses[:, 1] for point in points[1:]], 1)  # [R, P - 1, D]
+    windows = [
+        averaging.swad_window(np.delete(losses, target, -1).mean(-1))
+        for losses, target in zip(validation, targets, strict=True)
+    ]
+    first, last = np.array(windows).T
+    return averaging.average_points(averages, first, last)
+
+
+def draw(spec: Spec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
+    """Inputs [M, n, ...] and labels [M, n] of the batch of a step of one run."""
+    sources = sources_of(spec.target, len(arrays.counts))
+    rows = batches.draw_rows(
+        batches.rows_key(batches.step_key(spec.key, step)),
+        arrays.order[spec.place],
+        arrays.train_counts,
+        arrays.starts,
+        sources,
+        per_domain,
+    )
+    flat = rows.reshape(-1)
+    inputs = standardised(arrays.inputs[flat], spec, arrays)
+    return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
+
+
+def segment(
+    states: RunState,
+    specs: Spec,
+    first: jax.Array,
+    arrays: Arrays,
+    *,
+    network: Network,
+    method: Method,
+    setting: Setting,
+    probe: int,
+) -> tuple[RunState, Measured]:
+    """Measures R runs, then trains each up to the next point at which they are measured.
+
+    Args:
+        states: of the runs, leaves [R, ...].
+        specs: of the runs, leaves [R, ...].
+        first: int32 [], the number of steps already made.
+        arrays: the data set.
+        network: that is trained.
+        method: that makes the gradients.
+        setting: what all runs share.
+        probe: number of examples of each domain on which w + e is measured.
+
+    Returns:
+        The runs after `min(setting.segment, setting.steps - first)` more steps, and what was measured before these.
+    """
+    fixed = {"network": network, "method": method, "setting": setting}
+    params, state = weights(states, setting)
+    measured = jax.vmap(functools.partial(measure, **fixed, probe=probe), in_axes=(0, 0, 0, None))(
+        params, state, specs, arrays
+    )
+
+    def one(run: RunState, spec: Spec, step: jax.Array) -> RunState:
+        return train_step(run, spec, step, *draw(spec, step, arrays, setting.per_domain), **fixed)
+
+    def body(runs: RunState, step: jax.Array) -> tuple[RunState, None]:
+        # The last segment may reach past the end of training; skipping there keeps its length, and with it the
+        # compiled program, the same for all segments.
+        step_all = lambda runs: jax.vmap(one, in_axes=(0, 0, None))(runs, specs, step)
+        return jax.lax.cond(step < setting.steps, step_all, lambda runs: runs, runs), None
+
+    states, _ = jax.lax.scan(body, states, first + jnp.arange(setting.segment, dtype=jnp.int32))
+    return states, measured
+
+
+def one_step(
+    states: RunState, specs: Spec, arrays: Arrays, *, network: Network, method: Method, setting: Setting
+) -> RunState:
+    """The first training step of R runs: what its cost is read from."""
+
+    def one(run: RunState, spec: Spec) -> RunState:
+        step = jnp.int32(0)
+        inputs, labels = draw(spec, step, arrays, setting.per_domain)
+        return train_step(run, spec, step, inputs, labels, network=network, method=method, setting=setting)
+
+    return jax.vmap(one)(states, specs)

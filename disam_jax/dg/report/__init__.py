@@ -1,0 +1,11 @@
+"""What was found: scores, statistics, tables and figures.
+
+scores       what a run is judged by
+statistics   means, standard errors, paired differences, intervals and tests
+summary      the scores of all methods, averaged and compared, and what may be said of them
+sensitivity  the accuracy over a grid of rho and lam
+tables       what stands in each table
+formats      a table as Markdown, LaTeX, CSV, JSON, and in the terminal
+figures      curves, differences, sensitivity, the usable range of rho
+write        all files of a report
+"""

@@ -1,0 +1,391 @@
+"""All files of a report, made from stored results: the same bytes whenever they are made again."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import disam_jax
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.report import figures, formats, tables
+from disam_jax.dg.report.scores import QUANTITIES, score
+from disam_jax.dg.report.sensitivity import Grid, grids
+from disam_jax.dg.report.statistics import Estimate
+from disam_jax.dg.report.summary import Summary, findings, summarise
+from disam_jax.dg.results import Results
+from disam_jax.dg.selection import CRITERIA, NAMES, Selected, select
+
+SCHEMA = 2
+# More methods than these make the small table of quantities by methods too wide for a page.
+COMPARED = 4
+
+
+def machine() -> dict[str, Any]:
+    """Processor, number of cores and JAX's device."""
+    import jax
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    device = jax.devices()[0]
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "device": device.device_kind,
+        "system": platform.system(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version(), "disam_jax": disam_jax.__version__}
+    for package in ("jax", "jaxlib", "numpy", "optax", "flax", "scipy", "scikit-learn", "scikit-image"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def report_files(
+    results: Results, criterion: str = "validation", cost: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, bytes]:
+    """All files of a report.
+
+    Args:
+        results: of a sweep over one data set.
+        criterion: how what is reported was chosen, one of `selection.CRITERIA`; all three are in the table of
+            selections, in `runs.csv` and in `results.json`.
+        cost: for each method "flops" per training step and "seconds_per_run", each a number or None. It decides
+            `cost.*` alone: every other file is the same bytes without it.
+
+    Returns:
+        For each file's name, its bytes: `table.md`, `runs.csv`, `results.json`, a LaTeX and a CSV file for each table,
+        a PNG and a PDF file for each figure.
+
+    Raises:
+        ValueError: on an unknown criterion, or if a run is missing.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    summaries = {each: summarise(results, each) for each in CRITERIA}
+    drawn = report_figures(summaries[criterion], grids(results))
+    contents = text_files(results, summaries, criterion, tuple(drawn), cost)
+    for name, figure in drawn.items():
+        for suffix in ("png", "pdf"):
+            contents[f"{name}.{suffix}"] = figures.render(figure, suffix)
+    return contents
+
+
+def text_files(
+    results: Results,
+    summaries: Mapping[str, Summary],
+    criterion: str,
+    drawn: tuple[str, ...] = (),
+    cost: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, bytes]:
+    """All files of a report but the figures.
+
+    Args:
+        results: of the sweep.
+        summaries: one for each criterion.
+        criterion: the one that is reported.
+        drawn: names of the figures, for the page.
+        cost: as in `report_files`.
+
+    Returns:
+        For each file's name, its bytes.
+    """
+    of_grid = grids(results)
+    made = report_tables(results, summaries, criterion)
+    contents = {
+        "table.md": page(results, summaries[criterion], made, drawn).encode(),
+        "runs.csv": runs_csv(results).encode(),
+        "results.json": json_bytes(report(results, summaries, criterion, made, of_grid)),
+    }
+    for name, table in made.items():
+        contents[f"{name}.tex"] = formats.to_latex(table).encode()
+        contents[f"{name}.csv"] = formats.to_csv(table).encode()
+    if cost is not None:
+        table = tables.cost_table(results, cost)
+        contents["cost.md"] = f"# {table.title}\n\n{formats.to_markdown(table)}".encode()
+        contents["cost.tex"] = formats.to_latex(table).encode()
+        contents["cost.csv"] = formats.to_csv(table).encode()
+    return contents
+
+
+def report_tables(results: Results, summaries: Mapping[str, Summary], criterion: str) -> dict[str, tables.Table]:
+    """The tables by the names of their files.
+
+    Args:
+        results: of the sweep.
+        summaries: one for each criterion.
+        criterion: the one that is reported.
+
+    Returns:
+        The tables that the results allow: paired differences only with two methods to compare, FLOPs only if a
+        method's are known.
+    """
+    summary = summaries[criterion]
+    made = {}
+    if summary.variants and len(summary.methods) <= COMPARED:
+        made["compare"] = tables.compare_table(summary)
+    made["accuracy"] = tables.accuracy_table(summary)
+    if summary.comparisons["accuracy"]:
+        made["comparisons"] = tables.comparisons_table(summary)
+        made["loss_comparisons"] = tables.comparisons_table(summary, tables.LOSSES)
+    made["losses"] = tables.losses_table(summary)
+    made["sharpness"] = tables.sharpness_table(summary)
+    made["selection"] = tables.selection_table(summaries)
+    if any(facts.get("flops") is not None for facts in results.header["methods"].values()):
+        made["flops"] = tables.cost_table(results)
+    return made
+
+
+def report_figures(summary: Summary, of_grid: tuple[Grid, ...]) -> dict[str, Any]:
+    """The figures by the names of their files.
+
+    Args:
+        summary: of the runs.
+        of_grid: from `sensitivity.grids`.
+
+    Returns:
+        The figures that the results allow: paired differences only with two methods to compare, sensitivity only of
+        methods with several rho or lam, the usable range only of those with several rho, and with ERM.
+    """
+    compared = {name for pair in summary.variants for name in pair}
+    methods = [name for name in summary.methods if name in compared or not compared]
+    drawn = {
+        "domain_losses": figures.draw_losses(summary, methods),
+        "convergence": figures.draw_convergence(summary),
+    }
+    if summary.comparisons["accuracy"]:
+        drawn["differences"] = figures.draw_differences(summary)
+    if of_grid:
+        drawn["sensitivity"] = figures.draw_sensitivity(of_grid, summary.labels, summary.title)
+    ranges = [grid for grid in of_grid if grid.gain is not None and len(grid.line("lam", grid.default_lam)) > 1]
+    if ranges:
+        drawn["usable_range"] = figures.draw_usable_range(ranges, summary.labels, summary.title)
+    return drawn
+
+
+def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], drawn: tuple[str, ...]) -> str:
+    """Everything on one page.
+
+    Args:
+        results: of the sweep.
+        summary: under the criterion that is reported.
+        made: the tables.
+        drawn: names of the figures.
+
+    Returns:
+        Markdown.
+    """
+    data = results.header["data"]
+    classes = data["classes"] if isinstance(data["classes"], int) else len(data["classes"])
+    counts = ", ".join(f"{name} {count}" for name, count in data["domains"].items())
+    lines = [f"# {summary.title}", "", f"    {results.header['command']}", ""]
+    lines += [f"Runs and points of training chosen by {NAMES[summary.criterion]}.", ""]
+    first, said = made.get("compare"), set()
+    if first is not None:
+        lines += [formats.to_markdown(replace(first, notes=()))]
+    lines += [f"- {line}" for line in findings(summary)]
+    if first is not None:
+        lines += ["", *(f"- {note}" for note in first.notes)]
+        said.update(first.notes)
+    for name, table in made.items():
+        if name != "compare":
+            # What a note says it says once.
+            new = replace(table, notes=tuple(note for note in table.notes if note not in said))
+            said.update(table.notes)
+            lines += ["", f"## {table.title}", "", formats.to_markdown(new).rstrip()]
+    if drawn:
+        lines += ["", "## Figures", ""]
+    lines += [f"![{name.replace('_', ' ')}]({name}.png)" for name in drawn]
+    lines += ["", f"Data: {counts}; {classes} classes.", ""]
+    return "\n".join(lines)
+
+
+def runs_csv(results: Results) -> str:
+    """One line for each run, diverged or not.
+
+    The losses and `accuracy` are those after the last step. For each criterion, `accuracy_...` and `step_...` are
+    what it reports of this run, empty where it chose another one.
+
+    Args:
+        results: of the sweep.
+
+    Returns:
+        CSV with a header line.
+    """
+    every = np.arange(len(results.runs))
+    last = score(results, Selected(every, np.full(len(every), len(results.steps) - 1)))
+    chosen = {criterion: _chosen(results, criterion) for criterion in CRITERIA}
+    hyper = list(dict.fromkeys(name for run in results.runs for name in run.hyper))
+    header = ["method", "target", "seed", "candidate", *hyper, *QUANTITIES]
+    header += [f"{what}_{criterion}" for criterion in CRITERIA for what in ("accuracy", "step")]
+    lines = [[*header, "diverged"]]
+    for index, run in enumerate(results.runs):
+        fields = [run.method, results.domain_names[run.target], str(run.seed), str(run.candidate)]
+        fields += [formats.csv_number(run.hyper.get(name)) for name in hyper]
+        fields += [formats.csv_number(float(getattr(last, quantity)[index])) for quantity in QUANTITIES]
+        for reported in chosen.values():
+            accuracy, step = reported.get(index, (None, None))
+            fields += [formats.csv_number(accuracy), "" if step is None else str(step)]
+        lines.append([*fields, str(bool(last.diverged[index])).lower()])
+    return formats.write_csv(lines)
+
+
+def _chosen(results: Results, criterion: str) -> dict[int, tuple[float, int]]:
+    """Accuracy and step that are reported of each chosen run."""
+    selected = select(results, criterion)
+    accuracy = score(results, selected).accuracy
+    return {
+        int(run): (float(value), int(results.steps[point]))
+        for run, point, value in zip(selected.run.flat, selected.point.flat, accuracy.flat, strict=True)
+    }
+
+
+def report(
+    results: Results,
+    summaries: Mapping[str, Summary],
+    criterion: str,
+    made: Mapping[str, tables.Table],
+    of_grid: tuple[Grid, ...],
+) -> dict[str, Any]:
+    """All numbers of the report, as a dictionary that JSON can hold. What is not finite is None.
+
+    Args:
+        results: of the sweep.
+        summaries: one for each criterion.
+        criterion: the one of the tables and findings.
+        made: the tables.
+        of_grid: from `sensitivity.grids`.
+
+    Returns:
+        A dictionary.
+    """
+    return {
+        "schema": SCHEMA,
+        "title": summaries[criterion].title,
+        "header": dict(results.header),
+        "units": {quantity: "percent" if quantity == "accuracy" else "nats" for quantity in QUANTITIES},
+        "seeds": list(results.seeds),
+        "targets": list(summaries[criterion].targets),
+        "criterion": criterion,
+        "findings": findings(summaries[criterion]),
+        "criteria": {name: _plain_summary(each) for name, each in summaries.items()},
+        "sensitivity": {
+            grid.method: {
+                "rho": formats.plain(grid.rho),
+                "lam": formats.plain(grid.lam),
+                "accuracy": _plain_estimate(grid.accuracy),
+                "gain": None if grid.gain is None else _plain_estimate(grid.gain),
+            }
+            for grid in of_grid
+        },
+        "tables": {name: formats.to_json(table) for name, table in made.items()},
+    }
+
+
+def _plain_summary(summary: Summary) -> dict[str, Any]:
+    curves = summary.curves
+    methods = {
+        name: {
+            "scores": {quantity: formats.plain(getattr(summary.scores, quantity)[k]) for quantity in QUANTITIES},
+            "diverged": summary.scores.diverged[k].tolist(),
+            "accuracy_by_target": _plain_estimate(_row(summary.accuracy, k)),
+            "overall": {quantity: _plain_estimate(_row(each, k)) for quantity, each in summary.overall.items()},
+            "domain_sharpness": _plain_estimate(_row(summary.domain_sharpness, k)),
+            "curves": {
+                "domain_losses": _plain_estimate(_row(curves.domain_losses, k)),
+                "loss": _plain_estimate(_row(curves.loss, k)),
+                "accuracy": _plain_estimate(_row(curves.accuracy, k)),
+            },
+        }
+        for k, name in enumerate(summary.methods)
+    }
+    comparisons = {
+        quantity: [
+            {
+                "method": each.method,
+                "baseline": each.baseline,
+                "difference": _plain_estimate(each.difference),
+                "by_target": _plain_estimate(each.by_target),
+                "interval": formats.plain(each.interval),
+                "p": formats.plain(each.p),
+                "corrected": formats.plain(each.corrected),
+            }
+            for each in of_quantity
+        ]
+        for quantity, of_quantity in summary.comparisons.items()
+    }
+    divergence = {name: each._asdict() for name, each in summary.divergence.items()}
+    return {
+        "methods": methods,
+        "comparisons": comparisons,
+        "divergence": divergence,
+        "steps": [int(step) for step in curves.steps],
+    }
+
+
+def _row(each: Estimate, k: int) -> Estimate:
+    return Estimate(each.mean[k], each.error[k])
+
+
+def _plain_estimate(each: Estimate) -> dict[str, Any]:
+    return {"mean": formats.plain(each.mean), "error": formats.plain(each.error)}
+
+
+def json_bytes(contents: Mapping[str, Any]) -> bytes:
+    """A dictionary as the bytes of a JSON file."""
+    return (json.dumps(contents, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def check_out(out: Path) -> None:
+    """Checks that files can be written to a folder, before there is anything to write.
+
+    Args:
+        out: the folder, which need not exist.
+
+    Raises:
+        InputError: naming the path that stands in the way.
+    """
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--out {out}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: {existing} is not writable")
+
+
+def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, each whole or not at all.
+
+    Args:
+        out: the folder, made if it does not exist.
+        contents: for each file's name, its bytes.
+
+    Raises:
+        InputError: if the system refuses.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # Beside their final places, so that moving them there is one step of the file system.
+        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
+            for name, content in contents.items():
+                Path(unfinished, name).write_bytes(content)
+            for name in contents:
+                os.replace(Path(unfinished, name), out / name)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from error

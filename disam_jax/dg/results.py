@@ -1,0 +1,79 @@
+"""What a sweep finds: the runs and what was measured of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TRAIN, VALIDATION = 0, 1
+
+
+class Run(NamedTuple):
+    """One training run.
+
+    Attributes:
+        method: name of the method.
+        target: index of the domain that is held out.
+        seed: decides the split, the initial weights and the batches, together with the target.
+        candidate: which choice of hyperparameters, counted from 0 for each method.
+        hyper: the hyperparameters' values by name ("rho", "lam", "learning_rate", ...).
+    """
+
+    method: str
+    target: int
+    seed: int
+    candidate: int
+    hyper: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All runs of a sweep, measured at P points of training on the D domains.
+
+    Of the held-out domain everything is measured, and none of it is used in training. A run that diverged
+    has NaN where its losses were not finite.
+
+    Attributes:
+        header: what was run, JSON values only: "command", "version", "data" (of which "name", "domains": {name: number
+            of examples}, "classes", "fingerprint"), "setting", "methods": {name: {...}} in the order of the tables.
+        runs: R runs.
+        steps: int [P], the optimizer steps after which the runs were measured; the first is 0.
+        accuracy: float64 [R, P, 2, D], fraction of right answers on the training split (0) and the validation
+            split (1) of each domain.
+        losses: float64 [R, P, 2, D], mean cross-entropy there, in nats.
+        probe_losses: float64 [R, P, D], the same at w on the probe: as many examples of each domain's training split.
+        perturbed_losses: float64 [R, P, D], on the probe at w + e with the method's own perturbation for the
+            source domains (SAM's for methods without one), that of their cross-entropy alone.
+        sharpness: float64 [R, D], after the last step: L_d(w + e_d) - L_d(w) on the probe, where e_d is the step
+            of one fixed length along the gradient of that domain's loss alone, the same length for every method.
+    """
+
+    header: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    steps: np.ndarray
+    accuracy: np.ndarray
+    losses: np.ndarray
+    probe_losses: np.ndarray
+    perturbed_losses: np.ndarray
+    sharpness: np.ndarray
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods, in the order of the tables."""
+        return tuple(self.header["methods"])
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """D names."""
+        return tuple(self.header["data"]["domains"])
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The held-out domains, ascending."""
+        return tuple(sorted({run.target for run in self.runs}))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(sorted({run.seed for run in self.runs}))

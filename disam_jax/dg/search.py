@@ -1,0 +1,107 @@
+"""Which hyperparameters are tried: the defaults, a grid, or random draws, as many for every method.
+
+Draws are common to all methods: the k-th candidate has the same learning rate, and the same rho, for each method that
+has one, so that methods differ by themselves and not by their luck.
+"""
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.methods import Hyperparameter, Method
+from disam_jax.dg.setting import Setting
+
+# DomainBed's ranges for Adam, those for its data sets of small images first (weight decay 0 there).
+SMALL_IMAGES = {
+    "learning_rate": Hyperparameter(1e-3, -4.5, -2.5),
+}
+LARGE_IMAGES = {
+    "learning_rate": Hyperparameter(5e-5, -5.0, -3.5),
+    "weight_decay": Hyperparameter(0.0, -6.0, -2.0),
+}
+# Ours for stochastic gradient descent with momentum, about the data set's default.
+SGD = {"learning_rate": Hyperparameter(0.1, -0.7, 0.3, relative=True)}
+
+
+def shared_ranges(setting: Setting) -> Mapping[str, Hyperparameter]:
+    """The optimizer's hyperparameters that random search draws."""
+    if setting.optimizer == "sgd":
+        return SGD
+    return LARGE_IMAGES if setting.model.startswith("resnet") else SMALL_IMAGES
+
+
+def default_hyper(method: Method, setting: Setting) -> dict[str, float]:
+    """A method's hyperparameters, and the optimizer's, by default."""
+    defaults = setting.defaults
+    own = {name: each.value(defaults, name) for name, each in method.hyper.items()}
+    return {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay, **own}
+
+
+def random_candidates(method: Method, setting: Setting, number: int, seed: int) -> list[dict[str, float]]:
+    """The defaults, then random draws of everything that has a range.
+
+    Args:
+        method: for which.
+        setting: has the defaults.
+        number: of candidates, the defaults included.
+        seed: of the search.
+
+    Returns:
+        `number` dictionaries of hyperparameters.
+    """
+    ranges = {**shared_ranges(setting), **method.hyper}
+    candidates = [default_hyper(method, setting)]
+    for place in range(1, number):
+        drawn = {
+            # A generator for each name, so that what else a method has does not change its draws.
+            name: each.draw(
+                np.random.default_rng([seed, place, zlib.crc32(name.encode())]).random(), setting.defaults, name
+            )
+            for name, each in ranges.items()
+        }
+        candidates.append({**candidates[0], **drawn})
+    return [{name: float(np.float32(value)) for name, value in each.items()} for each in candidates]
+
+
+def grid_candidates(method: Method, setting: Setting, grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """All combinations of the values of those hyperparameters that the method has; the defaults come first.
+
+    A method that has fewer of them has fewer candidates. The values of "rho" are those of SAM: a method that measures
+    it in another unit gets them in its own. A control gets the values of "lam" with the other sign.
+
+    Args:
+        method: for which.
+        setting: has the defaults.
+        grid: values by name.
+
+    Returns:
+        Dictionaries of hyperparameters, each once.
+    """
+    start = default_hyper(method, setting)
+    names = [name for name in grid if name in start]
+    times = {name: method.hyper[name].times if name in method.hyper else 1.0 for name in names}
+    candidates = [start]
+    for values in itertools.product(*(grid[name] for name in names)):
+        one = {**start, **{name: value * times[name] for name, value in zip(names, values, strict=True)}}
+        candidates.append(one)
+    rounded = [{name: float(np.float32(value)) for name, value in each.items()} for each in candidates]
+    return [each for place, each in enumerate(rounded) if each not in rounded[:place]]
+
+
+def check_grid(grid: Mapping[str, Sequence[float]], methods: Mapping[str, Method]) -> None:
+    """Checks that every name of a grid is a hyperparameter of some method, and its values are numbers.
+
+    Raises:
+        InputError: naming what is not.
+    """
+    known = {"learning_rate", "weight_decay"}.union(*(method.hyper for method in methods.values()))
+    for name, values in grid.items():
+        if name not in known:
+            raise InputError(f"unknown hyperparameter {name} in --grid: these methods have {', '.join(sorted(known))}")
+        if not values or not np.isfinite(values).all():
+            raise InputError(f"--grid {name} needs finite values, got {list(values)}")
+        if name != "lam" and min(values) < 0:
+            raise InputError(f"--grid {name} must not be negative, got {min(values)}")

@@ -1,0 +1,109 @@
+"""Which point of which run is reported: DomainBed's three ways to choose.
+
+For each method, target and seed, the choice is among the candidates (hyperparameters) and the points of training.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from disam_jax.dg.results import VALIDATION, Results
+
+CRITERIA = ("validation", "oracle", "last")
+NAMES = {
+    "validation": "training-domain validation",
+    "oracle": "oracle (test-domain validation)",
+    "last": "last step of the default hyperparameters",
+}
+
+
+class Selected(NamedTuple):
+    """The chosen run and point for each of K methods, S seeds and T targets.
+
+    Attributes:
+        run: int [K, S, T], index into `Results.runs`.
+        point: int [K, S, T], index into `Results.steps`.
+    """
+
+    run: np.ndarray
+    point: np.ndarray
+
+
+def select(results: Results, criterion: str) -> Selected:
+    """Chooses a candidate and a point of training for each method, seed and target.
+
+    - "validation": the highest accuracy on the source domains' validation splits, averaged over them, at any point
+      of training of any candidate.
+    - "oracle": the highest accuracy on the target's validation split after the last step of any candidate; no early
+      stopping, as in DomainBed.
+    - "last": the last step of candidate 0, the default hyperparameters. Nothing is chosen.
+
+    Ties go to the earlier candidate, then to the earlier point. The step 0, before any training, is never chosen.
+    A run that diverged counts as accuracy 0 from then on.
+
+    Args:
+        results: every method with the same targets, seeds and number of candidates.
+        criterion: one of `CRITERIA`.
+
+    Returns:
+        Selected.
+
+    Raises:
+        ValueError: on an unknown criterion, or if a run is missing.
+
+    References:
+        Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, section 4 (model selection).
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    table = runs_table(results)
+    points = len(results.steps)
+    if criterion == "last":
+        run = table[..., 0]
+        return Selected(run, np.full(run.shape, points - 1))
+    target = np.array(results.targets)
+    runs_of_target = np.moveaxis(table, 2, 0)  # [T, K, S, candidates]
+    run, point = np.empty(runs_of_target.shape[:3], int), np.empty(runs_of_target.shape[:3], int)
+    for place, held_out in enumerate(target):
+        validation = results.accuracy[runs_of_target[place], :, VALIDATION]  # [K, S, candidates, P, D]
+        finite = np.isfinite(results.losses[runs_of_target[place]]).all(-2)  # [K, S, candidates, P, D]
+        if criterion == "validation":
+            score = np.delete(validation, held_out, -1).mean(-1)[..., 1:]
+            finite = np.delete(finite, held_out, -1)
+            first = 1
+        else:
+            score = validation[..., -1:, held_out]
+            first = points - 1
+        score = np.where(finite[..., first:, :].all(-1), score, 0.0).reshape(*score.shape[:2], -1)
+        best = score.argmax(-1)
+        chosen, at = np.divmod(best, points - first)
+        run[place] = np.take_along_axis(runs_of_target[place], chosen[..., None], -1)[..., 0]
+        point[place] = at + first
+    return Selected(np.moveaxis(run, 0, 2), np.moveaxis(point, 0, 2))
+
+
+def runs_table(results: Results) -> np.ndarray:
+    """Where each run is: indices into `results.runs`, int [K, S, T, candidates].
+
+    A method that has fewer candidates than another one, as on a grid, repeats its first, which changes no choice.
+
+    Raises:
+        ValueError: if a run is missing or there twice.
+    """
+    methods, seeds, targets = results.methods, results.seeds, results.targets
+    candidates = sorted({run.candidate for run in results.runs})
+    table = np.full((len(methods), len(seeds), len(targets), len(candidates)), -1)
+    places = [{x: i for i, x in enumerate(axis)} for axis in (methods, seeds, targets, candidates)]
+    for index, run in enumerate(results.runs):
+        at = tuple(place[x] for place, x in zip(places, (run.method, run.seed, run.target, run.candidate), strict=True))
+        if table[at] >= 0:
+            raise ValueError(f"the run {run[:4]} is there twice")
+        table[at] = index
+    absent = (table < 0).all((1, 2))
+    table = np.where(absent[:, None, None, :], table[..., :1], table)
+    if (table < 0).any():
+        k, s, t, c = (
+            axis[i] for axis, i in zip((methods, seeds, targets, candidates), np.argwhere(table < 0)[0], strict=True)
+        )
+        raise ValueError(f"no run of {k}, seed {s}, target {t}, candidate {c}")
+    return table

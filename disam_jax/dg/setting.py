@@ -1,0 +1,145 @@
+"""What all runs of a sweep share: static, so that they go through one compiled program."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import optax
+
+from disam_jax.dg.averaging import AVERAGING
+from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.methods import Hyper
+
+OPTIMIZERS = ("sgd", "adam")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every run is trained and measured.
+
+    Attributes:
+        model: name of the network, see `models.registry`.
+        steps: optimizer steps of a run.
+        learning_rate: default of the hyperparameter.
+        weight_decay: default of the hyperparameter, added to the gradient.
+        rho: default length of the perturbation, also of that with which methods without one are measured.
+        lam: default weight of the penalty; None for each method's own.
+        optimizer: "sgd" with momentum or "adam".
+        momentum: of "sgd".
+        per_domain: examples of each source domain in a batch.
+        hidden: units of the multilayer perceptron's hidden layer.
+        dropout: probability, before the last layer.
+        frozen_norm: whether batch normalisation keeps the statistics that it started with, as in DomainBed.
+        standardise: whether inputs are standardised feature by feature over the source domains' training splits.
+        augment: whether images are augmented in training.
+        averaging: of the weights: "none", "ema" or "swad".
+        ema_decay: of "ema".
+        holdout: share of each domain that is set aside for validation.
+        evaluations: how many times the runs are measured, evenly spaced over training, besides once before it.
+        probe: the largest number of training examples of each domain on which w + e is measured.
+        block: examples that are evaluated at once.
+        sharpness_rho: length of the step by which each domain's sharpness is measured after training.
+    """
+
+    model: str = "mlp"
+    steps: int = 400
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+    rho: float = 0.1
+    lam: float | None = None
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    per_domain: int = 16
+    hidden: int = 64
+    dropout: float = 0.0
+    frozen_norm: bool = False
+    standardise: bool = False
+    augment: bool = False
+    averaging: str = "none"
+    ema_decay: float = 0.995
+    holdout: float = 0.2
+    evaluations: int = 20
+    probe: int = 256
+    block: int = 256
+    sharpness_rho: float = 0.05
+
+    @property
+    def segment(self) -> int:
+        """Steps between two measurements."""
+        return -(-self.steps // self.evaluations)
+
+    @property
+    def measured_at(self) -> tuple[int, ...]:
+        """The steps after which the runs are measured, from 0 to `steps`."""
+        return (*range(0, self.steps, self.segment), self.steps)
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """Values that hyperparameters of these names have by default, and the number of steps."""
+        lam = {} if self.lam is None else {"lam": self.lam}
+        own = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay, "rho": self.rho}
+        return {**own, **lam, "steps": self.steps}
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+# By the kind of data: where ERM and SAM learn, from a few tries on the last step (docs/benchmark.md).
+DEFAULTS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "digits": Setting(),
+        "features": Setting(steps=2000, learning_rate=0.03, rho=0.5, standardise=True),
+        "pixels": Setting(model="conv", steps=600, learning_rate=0.05, rho=0.05, probe=128),
+    }
+)
+
+
+def kind_of(data: Domains) -> str:
+    """Which of `DEFAULTS` suits a data set: "pixels" for images, "digits" for the bundled ones, else "features"."""
+    if data.inputs.ndim == 4:
+        return "pixels"
+    return "digits" if data.name.startswith("digits") else "features"
+
+
+def check_setting(setting: Setting) -> None:
+    """Checks that the values make sense.
+
+    Raises:
+        InputError: naming the option of the command line.
+    """
+    checks: Mapping[str, tuple[bool, str]] = {
+        "steps": (setting.steps >= 1, "at least 1"),
+        "per_domain": (setting.per_domain >= 1, "at least 1"),
+        "hidden": (setting.hidden >= 1, "at least 1"),
+        "evaluations": (setting.evaluations >= 1, "at least 1"),
+        "learning_rate": (0.0 < setting.learning_rate < float("inf"), "positive and finite"),
+        "weight_decay": (0.0 <= setting.weight_decay < float("inf"), "finite and not negative"),
+        "rho": (0.0 <= setting.rho < float("inf"), "finite and not negative"),
+        "lam": (setting.lam is None or abs(setting.lam) < float("inf"), "finite"),
+        "dropout": (0.0 <= setting.dropout < 1.0, "in [0, 1)"),
+        "holdout": (0.0 < setting.holdout < 1.0, "between 0 and 1"),
+        "ema_decay": (0.0 <= setting.ema_decay < 1.0, "in [0, 1)"),
+        "optimizer": (setting.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+        "averaging": (setting.averaging in AVERAGING, f"one of {', '.join(AVERAGING)}"),
+    }
+    for name, (holds, wanted) in checks.items():
+        if not holds:
+            raise InputError(f"--{name.replace('_', '-')} must be {wanted}, got {getattr(setting, name)}")
+
+
+def make_optimizer(setting: Setting, hyper: Hyper) -> optax.GradientTransformation:
+    """The optimizer behind every method.
+
+    Args:
+        setting: says which.
+        hyper: "learning_rate" and "weight_decay", which may be traced.
+
+    Returns:
+        Weight decay added to the gradient, then stochastic gradient descent or Adam, as PyTorch's and DomainBed's are.
+    """
+    rate = hyper["learning_rate"]
+    descend = optax.sgd(rate, setting.momentum) if setting.optimizer == "sgd" else optax.adam(rate)
+    return optax.chain(optax.add_decayed_weights(hyper["weight_decay"]), descend)

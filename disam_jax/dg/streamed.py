@@ -1,0 +1,470 @@
+"""The program of a method for images that stay in their files: the numbers of `Program`, however many images.
+
+The runs of a chunk have seed and target in common, so that they share the stream of batches: an image is decoded once
+for all of them. What is on the device at a time is a piece of that stream, a block of examples to evaluate, or the
+probe; none of these grows with the data set.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from disam_jax.dg.data import batches
+from disam_jax.dg.data.open import StreamedImages
+from disam_jax.dg.data.splits import Split
+from disam_jax.dg.data.streaming import StreamingBatches, eval_blocks
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.measure import Measured, example_losses, measure_probe, sharpness_of
+from disam_jax.dg.memory import program_bytes
+from disam_jax.dg.methods import Method
+from disam_jax.dg.models.network import Network, Params, State
+from disam_jax.dg.program import evenly, over_runs, swad_weights, weights
+from disam_jax.dg.results import Run
+from disam_jax.dg.setting import Setting
+from disam_jax.dg.training import RunState, Spec, start, train_step
+
+# What a piece of the stream takes at most, unless a single batch is larger.
+PIECE_BYTES = 64 * 2**20
+# The runs of a chunk differ in nothing but their hyperparameters.
+OVER_RUNS = Spec._make((None, None, None, 0))
+
+
+class Compiled(NamedTuple):
+    """The compiled programs for R runs.
+
+    Attributes:
+        advance: trains over a piece of the stream.
+        evaluate: sums over a block of examples.
+        probe: losses at w and at w + e.
+    """
+
+    advance: Any
+    evaluate: Any
+    probe: Any
+
+
+class StreamedProgram:
+    """Trains and measures R runs of one method, seed and target at once.
+
+    Args:
+        network: that is trained.
+        method: that makes the gradients.
+        setting: what all runs share, but for `standardise`, which is for features.
+        data: the images.
+        splits: of the data, one for each seed.
+        seeds: S seeds.
+        probe: number of examples of each domain on which w + e is measured.
+        threads: that decode images, each a batch or a block at a time; by default one for each processor.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        method: Method,
+        setting: Setting,
+        data: StreamedImages,
+        splits: Sequence[Split],
+        seeds: Sequence[int],
+        probe: int,
+        threads: int | None = None,
+    ):
+        self.setting, self.data, self.probe = setting, data, probe
+        self.threads = threads or os.cpu_count() or 1
+        self.splits = dict(zip(seeds, splits, strict=True))
+        domains = len(data.counts)
+        self.batch = (domains - 1, setting.per_domain, *data.inputs.shape[1:])
+        self.length = piece_length(setting.segment, math.prod(self.batch))
+        self.block = min(setting.block, len(data.labels))
+        fixed = {"network": network, "method": method, "setting": setting}
+        begin = functools.partial(start, **fixed, num_sources=domains - 1)
+        sums = functools.partial(block_sums, network=network, groups=2 * domains)
+        sharpness = functools.partial(sharpness_of, network=network, setting=setting)
+        self._start = jax.jit(jax.vmap(begin, in_axes=(OVER_RUNS,)))
+        self._advance = functools.partial(advance, **fixed)
+        self._step = jax.vmap(functools.partial(train_step, **fixed), in_axes=(0, OVER_RUNS, None, None, None))
+        self._evaluate = jax.vmap(sums, in_axes=(0, 0, OVER_RUNS, None, None, None))
+        self._probe = jax.vmap(functools.partial(measure_probe, **fixed), in_axes=(0, 0, OVER_RUNS, None, None))
+        self._sharpness = jax.jit(
+            jax.vmap(functools.partial(each_domain, sharpness), in_axes=(0, 0, OVER_RUNS, None, None))
+        )
+        self._compiled: dict[int, Compiled] = {}
+        self._probe_of: dict[Any, tuple[jax.Array, jax.Array]] = {}
+
+    def specs(self, runs: Sequence[Run]) -> Spec:
+        """The runs as arrays: hyperparameters [R], and what the runs share without an axis of runs.
+
+        Raises:
+            ValueError: if they do not share seed and target.
+        """
+        if len({(run.seed, run.target) for run in runs}) > 1:
+            raise ValueError("the runs of a chunk must have seed and target in common: they share the batches of these")
+        run, (apart, everywhere) = runs[0], layout(len(runs))
+        specs = Spec(
+            key=batches.run_key(run.seed, run.target),
+            place=jnp.int32(list(self.splits).index(run.seed)),
+            target=jnp.int32(run.target),
+            hyper={name: jnp.asarray([each.hyper[name] for each in runs], jnp.float32) for name in run.hyper},
+        )
+        return jax.device_put(specs, Spec._make((everywhere, everywhere, everywhere, apart)))
+
+    def compile(self, runs: Sequence[Run]) -> Compiled:
+        """The programs for as many runs; they are compiled once."""
+        number = len(runs)
+        if number not in self._compiled:
+            specs, (apart, everywhere) = self.specs(runs), layout(number)
+            states = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=apart),
+                jax.eval_shape(self._start, specs),
+            )
+            params, state = weights(states, self.setting)
+            image, per_domain = self.batch[2:], (self.batch[0] + 1, self.probe)
+            integers = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere)
+            images = lambda *shape: jax.ShapeDtypeStruct((*shape, *image), np.uint8, sharding=everywhere)
+            leading = (self.length, *self.batch[:2])
+            piece = (integers(), integers(), images(*leading), integers(*leading))
+            block = (images(self.block), integers(self.block), integers(self.block))
+            probe = (images(*per_domain), integers(*per_domain))
+            # The states must come out as they went in, for the next piece.
+            jitted = functools.partial(jax.jit, out_shardings=apart)
+            self._compiled[number] = Compiled(
+                jitted(self._advance, donate_argnums=0).lower(states, specs, *piece).compile(),
+                jitted(self._evaluate).lower(params, state, specs, *block).compile(),
+                jitted(self._probe).lower(params, state, specs, *probe).compile(),
+            )
+        return self._compiled[number]
+
+    def bytes(self, runs: Sequence[Run]) -> int:
+        """What as many runs take at most on each device.
+
+        That is a program, and beside it the states, the probe, and a piece or a block that waits for its turn.
+        """
+        programs = self.compile(runs)
+        states = jax.eval_shape(self._start, self.specs(runs))
+        over = 1 if isinstance(layout(len(runs))[0], SingleDeviceSharding) else jax.device_count()
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // over
+        pixels = math.prod(self.batch[2:])
+        waiting = max(self.length * math.prod(self.batch[:2]), self.block)
+        probe = (self.batch[0] + 1) * self.probe
+        return max(map(program_bytes, programs)) + held + pixels * (waiting + probe)
+
+    def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
+        """How many runs of one seed and target fit into one program.
+
+        Args:
+            runs: all runs of the method.
+            most: not more than these.
+            budget: bytes on each device.
+
+        Returns:
+            A number that deals the candidates evenly, see `program.evenly`.
+
+        Raises:
+            InputError: if not even the smallest program fits.
+        """
+        together = len(chunks(runs, len(runs))[0])
+        most = min(most, together)
+        while True:
+            number = evenly(together, most)
+            used = self.bytes([runs[0]] * number)
+            if used <= budget:
+                return number
+            del self._compiled[number]
+            if number == 1 or most == 1:
+                raise InputError(
+                    f"one run needs {used / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
+                    "or take a smaller model, image size or batch"
+                )
+            most = max(1, min(number - 1, int(number * budget / used)))
+
+    def flops(self, run: Run) -> float | None:
+        """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
+        specs = self.specs([run])
+        states = jax.eval_shape(self._start, specs)
+        images = jax.ShapeDtypeStruct(self.batch, np.uint8)
+        labels = jax.ShapeDtypeStruct(self.batch[:2], np.int32)
+        cost = jax.jit(self._step).lower(states, specs, jnp.int32(0), images, labels).compile().cost_analysis()
+        found = (cost or {}).get("flops")
+        return None if found is None or found <= 0 else float(found)
+
+    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, np.ndarray]:
+        """Trains and measures runs.
+
+        Args:
+            runs: R of them, of one seed and target, with the same names of hyperparameters.
+            on_segment: called after each of the P segments.
+
+        Returns:
+            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
+
+        Raises:
+            InputError: if an image cannot be read.
+        """
+        run, setting = runs[0], self.setting
+        specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), layout(len(runs))
+        states = jax.device_put(self._start(specs), apart)
+        points: list[Measured] = []
+        averages: list[Any] = []
+        with self._stream(run) as stream:
+            for first in setting.measured_at:
+                points.append(self._measure(*weights(states, setting), specs, runs))
+                last = min(first + setting.segment, setting.steps)
+                for step, piece in pieces(stream, first, last, self.length):
+                    waiting = jax.device_put(piece, everywhere)
+                    # One piece on the device, one that waits: decoding must not run away from training.
+                    jax.block_until_ready(states)
+                    states = compiled.advance(states, specs, jnp.int32(step), jnp.int32(last), *waiting)
+                if setting.averaging == "swad" and first < setting.steps:
+                    averages.append(jax.device_get(states.average))
+                if on_segment is not None:
+                    on_segment()
+        params, state = weights(states, setting)
+        if averages:
+            params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
+            points[-1] = self._measure(params, state, specs, runs)
+        found = {name: np.stack([getattr(point, name) for point in points], 1) for name in Measured._fields}
+        perturbed = found["perturbed_losses"].astype(np.float64)
+        perturbed[..., run.target] = np.nan
+        found["perturbed_losses"] = perturbed
+        found["sharpness"] = jax.device_get(self._sharpness(params, state, specs, *self._probe_for(run, everywhere)))
+        return found
+
+    def _stream(self, run: Run) -> StreamingBatches:
+        return StreamingBatches(
+            self.data.listing,
+            self.splits[run.seed],
+            tuple(domain for domain in range(len(self.data.counts)) if domain != run.target),
+            run.seed,
+            run.target,
+            self.setting.per_domain,
+            self.setting.steps,
+            image_size=self.data.image_size,
+            threads=self.threads,
+            prefetch=max(self.length, self.threads),
+        )
+
+    def _blocks(self, rows: np.ndarray) -> Iterator[Any]:
+        return eval_blocks(
+            self.data.listing,
+            rows,
+            self.block,
+            image_size=self.data.image_size,
+            threads=self.threads,
+            prefetch=self.threads,
+        )
+
+    def _probe_for(self, run: Run, where: Sharding) -> tuple[jax.Array, jax.Array]:
+        """Pixels uint8 [D, n, S, S, 3] and labels int32 [D, n] of the probe of a seed, on the device."""
+        if (run.seed, where) not in self._probe_of:
+            rows = self.splits[run.seed].order[self.data.starts[:, None] + np.arange(self.probe)[None]]
+            pixels = np.concatenate([block.x[block.valid] for block in self._blocks(rows.reshape(-1))])
+            probe = (pixels.reshape(*rows.shape, *pixels.shape[1:]), self.data.labels[rows])
+            # Only that of the last seed is kept: `chunks` has the seeds one after the other.
+            self._probe_of = {(run.seed, where): jax.device_put(probe, where)}
+        return self._probe_of[run.seed, where]
+
+    def _measure(self, params: Params, state: State, specs: Spec, runs: Sequence[Run]) -> Measured:
+        """What is measured of R runs at a point of training, numpy arrays [R, ...]."""
+        run, compiled, (_, everywhere) = runs[0], self.compile(runs), layout(len(runs))
+        groups = groups_of(self.data, self.splits[run.seed])
+        rows = np.arange(len(groups))
+        total = np.zeros((len(runs), 2, 2 * len(self.data.counts)))
+        before = None
+        for first, block in zip(range(0, len(rows), self.block), self._blocks(rows), strict=True):
+            here = np.full(self.block, -1, np.int32)
+            here[block.valid] = groups[first : first + self.block]
+            sums = compiled.evaluate(params, state, specs, *jax.device_put((block.x, block.y, here), everywhere))
+            # The sums of the block before, so that the device has this one to work on meanwhile.
+            if before is not None:
+                total += np.asarray(before)
+            before = sums
+        total += np.asarray(before)
+        means = (total / np.bincount(groups, minlength=total.shape[-1])).reshape(len(runs), 2, 2, -1)
+        probe = compiled.probe(params, state, specs, *self._probe_for(run, everywhere))
+        return Measured._make((means[:, 1], means[:, 0], *jax.device_get(probe)))
+
+
+def chunks(runs: Sequence[Run], size: int) -> list[list[Run]]:
+    """Parts of at most `size` runs with seed and target in common, seed by seed.
+
+    Example:
+        >>> runs = [Run("SAM", target, 0, candidate, {}) for candidate in range(3) for target in range(2)]
+        >>> [[(run.target, run.candidate) for run in chunk] for chunk in chunks(runs, 2)]
+        [[(0, 0), (0, 1)], [(0, 2)], [(1, 0), (1, 1)], [(1, 2)]]
+    """
+    together: dict[tuple[int, int], list[Run]] = {}
+    for run in runs:
+        together.setdefault((run.seed, run.target), []).append(run)
+    groups = [together[shared] for shared in sorted(together)]
+    return [group[first : first + size] for group in groups for first in range(0, len(group), size)]
+
+
+def piece_length(segment: int, batch_bytes: int) -> int:
+    """Number of batches in a piece of the stream: a segment in as few equal parts as `PIECE_BYTES` allows.
+
+    Example:
+        >>> piece_length(20, 1), piece_length(20, 5 * 2**20), piece_length(20, 2**30)
+        (20, 10, 1)
+    """
+    most = max(1, PIECE_BYTES // batch_bytes)
+    return -(-segment // -(-segment // most))
+
+
+def pieces(
+    stream: Iterator[batches.Batch], first: int, last: int, length: int
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """The next batches of a stream, joined.
+
+    Args:
+        stream: whose next batch is that of step `first`.
+        first: step.
+        last: the step after the last one.
+        length: K, number of batches in a piece.
+
+    Yields:
+        The step of the piece's first batch, and its images [K, M, n, ...] and labels [K, M, n]; the last piece is
+        filled up with zeros.
+    """
+    for begin in range(first, last, length):
+        taken = [next(stream) for _ in range(min(length, last - begin))]
+        images = np.zeros((length, *taken[0].x.shape), taken[0].x.dtype)
+        labels = np.zeros((length, *taken[0].y.shape), np.int32)
+        for place, batch in enumerate(taken):
+            images[place], labels[place] = batch.x, batch.y
+        yield begin, (images, labels)
+
+
+def advance(
+    states: RunState,
+    specs: Spec,
+    first: jax.Array,
+    last: jax.Array,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    network: Network,
+    method: Method,
+    setting: Setting,
+) -> RunState:
+    """Trains R runs over a piece of the stream.
+
+    Args:
+        states: of the runs, leaves [R, ...].
+        specs: of the runs, see `OVER_RUNS`.
+        first: int32 [], the step of the piece's first batch.
+        last: int32 [], the step at which the segment ends; batches from there on are skipped.
+        inputs: uint8 [K, M, n, S, S, 3].
+        labels: int32 [K, M, n].
+        network: that is trained.
+        method: that makes the gradients.
+        setting: what all runs share.
+
+    Returns:
+        The runs after it.
+    """
+    one = functools.partial(train_step, network=network, method=method, setting=setting)
+
+    def body(runs: RunState, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[RunState, None]:
+        step = batch[0]
+        step_all = lambda runs: jax.vmap(one, in_axes=(0, OVER_RUNS, None, None, None))(runs, specs, *batch)
+        return jax.lax.cond(step < last, step_all, lambda runs: runs, runs), None
+
+    steps = first + jnp.arange(len(labels), dtype=jnp.int32)
+    return jax.lax.scan(body, states, (steps, inputs, labels))[0]
+
+
+def block_sums(
+    params: Params,
+    state: State,
+    spec: Spec,
+    inputs: jax.Array,
+    labels: jax.Array,
+    group: jax.Array,
+    *,
+    network: Network,
+    groups: int,
+) -> jax.Array:
+    """Sums of losses and of right answers over the examples of each group in a block.
+
+    Args:
+        params: of the network.
+        state: of the network.
+        spec: of the run.
+        inputs: uint8 [B, S, S, 3].
+        labels: int32 [B].
+        group: int32 [B], 0..G-1; -1 for what is in none.
+        network: that is trained.
+        groups: G.
+
+    Returns:
+        float32 [2, G].
+    """
+    logits = network.apply(params, state, inputs, spec.key, False).logits
+    values = jnp.stack([example_losses(logits, labels), (logits.argmax(-1) == labels).astype(jnp.float32)])
+    member = group[None] == jnp.arange(groups, dtype=jnp.int32)[:, None]
+    # A select, not a product: a loss that is not finite belongs to its own group only.
+    return jnp.where(member[None], values[:, None], 0.0).sum(-1)
+
+
+def each_domain(
+    sharpness: Callable[..., jax.Array],
+    params: Params,
+    state: State,
+    spec: Spec,
+    inputs: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
+    """Sharpness of D domains, one after the other, from inputs [D, n, ...] and labels [D, n]."""
+    return jax.lax.map(lambda domain: sharpness(params, state, spec, *domain), (inputs, labels))
+
+
+def groups_of(data: StreamedImages, split: Split) -> np.ndarray:
+    """For each example its domain d, or D + d if it validates, int32 [N]."""
+    number = len(data.counts)
+    trains = np.arange(len(data.labels)) < (data.starts + split.train_counts)[data.domain_ids]
+    groups = np.empty(len(data.labels), np.int32)
+    groups[split.order] = data.domain_ids + number * ~trains
+    return groups
+
+
+def layout(number: int) -> tuple[Sharding, Sharding]:
+    """Where arrays of R runs lie, and where what they share does."""
+    place = over_runs(number)
+    if isinstance(place, NamedSharding):
+        return place, NamedSharding(place.mesh, PartitionSpec())
+    return SingleDeviceSharding(place), SingleDeviceSharding(place)
+
+
+def pixel_budget(memory_budget: int | None = None) -> int:
+    """How many bytes of pixels are kept in memory when nothing is said about streaming.
+
+    By default half of all memory of a device, not of what is free: an interrupted sweep must choose the same again.
+
+    Args:
+        memory_budget: bytes on each device, if they are given.
+
+    Returns:
+        Bytes.
+    """
+    return _device_bytes() // 2 if memory_budget is None else memory_budget
+
+
+def _device_bytes() -> int:
+    device = jax.devices()[0]
+    sizes = None if device.platform == "cpu" else device.memory_stats()
+    if sizes and "bytes_limit" in sizes:
+        return int(sizes["bytes_limit"])
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        # A container may hold less than its machine.
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    return (total if limit == "max" else min(total, int(limit))) // jax.local_device_count()

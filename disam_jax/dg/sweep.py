@@ -1,0 +1,227 @@
+"""Sweeps: thousands of paired runs, chunk by chunk, on disk as they come."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import disam_jax
+from disam_jax.dg import memory
+from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.open import StreamedImages, fingerprint
+from disam_jax.dg.data.splits import small_domains, split
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.methods import Method
+from disam_jax.dg.models.network import Network
+from disam_jax.dg.program import Program
+from disam_jax.dg.results import Results, Run
+from disam_jax.dg.setting import Setting, check_setting
+from disam_jax.dg.store import SCHEMA, open_store
+from disam_jax.dg.streamed import StreamedProgram, chunks
+from disam_jax.dg.training import make_arrays
+
+# Convolutions whose kernels differ from run to run are slow on CPUs, where XLA has only loops for them.
+ONE_BY_ONE_ON_CPU = ("conv", "resnet18", "resnet50")
+# More runs at once were no faster on any machine that was tried: see benchmarks/results.
+MOST_AT_ONCE = 256
+
+# (what is going on, how much is done, how much there is in all)
+OnProgress = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a sweep: every candidate of every method for every target and seed.
+
+    Attributes:
+        candidates: for each method's name, its hyperparameters; the first are the defaults.
+        targets: T indices of domains.
+        seeds: S seeds.
+    """
+
+    candidates: Mapping[str, Sequence[Mapping[str, float]]]
+    targets: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+    def runs_of(self, method: str) -> list[Run]:
+        """The runs of a method, in the order in which they are trained."""
+        return [
+            Run(method, target, seed, place, hyper)
+            for place, hyper in enumerate(self.candidates[method])
+            for target in self.targets
+            for seed in self.seeds
+        ]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for method in self.candidates for run in self.runs_of(method)]
+
+
+def make_header(
+    data: Domains, setting: Setting, methods: Mapping[str, Method], plan: Plan, notes: Sequence[str], command: str
+) -> dict[str, Any]:
+    """What is run, as JSON values: by this a results file is recognised."""
+    return {
+        "schema": SCHEMA,
+        "version": {"disam_jax": disam_jax.__version__, "jax": jax.__version__},
+        "command": command,
+        "data": {
+            "name": data.name,
+            "domains": dict(zip(data.domain_names, data.counts.tolist(), strict=True)),
+            "classes": list(data.class_names),
+            "shape": list(data.inputs.shape[1:]),
+            "streamed": isinstance(data, StreamedImages),
+            "fingerprint": fingerprint(data),
+        },
+        "setting": setting.record(),
+        "methods": {
+            name: {"base": method.base, "control": method.control, "candidates": len(plan.candidates[name])}
+            for name, method in methods.items()
+        },
+        "candidates": {name: [dict(each) for each in plan.candidates[name]] for name in methods},
+        "targets": [data.domain_names[target] for target in plan.targets],
+        "seeds": list(plan.seeds),
+        "steps": list(setting.measured_at),
+        "notes": list(notes),
+        "planned": len(plan.runs),
+    }
+
+
+def run_sweep(
+    data: Domains,
+    network: Network,
+    setting: Setting,
+    methods: Mapping[str, Method],
+    plan: Plan,
+    out: Path,
+    *,
+    command: str = "",
+    replace: bool = False,
+    most_at_once: int | None = None,
+    memory_budget: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[Results, dict[str, dict[str, Any]]]:
+    """Trains all runs of a plan that a folder does not have yet.
+
+    Runs go through the compiled program of their method in chunks. A finished chunk is on disk before the next one
+    starts: whatever happens, at most one chunk is lost, and the chunks of a later start are the same.
+
+    Args:
+        data: the data set, at least two domains; `StreamedImages` are read as they are needed, with the same results.
+        network: that is trained.
+        setting: what all runs share.
+        methods: by name, in the order of the tables.
+        plan: the runs.
+        out: the folder of the results file.
+        command: what was typed, for the record.
+        replace: whether results of something else in the folder are removed; otherwise they are an error.
+        most_at_once: the largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
+        memory_budget: bytes on each device that a program may take; by default half of what is free.
+        on_progress: called as the runs are trained.
+
+    Returns:
+        The results, and for each method its "flops" (of one training step of one run) and "seconds_per_run" (of those
+        trained now, without compilation; None if there were none).
+
+    Raises:
+        InputError: if something the user gave cannot be used.
+    """
+    check_setting(setting)
+    if setting.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):
+        raise InputError(f"--per-domain must be at least 2 for {aligned[0]}: one example has no covariance")
+    splits = tuple(split(data, seed, setting.holdout) for seed in plan.seeds)
+    probe = min(setting.probe, int(splits[0].train_counts.min()))
+    budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
+    most = most_at_once or default_most_at_once(setting)
+    show = on_progress or (lambda *_: None)
+    header = make_header(data, setting, methods, plan, small_domains(data, splits[0], setting.per_domain), command)
+    total, done = len(plan.runs), 0
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+
+    with open_store(out, header, replace) as store:
+        if isinstance(data, StreamedImages):
+            parts = chunks
+            make = lambda method: StreamedProgram(network, method, setting, data, splits, plan.seeds, probe)
+        else:
+            parts = in_order
+            arrays = make_arrays(data, splits, setting.standardise)
+            make = lambda method: Program(network, method, setting, arrays, plan.seeds, probe)
+        for name, method in methods.items():
+            runs = plan.runs_of(name)
+            program = make(method)
+            if name not in store.programs:
+                show(f"compiling {name}", done, total)
+                size = program.runs_at_once(runs, most, budget)
+                store.program(name, {"runs_at_once": size, "flops": program.flops(runs[0])})
+            size = store.programs[name]["runs_at_once"]
+            for number, chunk in enumerate(parts(runs, size)):
+                if (name, number) not in store.chunks:
+                    # The last chunk is filled up with a run that is not written down, so that it fits the program.
+                    filled = chunk + [chunk[-1]] * (size - len(chunk))
+                    show(f"compiling {name}", done, total)
+                    program.compile(filled)
+                    step = len(chunk) / len(setting.measured_at)
+                    what = f"training {name}, {size} at once"
+                    began = time.perf_counter()
+                    measured = program.train(filled, counting(show, what, done, step, total))
+                    seconds[name].append((time.perf_counter() - began) / len(filled))
+                    store.chunk(name, number, chunk, measured)
+                done += len(chunk)
+                show(f"training {name}, {size} at once", done, total)
+        results = store.results(header, plan.runs, setting.measured_at)
+        cost = {
+            name: {
+                "flops": store.programs[name]["flops"],
+                "seconds_per_run": float(np.mean(seconds[name])) if seconds[name] else None,
+            }
+            for name in methods
+        }
+    return results, cost
+
+
+def in_order(runs: Sequence[Run], size: int) -> list[list[Run]]:
+    """Parts of at most `size` runs."""
+    return [list(runs[first : first + size]) for first in range(0, len(runs), size)]
+
+
+def counting(show: OnProgress, what: str, done: float, step: float, total: float) -> Callable[[], None]:
+    """A function that shows `step` more at each call."""
+    count = itertools.count(1)
+    return lambda: show(what, done + step * next(count), total)
+
+
+def default_most_at_once(setting: Setting) -> int:
+    """The largest number of runs in one program, before memory is asked."""
+    if setting.model in ONE_BY_ONE_ON_CPU and jax.default_backend() == "cpu":
+        return jax.device_count()
+    return MOST_AT_ONCE
+
+
+def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: str) -> tuple[int, ...]:
+    """Indices of the domains to hold out.
+
+    Args:
+        targets: their names; empty means all.
+        domain_names: D names.
+        where: what has the domains, for the error.
+
+    Returns:
+        Indices, in the order given, each once.
+
+    Raises:
+        InputError: on a name that is no domain's.
+
+    Example:
+        >>> check_targets(["sketch"], ["photo", "sketch"], "DIR")
+        (1,)
+    """
+    for name in targets:
+        if name not in domain_names:
+            raise InputError(f"unknown --target {name}: the domains of {where} are {', '.join(domain_names)}")
+    return tuple(dict.fromkeys(map(list(domain_names).index, targets))) or tuple(range(len(domain_names)))

@@ -1,0 +1,88 @@
+"""Results as of a sweep, of random numbers with a known structure."""
+
+import numpy as np
+
+from disam_jax.dg.results import Results, Run
+
+COMPARE = {
+    "ERM": {"flops": 1.0e6},
+    "SAM": {"base": "ERM", "flops": 2.0e6},
+    "DISAM": {"base": "SAM", "flops": 2.01e6},
+}
+
+
+def make_results(
+    methods=COMPARE,
+    *,
+    domains=("clean", "rotation", "inversion"),
+    targets=None,
+    seeds=4,
+    points=4,
+    grid=({"rho": 0.1, "lam": 1.0},),
+    accuracy_gain=None,
+    spread_factor=None,
+    seed=0,
+):
+    """What seeds share is large, what methods differ in is `accuracy_gain` (fraction) and `spread_factor`.
+
+    `grid` is the hyperparameters of the candidates; ERM has rho 0 and SAM has lam 0 in all of them.
+    """
+    rng = np.random.default_rng(seed)
+    d, targets = len(domains), range(len(domains)) if targets is None else targets
+    shared = rng.normal(0.0, 0.02, (seeds, d))
+    level = rng.uniform(-1.0, 1.0, d)
+    runs, accuracy, losses, perturbed, sharpness = [], [], [], [], []
+    progress = np.linspace(0.0, 1.0, points)
+    for method in methods:
+        gain = (accuracy_gain or {}).get(method, 0.0)
+        factor = (spread_factor or {}).get(method, 1.0)
+        for target in targets:
+            for s in range(seeds):
+                for candidate, hyper in enumerate(grid):
+                    own = dict(hyper)
+                    if method == "ERM":
+                        own = {**hyper, **{name: 0.0 for name in ("rho", "lam") if name in hyper}}
+                    elif method == "SAM" and "lam" in hyper:
+                        own["lam"] = 0.0
+                    runs.append(Run(method, target, s, candidate, own))
+                    bump = 0.04 - 0.5 * (own.get("rho", 0.1) - 0.1) ** 2 + 0.01 * own.get("lam", 0.0)
+                    right = 0.5 + 0.25 * progress[:, None, None] + shared[s] + (gain + bump * (own.get("rho", 0.1) > 0))
+                    right = right + rng.normal(0.0, 0.003, (points, 2, d))
+                    accuracy.append(np.clip(right, 0.0, 1.0))
+                    base = 2.0 * np.exp(-2.0 * progress)[:, None, None] * (1.0 + 0.2 * factor * level)
+                    loss = base + rng.uniform(0.0, 0.01, (points, 2, d)) + 0.1 * abs(shared[s])
+                    losses.append(loss)
+                    perturbed.append(loss[:, 0] + 0.2 + 0.05 * rng.uniform(0.0, 1.0, (points, d)))
+                    sharpness.append(0.1 + 0.02 * rng.uniform(0.0, 1.0, d))
+    losses = np.stack(losses)
+    header = {
+        "command": "disam-jax compare",
+        "version": "0.1.0",
+        "data": {
+            "name": "digits",
+            "domains": {name: 300 - place for place, name in enumerate(domains)},
+            "classes": [str(label) for label in range(10)],
+            "fingerprint": "0123",
+        },
+        "setting": {"steps": 400, "per_domain": 16, "evaluations": points - 1},
+        "methods": methods,
+    }
+    return Results(
+        header=header,
+        runs=tuple(runs),
+        steps=np.linspace(0, 400, points).astype(int),
+        accuracy=np.stack(accuracy),
+        losses=losses,
+        probe_losses=losses[:, :, 0] + 0.01,
+        perturbed_losses=np.stack(perturbed),
+        sharpness=np.stack(sharpness),
+    )
+
+
+def diverge(results, method, seed, target, point=2):
+    """Makes a run diverge, in place."""
+    for index, run in enumerate(results.runs):
+        if (run.method, run.seed, run.target) == (method, seed, target):
+            for losses in (results.losses, results.probe_losses, results.perturbed_losses):
+                losses[index, point:] = np.nan
+            results.sharpness[index] = np.nan

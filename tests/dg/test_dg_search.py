@@ -1,0 +1,166 @@
+"""Hyperparameters that are tried: defaults, draws that all methods share, and grids."""
+
+import numpy as np
+import pytest
+
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.methods import METHODS, find_methods
+from disam_jax.dg.search import check_grid, default_hyper, grid_candidates, random_candidates
+from disam_jax.dg.setting import Setting
+
+SMALL = Setting(learning_rate=0.25, weight_decay=0.5, rho=0.125)
+ADAM = Setting(optimizer="adam", learning_rate=1e-3)
+RESNET = Setting(model="resnet18", optimizer="adam", learning_rate=5e-5)
+
+
+def values(name, hyper, setting=SMALL, number=30, seed=0):
+    return np.array([each[hyper] for each in random_candidates(METHODS[name], setting, number, seed)])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "own"),
+    [
+        ("ERM", SMALL, {}),
+        ("SAM", SMALL, {"rho": 0.125}),
+        ("ASAM", SMALL, {"rho": 1.25}),
+        ("DISAM", SMALL, {"rho": 0.125, "lam": 1.0}),
+        ("DISAM-std", SMALL, {"rho": 0.125, "lam": 0.4}),
+        ("DISAM-control", SMALL, {"rho": 0.125, "lam": -1.0}),
+        ("DISAM", Setting(lam=0.25), {"rho": 0.1, "lam": 0.25}),
+        ("DISAM-control", Setting(lam=0.25), {"rho": 0.1, "lam": -0.25}),
+        # Of DomainBed's 5000 steps; of 400 as many fewer.
+        ("VREx", Setting(steps=5000), {"beta": 10.0, "anneal": 500.0}),
+        ("VREx", Setting(steps=400), {"beta": 10.0, "anneal": 40.0}),
+        ("GroupDRO", SMALL, {"eta": 0.01}),
+        ("CORAL+SAM", SMALL, {"gamma": 1.0, "rho": 0.125}),
+    ],
+)
+def test_the_defaults_come_first(name, setting, own):
+    optimizer = {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay}
+    default = default_hyper(METHODS[name], setting)
+    assert default == pytest.approx({**optimizer, **own})
+    as_float32 = {each: float(np.float32(value)) for each, value in default.items()}
+    for number in (1, 4):
+        candidates = random_candidates(METHODS[name], setting, number, seed=3)
+        assert len(candidates) == number
+        assert candidates[0] == as_float32
+        assert all(list(each) == list(candidates[0]) for each in candidates)
+    assert grid_candidates(METHODS[name], setting, {"learning_rate": [0.5]})[0] == as_float32
+
+
+def test_candidates_are_a_matter_of_seed_and_place():
+    method = METHODS["DISAM"]
+    long = random_candidates(method, SMALL, 6, seed=1)
+    assert random_candidates(method, SMALL, 3, seed=1) == long[:3]
+    for name in ("learning_rate", "rho", "lam"):
+        assert len({each[name] for each in long}) == 6
+    others = random_candidates(method, SMALL, 6, seed=2)
+    assert all(mine != other for mine, other in zip(long[1:], others[1:], strict=True))
+    # Different hyperparameters of one candidate are drawn apart from each other.
+    ranks = np.argsort([[each[name] for each in long[1:]] for name in ("learning_rate", "rho", "lam")])
+    assert len(np.unique(ranks, axis=0)) == 3
+
+
+@pytest.mark.parametrize("setting", [SMALL, ADAM, RESNET])
+def test_methods_share_their_draws(setting):
+    first = random_candidates(METHODS["DISAM"], setting, 5, seed=0)
+    # Those of the penalty "std" are from another range.
+    lam = {"DISAM-control": -1.0, "CORAL+DISAM": 1.0, "ASAM+DISAM": 1.0, "GSAM+DISAM": 1.0, "SAGM+DISAM": 1.0}
+    for name, method in METHODS.items():
+        for mine, other in zip(random_candidates(method, setting, 5, seed=0), first, strict=True):
+            assert (mine["learning_rate"], mine["weight_decay"]) == (other["learning_rate"], other["weight_decay"])
+            if "rho" in method.hyper:
+                assert mine["rho"] == pytest.approx(other["rho"] * (10.0 if "ASAM" in name else 1.0))
+            if name in lam:
+                assert mine["lam"] == lam[name] * other["lam"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_signs_are_the_methods(name):
+    for hyper in METHODS[name].hyper:
+        negative = METHODS[name].control and hyper == "lam"
+        assert (np.sign(values(name, hyper, number=4)) == (-1 if negative else 1)).all()
+
+
+# Powers of ten. The first are those of DomainBed's `hparams_registry`, the others ours.
+@pytest.mark.parametrize(
+    ("name", "hyper", "setting", "low", "high"),
+    [
+        ("ERM", "learning_rate", ADAM, -4.5, -2.5),
+        ("ERM", "learning_rate", RESNET, -5.0, -3.5),
+        ("ERM", "weight_decay", RESNET, -6.0, -2.0),
+        ("VREx", "beta", SMALL, -1.0, 5.0),
+        ("VREx", "anneal", Setting(steps=5000), 0.0, 4.0),
+        ("VREx", "anneal", Setting(steps=500), -1.0, 3.0),
+        ("GroupDRO", "eta", SMALL, -3.0, -1.0),
+        ("CORAL", "gamma", SMALL, -1.0, 1.0),
+        ("ERM", "learning_rate", SMALL, np.log10(0.25) - 0.7, np.log10(0.25) + 0.3),
+        ("SAM", "rho", SMALL, np.log10(0.125) - 1.0, np.log10(0.125) + 0.5),
+        ("ASAM", "rho", SMALL, np.log10(1.25) - 1.0, np.log10(1.25) + 0.5),
+        ("DISAM", "lam", SMALL, -1.0, 1.0),
+        ("DISAM", "lam", Setting(lam=50.0), -1.0, 1.0),
+        ("DISAM-std", "lam", SMALL, -1.0, -0.25),
+        ("GSAM", "alpha", SMALL, -1.0, 0.0),
+        ("SAGM", "alpha", SMALL, -4.0, -2.0),
+    ],
+)
+def test_draws_are_log_uniform_over_the_range(name, hyper, setting, low, high):
+    drawn = np.sort((np.log10(values(name, hyper, setting, 401)[1:]) - low) / (high - low))
+    assert -1e-6 < drawn[0] < drawn[-1] < 1 + 1e-6
+    # Kolmogorov's test at one in a thousand.
+    assert np.abs(drawn - (np.arange(400) + 0.5) / 400).max() < 1.95 / np.sqrt(400)
+
+
+@pytest.mark.parametrize("setting", [SMALL, ADAM])
+def test_weight_decay_is_drawn_for_large_images_only(setting):
+    assert (values("ERM", "weight_decay", setting) == np.float32(setting.weight_decay)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "found"),
+    [
+        # (rho, lam), the defaults 0.125 and 1 first.
+        ("DISAM", {"rho": [0.5, 1.0], "lam": [2.0, 4.0]}, [(0.125, 1), (0.5, 2), (0.5, 4), (1, 2), (1, 4)]),
+        ("DISAM", {"lam": [2.0, 4.0], "rho": [0.5, 1.0]}, [(0.125, 1), (0.5, 2), (1, 2), (0.5, 4), (1, 4)]),
+        ("DISAM", {"lam": [2.0, 1.0, 2.0, 0.0]}, [(0.125, 1), (0.125, 2), (0.125, 0)]),
+        ("DISAM", {"rho": [0.125 + 1e-12, 0.0]}, [(0.125, 1), (0.0, 1)]),
+        ("DISAM-control", {"rho": [0.5], "lam": [2.0]}, [(0.125, -1), (0.5, -2)]),
+        ("ASAM+DISAM", {"rho": [0.5], "lam": [2.0]}, [(1.25, 1), (5, 2)]),
+        ("SAM", {"rho": [0.5, 1.0], "lam": [2.0, 4.0]}, [(0.125, None), (0.5, None), (1, None)]),
+        ("ERM", {"rho": [0.5, 1.0], "lam": [2.0, 4.0]}, [(None, None)]),
+        ("CORAL", {}, [(None, None)]),
+    ],
+)
+def test_a_grid(name, grid, found):
+    candidates = grid_candidates(METHODS[name], SMALL, grid)
+    assert [(each.get("rho"), each.get("lam")) for each in candidates] == found
+    rest = [{key: value for key, value in each.items() if key not in ("rho", "lam")} for each in candidates]
+    assert all(each == rest[0] for each in rest)
+    assert (rest[0]["learning_rate"], rest[0]["weight_decay"]) == (0.25, 0.5)
+
+
+def test_a_grid_over_the_optimizer():
+    candidates = grid_candidates(METHODS["ERM"], SMALL, {"learning_rate": [0.5], "weight_decay": [0.0, 0.5]})
+    assert [tuple(each.values()) for each in candidates] == [(0.25, 0.5), (0.5, 0.0), (0.5, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("methods", "grid", "message"),
+    [
+        (["ERM", "SAM"], {"lam": [1.0]}, "unknown hyperparameter lam in --grid: these methods have learning_rate, rho"),
+        (["all"], {"mu": [1.0]}, "unknown hyperparameter mu in --grid"),
+        (["SAM"], {"rho": []}, r"--grid rho needs finite values, got \[\]"),
+        (["SAM"], {"rho": [0.1, float("nan")]}, r"--grid rho needs finite values, got \[0.1, nan\]"),
+        (["DISAM"], {"lam": [float("inf")]}, "--grid lam needs finite values"),
+        (["SAM"], {"rho": [0.1, -0.5]}, "--grid rho must not be negative, got -0.5"),
+        (["ERM"], {"learning_rate": [-1.0]}, "--grid learning_rate must not be negative"),
+        (["ERM"], {"weight_decay": [-1.0]}, "--grid weight_decay must not be negative"),
+    ],
+)
+def test_a_grid_that_cannot_be(methods, grid, message):
+    with pytest.raises(InputError, match=message):
+        check_grid(grid, find_methods(methods))
+
+
+def test_a_grid_that_can_be():
+    check_grid({"lam": [-1.0, 0.0], "rho": [0.0], "learning_rate": [1.0]}, find_methods(["ERM", "DISAM"]))
