@@ -4,6 +4,7 @@ import datetime
 import importlib.util
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -282,6 +283,15 @@ def run_list() -> None:
         console.print()
 
 
+def use_all_cores() -> None:
+    """Lets jax see a device for each core of a CPU, over which runs are dealt, unless the user has XLA_FLAGS.
+
+    As one device, a CPU trains small networks on little more than one core.
+    """
+    if "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `disam-jax`.
 
@@ -292,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 after an error that the user can mend, 130 after an interruption.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    use_all_cores()
     try:
         return run(arguments)
     except InputError as error:

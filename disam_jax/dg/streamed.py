@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from disam_jax.dg.data import batches
 from disam_jax.dg.data.open import StreamedImages
@@ -26,7 +26,7 @@ from disam_jax.dg.measure import Measured, example_losses, measure_probe, sharpn
 from disam_jax.dg.memory import program_bytes
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.program import evenly, over_runs, swad_weights, weights
+from disam_jax.dg.program import evenly, swad_weights, weights
 from disam_jax.dg.results import Run
 from disam_jax.dg.setting import Setting
 from disam_jax.dg.training import RunState, Spec, start, train_step
@@ -148,8 +148,8 @@ class StreamedProgram:
         """
         programs = self.compile(runs)
         states = jax.eval_shape(self._start, self.specs(runs))
-        over = 1 if isinstance(layout(len(runs))[0], SingleDeviceSharding) else jax.device_count()
-        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // over
+        devices = len(layout(len(runs))[0].device_set)
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // devices
         pixels = math.prod(self.batch[2:])
         waiting = max(self.length * math.prod(self.batch[:2]), self.block)
         probe = (self.batch[0] + 1) * self.probe
@@ -435,11 +435,13 @@ def groups_of(data: StreamedImages, split: Split) -> np.ndarray:
 
 
 def layout(number: int) -> tuple[Sharding, Sharding]:
-    """Where arrays of R runs lie, and where what they share does."""
-    place = over_runs(number)
-    if isinstance(place, NamedSharding):
-        return place, NamedSharding(place.mesh, PartitionSpec())
-    return SingleDeviceSharding(place), SingleDeviceSharding(place)
+    """Where arrays of R runs lie, and where what they share does: on as many devices as can have equally many runs."""
+    devices = jax.devices()
+    used = max(each for each in range(1, len(devices) + 1) if number % each == 0)
+    if used == 1:
+        return SingleDeviceSharding(devices[0]), SingleDeviceSharding(devices[0])
+    mesh = Mesh(np.array(devices[:used]), ("runs",))
+    return NamedSharding(mesh, PartitionSpec("runs")), NamedSharding(mesh, PartitionSpec())
 
 
 def pixel_budget(memory_budget: int | None = None) -> int:

@@ -226,6 +226,7 @@ def test_nothing_is_changed_where_all_is_off(images):
     np.testing.assert_allclose(found, images / 255, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["scale", "flip", "brightness", "grayscale", *slow("contrast", "saturation", "hue")])
 def test_each_part_can_be_on_alone(images, part):
     """The result of one part on its own is that of its function with its key."""
@@ -246,6 +247,7 @@ def test_each_part_can_be_on_alone(images, part):
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [replace(a.OFF, flip=0.5, grayscale=0.5), *slow(a.Augmentation())])
 def test_a_batch_is_augmented_one_by_one_whatever_its_shape(images, config):
     key = jax.random.key(12)
@@ -262,6 +264,7 @@ def test_a_batch_is_augmented_one_by_one_whatever_its_shape(images, config):
     assert len({image.tobytes() for image in same}) == (6 if config.colours else 4)
 
 
+@pytest.mark.slow
 def test_black_white_and_grey_images_stay_what_they_are():
     levels = np.array([0, 0, 255, 255, 128, 128], np.uint8)
     images = jnp.asarray(np.broadcast_to(levels[:, None, None, None], (6, 24, 32, 3)))

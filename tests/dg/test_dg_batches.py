@@ -85,6 +85,7 @@ def test_rows_are_the_same_in_every_version_and_on_every_device():
     assert within.tolist() == [[[124, 48, 742], [517, 583, 605]], [[307, 218, 68], [442, 488, 198]]]
 
 
+@pytest.mark.slow
 def test_a_program_on_the_device_draws_the_same_rows():
     data = make_data()
     plans = [b.Plan(data.counts, seeded_split(data.counts, seed), (3, 0, 1), seed, 2, 4, 5) for seed in range(2)]

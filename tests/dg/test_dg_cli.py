@@ -188,7 +188,7 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("disam-jax: interrupted")
 
 
-@pytest.mark.parametrize("command", ["sweep", "compare"])
+@pytest.mark.parametrize("command", ["sweep", pytest.param("compare", marks=pytest.mark.slow)])
 def test_results_of_something_else(tmp_path, capsys, command):
     """A sweep never replaces them; a comparison does, as its help says."""
     (tmp_path / "results.jsonl").write_text('{"header":{"schema":2,"data":{"name":"others"}}}\n')
@@ -265,6 +265,7 @@ def test_targets_by_name():
     assert sweep.check_targets("cac", "abc", "") == (2, 0)
 
 
+@pytest.mark.slow
 def test_digits_from_end_to_end(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["compare", "--seeds", "2", "--steps", "3", "--lam", "-0.5", "--out", str(out)]
@@ -332,6 +333,7 @@ def test_arrays_from_end_to_end(tmp_path, capsys):
     assert "sites, leave one domain out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_shown(tmp_path, capsys, nans_allowed):
     assert cli.main(["compare", "--seeds", "2", "--steps", "3", "--rho", "1e30", "--out", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())

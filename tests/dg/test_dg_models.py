@@ -217,6 +217,7 @@ def test_the_layers_of_an_mlp_drop_different_units():
     np.testing.assert_allclose(kept, 0.25, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [(CASES[0], 0.0), *slow((CASES[0], 0.3), (CASES[5], 0.3), (CASES[6], 0.0))])
 def test_three_runs_side_by_side_are_three_runs(case):
     (name, shape, options), dropout = case
@@ -299,6 +300,7 @@ def test_norms_against_numpy(norm):
         make_norm("layer", 16, nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_frozen_norm_of_the_conv_is_the_frozen_layer():
     x = jnp.asarray(pixels(IMAGE))
     network, params, state = started("conv", IMAGE, norm="batch", frozen_norm=True)

@@ -373,6 +373,7 @@ def test_the_same_results_are_the_same_bytes(contents):
     assert [name for name in first if first[name] != again[name]] == []
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_bytes_whatever_the_user_set():
     from matplotlib import rc_context
 
@@ -454,6 +455,7 @@ def test_the_json_has_all_three_selections(contents):
     assert found["sensitivity"]["DISAM"]["rho"] == [0.01, 0.1, 0.1, 0.1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "more"),
     [

@@ -184,6 +184,7 @@ def test_against_numpy(case):
         jax.tree.map(np.testing.assert_array_equal, out.state, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, *slow(False)])
 def test_scale_and_bias_are_trained_live_or_frozen(frozen):
     network, params, state = tiny(BasicBlock, (1,), frozen_norm=frozen)

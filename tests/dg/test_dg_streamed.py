@@ -1,6 +1,7 @@
 """Streamed sweeps: the results of the sweep in memory, from images that stay in their files."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -144,6 +145,14 @@ def test_candidates_are_spread_over_the_devices(data, tmp_path, small_pieces):
     assert_same(results, wanted)
 
 
+@pytest.mark.parametrize(("number", "devices"), [(1, 1), (2, 2), (5, 5), (11, 1), (12, 6), (16, 8)])
+def test_runs_lie_on_as_many_devices_as_have_equally_many(number, devices):
+    apart, everywhere = streamed.layout(number)
+    assert len(apart.device_set) == len(everywhere.device_set) == devices
+    assert apart.shard_shape((number, 3)) == (number // devices, 3)
+    assert everywhere.shard_shape((number, 3)) == (number, 3)
+
+
 @pytest.mark.slow
 def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_pieces):
     flags = tuple(tuple(k % 3 == d for k in range(len(each))) for d, each in enumerate(data.listing.images))
@@ -235,12 +244,14 @@ def test_the_programs_bytes_do_not_depend_on_the_number_of_images(data):
 @pytest.mark.slow
 def test_fewer_candidates_go_into_a_program_that_may_take_less_memory(data):
     it = make_program(data)
-    needed = {number: it.bytes(RUNS[:number]) for number in (1, 3)}
-    others = [run._replace(seed=1) for run in RUNS]
-    assert it.runs_at_once([*RUNS, *others], 100, needed[3]) == 3
-    assert it.runs_at_once([*RUNS, *others], 100, needed[3] - 1) in (1, 2)
+    runs = [RUNS[0]._replace(seed=seed, candidate=k) for seed in (0, 1) for k in range(16)]
+    # On eight devices, one and two runs each.
+    needed = {number: it.bytes(runs[:number]) for number in (8, 16)}
+    assert needed[8] < needed[16]
+    assert it.runs_at_once(runs, 100, needed[16]) == 16
+    assert it.runs_at_once(runs, 100, needed[16] - 1) == 8
     with pytest.raises(InputError, match="--memory"):
-        it.runs_at_once(RUNS, 3, needed[1] - 1)
+        it.runs_at_once(runs, 100, needed[8] // 2)
 
 
 @pytest.mark.parametrize(("segment", "size", "length"), [(20, 1, 20), (20, 5, 10), (7, 17, 3), (7, 64, 1), (7, 65, 1)])
@@ -298,8 +309,9 @@ def test_sums_over_a_block(nans_allowed):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32).at[3].set(jnp.nan)
     labels, group = jnp.array([0, 1, 2, 0, 1], jnp.int32), jnp.array([1, 0, 1, 2, -1], jnp.int32)
     network = Network(init, lambda params, state, x, key, train: Output(logits, x, state))
-    spec = streamed.OVER_RUNS
-    found = streamed.block_sums({}, {}, spec, logits, labels, group, network=network, groups=4)
+    spec = streamed.OVER_RUNS._replace(hyper={})
+    sums = jax.jit(functools.partial(streamed.block_sums, network=network, groups=4))
+    found = sums({}, {}, spec, logits, labels, group)
     values = np.asarray(logits, np.float64)
     losses = np.log(np.exp(values).sum(1)) - values[np.arange(5), labels]
     right = values.argmax(1) == np.asarray(labels)

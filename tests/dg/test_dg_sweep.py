@@ -28,6 +28,7 @@ SETTING = Setting(
 )
 NETWORK = make_network("mlp", (4,), 3, hidden=(5,))
 FIELDS = store.MEASURED
+FLOPS = program.Program.flops
 
 
 def plan_of(methods, setting=SETTING, seeds=2, targets=(0, 1, 2), candidates=1):
@@ -53,6 +54,14 @@ def _compiled_once(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flops():
+    """Compiled from a program of its own, which only one test looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program.Program, "flops", lambda self, run: 1.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +129,7 @@ def test_all_methods_start_from_the_same_weights_and_different_seeds_do_not(whol
     assert np.abs(last("SAM") - last("DISAM")).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_methods_see_the_same_batches(toy, tmp_path):
     """With rho 0 the sharpness-aware ones are ERM, run for run."""
     results = run(toy, tmp_path, setting=dataclasses.replace(SETTING, rho=0.0), targets=(1,))
@@ -136,6 +146,7 @@ def test_one_run_of_a_sweep_is_the_run_alone(whole, toy, tmp_path):
         np.testing.assert_allclose(getattr(alone, field)[1], getattr(whole, field)[among], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_are_spread_over_the_devices(toy, tmp_path, whole):
     assert jax.device_count() == 8
     assert isinstance(program.over_runs(16), jax.sharding.NamedSharding)
@@ -148,6 +159,7 @@ def test_runs_are_spread_over_the_devices(toy, tmp_path, whole):
             np.testing.assert_allclose(results.losses[mine], whole.losses[its], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_held_out_domain_is_used(whole, toy, tmp_path):
     inputs, labels = toy.inputs.copy(), toy.labels.copy()
     inputs[toy.domain_ids == 1] = 50.0 * np.random.default_rng(0).normal(size=(11, 4))
@@ -159,6 +171,7 @@ def test_nothing_of_the_held_out_domain_is_used(whole, toy, tmp_path):
     assert (np.abs(again.losses[..., 1] - before[..., 1]) > 0.1).all()
 
 
+@pytest.mark.slow
 def test_training_sees_only_the_training_split(whole, toy, tmp_path):
     """Other inputs in a source's validation split change what is measured there and nothing else."""
     split = sweep.split(toy, 0, SETTING.holdout)
@@ -173,6 +186,7 @@ def test_training_sees_only_the_training_split(whole, toy, tmp_path):
     assert (np.abs(again.losses[0, :, VALIDATION] - whole.losses[before, :, VALIDATION]) > 1e-2).all()
 
 
+@pytest.mark.slow
 def test_the_program_scans_over_steps_and_is_compiled_once(toy, tmp_path, monkeypatch):
     chex.clear_trace_counter()
     monkeypatch.setattr(program, "segment", chex.assert_max_traces(program.segment, n=1))
@@ -193,6 +207,20 @@ def test_the_steps_are_one_scan(toy):
         if each.primitive.name == "scan"
     ]
     assert SETTING.segment in lengths
+
+
+@pytest.mark.slow
+def test_flops_of_the_methods(toy):
+    """A perturbed step costs two plain ones."""
+    found, plan = plan_of(["erm", "sam", "disam"])
+    arrays = sweep.make_arrays(toy, tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds), True)
+    setting = dataclasses.replace(SETTING, per_domain=64)
+    flops = {}
+    for name, method in found.items():
+        it = program.Program(NETWORK, method, setting, arrays, plan.seeds, probe=4)
+        flops[name] = FLOPS(it, plan.runs_of(name)[0])
+    assert flops["SAM"] == pytest.approx(2.0 * flops["ERM"], rel=0.05)
+    assert flops["DISAM"] == pytest.approx(flops["SAM"], rel=0.01)
 
 
 # Interruptions.
@@ -272,6 +300,7 @@ def test_results_of_something_else_are_refused_and_kept(whole, computed, toy, tm
     assert (tmp_path / store.FILE).read_text() == content
 
 
+@pytest.mark.slow
 def test_results_of_something_else_are_replaced_if_asked(toy, tmp_path):
     run(toy, tmp_path, methods=["erm"], targets=(0,))
     results = run(toy, tmp_path, methods=["erm"], targets=(1,), replace=True)
@@ -279,6 +308,7 @@ def test_results_of_something_else_are_replaced_if_asked(toy, tmp_path):
     assert {each.target for each in store.load_results(tmp_path).runs} == {1}
 
 
+@pytest.mark.slow
 def test_a_command_typed_otherwise_is_the_same_sweep(toy, tmp_path):
     run(toy, tmp_path, methods=["erm"], targets=(0,), command="disam-jax sweep")
     run(toy, tmp_path, methods=["erm"], targets=(0,), command="disam-jax sweep --target a")
@@ -334,6 +364,7 @@ def test_no_results(tmp_path):
         store.load_results(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_complete_part(toy, tmp_path):
     with pytest.raises(StoppedError):
         run(toy, tmp_path, most_at_once=4, on_progress=interrupt_after(8.2))
@@ -345,6 +376,7 @@ def test_the_complete_part(toy, tmp_path):
 # Memory, divergence, tuning.
 
 
+@pytest.mark.slow
 def test_fewer_runs_go_into_a_program_that_may_take_less_memory(toy, tmp_path, whole):
     found, plan = plan_of(["disam"], seeds=4)
     arrays = sweep.make_arrays(toy, tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds), True)
@@ -364,6 +396,7 @@ def test_parts_are_even_and_fill_the_devices(total, most, size):
     assert program.evenly(total, most) == size
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nans_allowed")
 def test_a_run_that_diverges_is_a_row_with_nan(toy, tmp_path):
     setting = dataclasses.replace(SETTING, learning_rate=1e30)
@@ -373,6 +406,7 @@ def test_a_run_that_diverges_is_a_row_with_nan(toy, tmp_path):
     assert np.isfinite(results.losses[:, 0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaging", ["ema", "swad"])
 def test_averages_are_what_is_measured(whole, toy, tmp_path, averaging):
     setting = dataclasses.replace(SETTING, averaging=averaging)
@@ -385,6 +419,7 @@ def test_averages_are_what_is_measured(whole, toy, tmp_path, averaging):
     assert np.abs(results.losses[:, -1] - plain[:, -1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_candidates_are_runs_of_their_own(toy, tmp_path):
     results = run(toy, tmp_path, methods=["erm", "sam"], candidates=3, targets=(0,), seeds=1)
     assert [each.candidate for each in results.runs] == [0, 1, 2] * 2
@@ -411,6 +446,7 @@ def test_settings_that_make_no_sense(toy, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_domain_with_fewer_examples_than_the_batch_is_named(toy, tmp_path):
     results = run(toy, tmp_path, methods=["erm"], targets=(1,), setting=dataclasses.replace(SETTING, per_domain=6))
     assert [note[:36] for note in results.header["notes"]] == ["Domain a has 4 training examples, fe"]
