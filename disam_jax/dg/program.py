@@ -1,7 +1,7 @@
 """The compiled program of a method: many runs side by side, in as many as the memory holds."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -94,19 +94,7 @@ class Program:
         Raises:
             InputError: if not even the smallest program fits.
         """
-        most = min(most, len(runs))
-        while True:
-            number = evenly(len(runs), most)
-            used = program_bytes(self.compile([runs[0]] * number))
-            if used <= budget:
-                return number
-            del self._compiled[number]
-            if number == 1 or most == 1:
-                raise InputError(
-                    f"one run needs {used / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
-                    "or take a smaller model, image size or batch"
-                )
-            most = max(1, min(number - 1, int(number * budget / used)))
+        return fitting(len(runs), most, budget, lambda number: program_bytes(self.compile([runs[0]] * number)))
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
@@ -157,6 +145,36 @@ def over_runs(number: int) -> Any:
     if number % len(devices):
         return devices[0]
     return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
+
+
+def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> int:
+    """The size of the parts of `total` runs that fit: compiled, and their memory read, until they do.
+
+    Args:
+        total: number of runs.
+        most: not more than these in a part.
+        budget: bytes on each device.
+        used: number of runs -> bytes that they take on each device.
+
+    Returns:
+        A size that `evenly` gives.
+
+    Raises:
+        InputError: if not even the smallest part fits.
+    """
+    most = min(most, total)
+    while True:
+        number = evenly(total, most)
+        needed = used(number)
+        if needed <= budget:
+            return number
+        if number == 1 or most == 1:
+            raise InputError(
+                f"one run needs {needed / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
+                "take a smaller model, image size or batch, or read images with --stream"
+            )
+        # Never too few, since a part of the memory does not grow with the runs.
+        most = max(1, min(number - 1, int(number * budget / needed)))
 
 
 def evenly(total: int, most: int) -> int:

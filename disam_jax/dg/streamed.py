@@ -21,12 +21,11 @@ from disam_jax.dg.data import batches
 from disam_jax.dg.data.open import StreamedImages
 from disam_jax.dg.data.splits import Split
 from disam_jax.dg.data.streaming import StreamingBatches, eval_blocks
-from disam_jax.dg.errors import InputError
 from disam_jax.dg.measure import Measured, example_losses, measure_probe, sharpness_of
 from disam_jax.dg.memory import program_bytes
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.program import evenly, swad_weights, weights
+from disam_jax.dg.program import fitting, swad_weights, weights
 from disam_jax.dg.results import Run
 from disam_jax.dg.setting import Setting
 from disam_jax.dg.training import RunState, Spec, start, train_step
@@ -170,19 +169,7 @@ class StreamedProgram:
             InputError: if not even the smallest program fits.
         """
         together = len(chunks(runs, len(runs))[0])
-        most = min(most, together)
-        while True:
-            number = evenly(together, most)
-            used = self.bytes([runs[0]] * number)
-            if used <= budget:
-                return number
-            del self._compiled[number]
-            if number == 1 or most == 1:
-                raise InputError(
-                    f"one run needs {used / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
-                    "or take a smaller model, image size or batch"
-                )
-            most = max(1, min(number - 1, int(number * budget / used)))
+        return fitting(together, most, budget, lambda number: self.bytes([runs[0]] * number))
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""

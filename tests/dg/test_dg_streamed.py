@@ -105,6 +105,7 @@ def whole(computed, data, small_pieces):
     return computed["results"]
 
 
+@pytest.mark.slow
 def test_a_streamed_sweep_has_the_results_of_the_one_in_memory(whole, computed, data, tmp_path):
     results, cost = run(load_images(data.listing, SIZE), tmp_path, most_at_once=4)
     assert_same(whole, results)
