@@ -28,7 +28,13 @@ def test_code_runs_when_pasted(capsys):
     assert "domain losses" in out
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page.stem == "benchmark"), id=page.stem)
+        for page in sorted((ROOT / "docs").glob("*.md"))
+    ],
+)
 def test_code_of_the_docs_runs_from_top_to_bottom(page):
     scope = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -59,6 +65,7 @@ def test_numbers_are_those_of_the_stored_tables():
             assert line.endswith(f"| {cell.strip()} |"), (path, quantity)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -134,6 +134,20 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
     return replace(setting, **given, evaluations=min(options.evaluations, given.get("steps", setting.steps)))
 
 
+def network_size(setting: "Setting", shape: Sequence[int]) -> dict[str, Any]:
+    """Options of the network that follow from the setting and the inputs.
+
+    Example:
+        >>> from disam_jax.dg.setting import Setting
+        >>> network_size(Setting(model="resnet18"), (64, 64, 3))
+        {'small_input': True}
+    """
+    if setting.model == "mlp":
+        return {"hidden": (setting.hidden,)}
+    # A stem for 224 pixels leaves 2 x 2 of 64.
+    return {"small_input": shape[0] <= 64} if setting.model.startswith("resnet") else {}
+
+
 def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
     """Runs the comparison, prints the table and writes the files.
 
@@ -177,14 +191,14 @@ def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
         check_setting(setting)
         search.check_grid(grid, methods)
         targets = sweep.check_targets(options.target, data.domain_names, data.name)
-        widths = {"hidden": (setting.hidden,)} if setting.model == "mlp" else {}
+        size = network_size(setting, data.inputs.shape[1:])
         network = make_network(
             setting.model,
             data.inputs.shape[1:],
             len(data.class_names),
             dropout=setting.dropout,
             frozen_norm=setting.frozen_norm,
-            **widths,
+            **size,
         )
         candidates = {
             name: search.grid_candidates(method, setting, grid)
@@ -260,6 +274,11 @@ def run_report(options: "Report", command: str) -> None:
     report(results, options.select, options.out, None, command, None)
 
 
+def describe(method: "Method") -> list[str]:
+    """The names of a method's hyperparameters in brackets, if it has any."""
+    return [f"({', '.join(method.hyper)})"] if method.hyper else []
+
+
 def run_list() -> None:
     """Prints the methods, networks and data sets."""
     from rich.console import Console
@@ -271,7 +290,7 @@ def run_list() -> None:
 
     console = Console(highlight=False, markup=False)
     lists = {
-        "methods": {name: f"{method.note} ({', '.join(method.hyper) or 'no own'})" for name, method in METHODS.items()},
+        "methods": {name: " ".join([method.note, *describe(method)]) for name, method in METHODS.items()},
         "networks": {name: entry.summary for name, entry in MODELS.items()},
         "data sets": dict.fromkeys(names(), ""),
     }

@@ -56,7 +56,8 @@ class Compare:
     """How `disam` measures differences between the domain losses; std is the scale-free one."""
 
     model: Literal["mlp", "linear", "conv", "resnet18", "resnet50"] = "mlp"
-    """Network. mlp and linear get images as 176 features, the others get pixels."""
+    """Network. mlp and linear get images as 176 features, the others get pixels; resnets have a stem for small images
+    up to 64 pixels."""
 
     rho: Annotated[
         float | None,
