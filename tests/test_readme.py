@@ -56,7 +56,7 @@ def test_commands_and_extras_are_those_of_pyproject():
 
 
 def test_numbers_are_those_of_the_stored_tables():
-    rows = re.findall(r"\| \[[^]]*\]\((benchmarks/results/\w+\.md)\) \|(.*)\|", README)
+    rows = re.findall(r"\| \[[^]]*\]\((benchmarks/results/\w+/table\.md)\) \|(.*)\|", README)
     assert len(rows) == 4
     for path, cells in rows:
         table = (ROOT / path).read_text()

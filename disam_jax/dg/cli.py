@@ -128,7 +128,11 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
     if options.optimizer is not None and options.optimizer != setting.optimizer:
         rate = 1e-3 if options.optimizer == "adam" else DEFAULTS[kind].learning_rate
         setting = replace(setting, optimizer=options.optimizer, learning_rate=rate)
-    given = {name: value for name in ("rho", "steps", "learning_rate") if (value := getattr(options, name)) is not None}
+    given = {
+        name: value
+        for name in ("rho", "steps", "learning_rate", "norm")
+        if (value := getattr(options, name)) is not None
+    }
     same = ("model", "lam", "weight_decay", "per_domain", "averaging", "augment", "dropout", "frozen_norm")
     given |= {name: getattr(options, name) for name in same}
     return replace(setting, **given, evaluations=min(options.evaluations, given.get("steps", setting.steps)))
@@ -144,6 +148,8 @@ def network_size(setting: "Setting", shape: Sequence[int]) -> dict[str, Any]:
     """
     if setting.model == "mlp":
         return {"hidden": (setting.hidden,)}
+    if setting.model == "conv":
+        return {"norm": setting.norm}
     # A stem for 224 pixels leaves 2 x 2 of 64.
     return {"small_input": shape[0] <= 64} if setting.model.startswith("resnet") else {}
 

@@ -106,6 +106,12 @@ class Compare:
     dropout: Annotated[float, arg(metavar="FLOAT")] = 0.0
     """Probability, before the last layer."""
 
+    norm: Annotated[
+        Literal["none", "batch", "group"] | None,
+        arg(metavar="{none,batch,group}", help_behavior_hint="(default: batch)"),
+    ] = None
+    """What --model conv normalises by."""
+
     frozen_norm: bool = False
     """Batch normalisation with fixed statistics, as in DomainBed; for pretrained networks."""
 

@@ -31,6 +31,7 @@ class Setting:
         per_domain: examples of each source domain in a batch.
         hidden: units of the multilayer perceptron's hidden layer.
         dropout: probability, before the last layer.
+        norm: what the small convolutional network normalises by: "none", "batch" or "group".
         frozen_norm: whether batch normalisation keeps the statistics that it started with, as in DomainBed.
         standardise: whether inputs are standardised feature by feature over the source domains' training splits.
         augment: whether images are augmented in training.
@@ -54,6 +55,7 @@ class Setting:
     per_domain: int = 16
     hidden: int = 64
     dropout: float = 0.0
+    norm: str = "none"
     frozen_norm: bool = False
     standardise: bool = False
     augment: bool = False
@@ -92,7 +94,7 @@ DEFAULTS: Mapping[str, Setting] = MappingProxyType(
     {
         "digits": Setting(),
         "features": Setting(steps=2000, learning_rate=0.03, rho=0.5, standardise=True),
-        "pixels": Setting(model="conv", steps=600, learning_rate=0.05, rho=0.05, probe=128),
+        "pixels": Setting(model="conv", norm="batch", steps=600, learning_rate=0.05, rho=0.05, probe=128),
     }
 )
 

@@ -270,6 +270,14 @@ def test_a_grid_differs_in_nothing_but_rho_and_lam():
     assert sensitivity.grids(make_results()) == ()
 
 
+def test_the_usable_range_has_the_lam_with_the_most_rho():
+    grid = ({"rho": 0.1, "lam": 1.0}, {"rho": 0.1, "lam": 3.0}, {"rho": 0.2, "lam": 3.0})
+    (_, disam) = sensitivity.grids(make_results(grid=grid))
+    assert (disam.default_lam, disam.drawn_lam) == (1.0, 3.0)
+    (_, even) = sensitivity.grids(make_results(grid=(*grid, {"rho": 0.2, "lam": 1.0})))
+    assert even.drawn_lam == 1.0
+
+
 def lines_of(panel):
     return {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
 

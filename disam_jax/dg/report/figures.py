@@ -66,7 +66,7 @@ def render(figure: "Figure", suffix: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"CreationDate": None} if suffix == "pdf" else None
     with look():
-        figure.savefig(buffer, format=suffix, metadata=metadata, dpi=300)
+        figure.savefig(buffer, format=suffix, metadata=metadata, dpi=200)
     return buffer.getvalue()
 
 
@@ -274,7 +274,7 @@ def _dots(panel: "Axes", x: np.ndarray, each: Estimate, place: int, label: str) 
 def draw_usable_range(grids: Sequence[Grid], labels: Mapping[str, str], title: str) -> "Figure":
     """Draws the gain over ERM against rho and, below, for which rho it is more than one standard error above zero.
 
-    Each method has its default lam, that of candidate 0; ERM has its own default hyperparameters.
+    Each method has the lam with the most values of rho, its default if that has as many; ERM has its own defaults.
 
     Args:
         grids: of the methods to draw, each with a gain.
@@ -290,9 +290,9 @@ def draw_usable_range(grids: Sequence[Grid], labels: Mapping[str, str], title: s
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.0, 0.2 + 0.17 * len(grids)))
         upper.axhline(0.0, color="black", linewidth=0.8)
         for place, grid in enumerate(grids):
-            at = grid.line("lam", grid.default_lam)
+            at = grid.line("lam", grid.drawn_lam)
             rho, gain = grid.rho[at], _take(_gain(grid), at)
-            _band(upper, rho, gain, place, f"{labels[grid.method]}, lam {grid.default_lam:g}", marker="o")
+            _band(upper, rho, gain, place, f"{labels[grid.method]}, lam {grid.drawn_lam:.3g}", marker="o")
             good = usable(gain)
             colour = COLOURS[place % len(COLOURS)]
             for first, end in stretches(good):

@@ -42,6 +42,14 @@ class Grid(NamedTuple):
         """That of candidate 0."""
         return float(self.lam[self.default.argmax()])
 
+    @property
+    def drawn_lam(self) -> float:
+        """The one with the most values of rho, that of candidate 0 if it is among these."""
+        values = np.unique(self.lam)
+        lengths = np.array([len(self.line("lam", value)) for value in values])
+        longest = values[lengths == lengths.max()]
+        return self.default_lam if self.default_lam in longest else float(longest[0])
+
 
 def grids(results: Results) -> tuple[Grid, ...]:
     """The grid of every method that was run with more than one rho or lam.

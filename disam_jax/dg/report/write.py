@@ -174,7 +174,7 @@ def report_figures(summary: Summary, of_grid: tuple[Grid, ...]) -> dict[str, Any
         drawn["differences"] = figures.draw_differences(summary)
     if of_grid:
         drawn["sensitivity"] = figures.draw_sensitivity(of_grid, summary.labels, summary.title)
-    ranges = [grid for grid in of_grid if grid.gain is not None and len(grid.line("lam", grid.default_lam)) > 1]
+    ranges = [grid for grid in of_grid if grid.gain is not None and len(grid.line("lam", grid.drawn_lam)) > 1]
     if ranges:
         drawn["usable_range"] = figures.draw_usable_range(ranges, summary.labels, summary.title)
     return drawn
