@@ -200,7 +200,7 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     first, said = made.get("compare"), set()
     if first is not None:
         lines += [formats.to_markdown(replace(first, notes=()))]
-    lines += [f"- {line}" for line in findings(summary)]
+    lines += [f"- {line}" for line in [*findings(summary), *results.header.get("notes", ())]]
     if first is not None:
         lines += ["", *(f"- {note}" for note in first.notes)]
         said.update(first.notes)
