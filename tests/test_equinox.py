@@ -57,6 +57,7 @@ def test_equinox_with_the_gradient_function():
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_equinox_with_the_transformation_gives_the_same_gradient():
     model, batch = make()
     params, static = eqx.partition(model, eqx.is_inexact_array)

@@ -87,6 +87,7 @@ def test_running_statistics_move_once_and_are_bitwise_those_of_the_plain_step():
     np.testing.assert_allclose(ours["BatchNorm_0"]["mean"], 0.1 * hidden.mean(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_dropout_mask_is_the_same_in_both_passes():
     state, statistics, batch = make(dropout=0.7)
     fn = disam_jax.value_and_grad(losses_and_statistics, 0.0, LAM, has_aux=True, with_info=True)

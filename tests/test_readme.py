@@ -30,10 +30,7 @@ def test_code_runs_when_pasted(capsys):
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[pytest.mark.slow] * (page.stem == "benchmark"), id=page.stem)
-        for page in sorted((ROOT / "docs").glob("*.md"))
-    ],
+    [pytest.param(page, marks=pytest.mark.slow, id=page.stem) for page in sorted((ROOT / "docs").glob("*.md"))],
 )
 def test_code_of_the_docs_runs_from_top_to_bottom(page):
     scope = {}

@@ -81,6 +81,7 @@ def parameter_shardings(mesh):
     return jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, P))
 
 
+@pytest.mark.slow
 def test_sharded_parameters_keep_their_sharding_and_their_numbers(mesh):
     params = jax.device_put(PROBLEM.params, parameter_shardings(mesh))
     batch = jax.device_put(PROBLEM.batch, NamedSharding(mesh, P(None, "data")))

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 WORKER = pathlib.Path(__file__).parent / "two_processes.py"
 
 
@@ -14,6 +16,7 @@ def free_port():
         return str(s.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one():
     port = free_port()
     processes = [

@@ -205,6 +205,7 @@ def test_masks_around_disam_are_an_error_that_says_so(wrapper):
         run(tx)
 
 
+@pytest.mark.slow
 def test_multi_steps_around_disam_ignores_the_accumulated_gradients():
     """Two different micro-batches: only the last one counts. Right: chain(disam, MultiSteps(...)), above."""
     tx = optax.MultiSteps(optax.chain(disam(), optax.sgd(LR)), 2)

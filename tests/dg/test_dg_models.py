@@ -385,6 +385,7 @@ def test_errors_name_what_to_write(name, shape, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_every_name_makes_a_network():
     for name in MODELS:  # shapes only: nothing is compiled
         network = make_network(name, (32, 32, 3), 4)
