@@ -478,6 +478,7 @@ def test_schedules_of_rho_and_lam_follow_the_count():
             chex.assert_trees_all_close(grads, fixed, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_refresh_every_reuses_the_perturbation_between(x64):
     problem = problems.make_problem(seed=20, dtype=jnp.float64)
     rho, lam, lr = 0.1, 0.5, 0.05

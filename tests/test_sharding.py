@@ -183,6 +183,7 @@ def _shard_map(f, mesh, check):
     return jax.jit(mapped)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*pmap.*:DeprecationWarning")
 @pytest.mark.parametrize("variant", ["gsam", *slow("sam", "asam")])
 @pytest.mark.parametrize("how", MAPPED)

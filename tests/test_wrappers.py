@@ -171,6 +171,7 @@ def test_what_stands_before_disam_has_no_effect(before):
     assert problems.relative_error(got, run(optax.chain(disam(), optax.sgd(LR)))) == 0
 
 
+@pytest.mark.slow
 def test_conditionally_transform_runs_disam_on_active_steps_only():
     tx = optax.chain(optax.transforms.conditionally_transform(disam(), lambda step: step >= 2), optax.sgd(LR))
     plain = optax.sgd(LR)
