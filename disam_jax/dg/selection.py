@@ -99,8 +99,8 @@ def runs_table(results: Results) -> np.ndarray:
         if table[at] >= 0:
             raise ValueError(f"the run {run[:4]} is there twice")
         table[at] = index
-    absent = (table < 0).all((1, 2))
-    table = np.where(absent[:, None, None, :], table[..., :1], table)
+    absent = np.all(table < 0, axis=(1, 2), keepdims=True)
+    table = np.where(absent, table[..., :1], table)
     if (table < 0).any():
         k, s, t, c = (
             axis[i] for axis, i in zip((methods, seeds, targets, candidates), np.argwhere(table < 0)[0], strict=True)
