@@ -4,13 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import disam_jax
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.setting import Setting
-from disam_jax.dg.training import Arrays, Spec, standardised
+from disam_jax.dg.training import Arrays, Spec, example_losses, standardised
 
 
 class Measured(NamedTuple):
@@ -21,17 +20,26 @@ class Measured(NamedTuple):
         losses: float32 [2, D].
         probe_losses: float32 [D].
         perturbed_losses: float32 [D]; 0 for the target.
+        new_accuracy: float32 [D], on the examples of new classes; None if there are none.
     """
 
     accuracy: jax.Array
     losses: jax.Array
     probe_losses: jax.Array
     perturbed_losses: jax.Array
+    new_accuracy: jax.Array | None = None
 
 
-def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy in nats, float32 [N]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+class Unseen(NamedTuple):
+    """Classes that no run is trained on.
+
+    Attributes:
+        network: tells these classes apart with the parameters of the network that is trained.
+        arrays: their examples, labels counted from 0 again.
+    """
+
+    network: Network
+    arrays: Arrays
 
 
 def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Array:
@@ -91,6 +99,7 @@ def measure(
     method: Method,
     setting: Setting,
     probe: int,
+    unseen: Unseen | None = None,
 ) -> Measured:
     """Measures a run with the running statistics as they are and nothing dropped.
 
@@ -103,6 +112,7 @@ def measure(
         method: whose perturbation w + e has.
         setting: what all runs share.
         probe: number of examples of each domain on which w + e is measured.
+        unseen: new classes, if there are any.
 
     Returns:
         Measured. The held-out domain is absent from the perturbation.
@@ -115,8 +125,21 @@ def measure(
         params, state, spec, inputs, arrays.labels[rows], network=network, method=method, setting=setting
     )
     return Measured(
-        by_domain_and_split(right, spec, arrays), by_domain_and_split(losses, spec, arrays), plain, perturbed
+        by_domain_and_split(right, spec, arrays),
+        by_domain_and_split(losses, spec, arrays),
+        plain,
+        perturbed,
+        None if unseen is None else unseen_accuracy(params, state, spec, unseen, setting.block),
     )
+
+
+def unseen_accuracy(params: Params, state: State, spec: Spec, unseen: Unseen, block: int) -> jax.Array:
+    """Fraction of right answers among the new classes alone, float32 [D]; NaN for a domain without any."""
+    arrays = unseen.arrays
+    _, right = evaluate(params, state, spec, arrays, network=unseen.network, block=block)
+    number = len(arrays.counts)
+    means = disam_jax.mean_by_domain(right, arrays.domain_ids, number).values
+    return jnp.where(arrays.counts > 0, means, jnp.nan)
 
 
 def measure_probe(

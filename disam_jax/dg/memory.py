@@ -1,5 +1,6 @@
 """How much memory there is, and how much a compiled program takes."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,33 @@ def free_bytes() -> int:
     return _machine_bytes() // jax.local_device_count()
 
 
+def all_bytes() -> int:
+    """All memory of one device, in use or not, in bytes: its own, or its share of the machine's."""
+    device = jax.devices()[0]
+    sizes = None if device.platform == "cpu" else device.memory_stats()
+    if sizes and "bytes_limit" in sizes:
+        return int(sizes["bytes_limit"])
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _container_limit()
+    return (total if limit is None else min(total, limit)) // jax.local_device_count()
+
+
 def _machine_bytes() -> int:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
+    limit = _container_limit()
+    with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-        # A container may hold less than its machine.
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            free = min(free, max(int(limit) - used, 0))
-    except OSError:
-        pass
+        if limit is not None:
+            free = min(free, max(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()), 0))
     return free
+
+
+def _container_limit() -> int | None:
+    """What a container may hold, which can be less than its machine has."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit)

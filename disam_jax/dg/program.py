@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,43 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from disam_jax.dg import averaging
 from disam_jax.dg.data import batches
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.measure import Measured, domain_sharpness, measure
+from disam_jax.dg.measure import Measured, Unseen, domain_sharpness, measure
 from disam_jax.dg.memory import program_bytes
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.setting import Setting
 from disam_jax.dg.training import Arrays, RunState, Spec, sources_of, standardised, start, train_step
+
+
+class Shared(NamedTuple):
+    """What all runs share.
+
+    Attributes:
+        arrays: the data set.
+        weights: of the network.
+        new: examples of new classes, or None.
+        new_weights: of the network that tells these apart.
+    """
+
+    arrays: Arrays
+    weights: Any = ()
+    new: Arrays | None = None
+    new_weights: Any = ()
+
+
+class Networks(NamedTuple):
+    """The network that is trained, and the one that tells new classes apart with its parameters, if there are any."""
+
+    trained: Network
+    new: Network | None = None
+
+    def given(self, shared: Shared) -> tuple[Network, Unseen | None]:
+        """With the weights, and the examples, of a program's arguments."""
+        unseen = None
+        if self.new is not None and shared.new is not None:
+            unseen = Unseen(self.new.given(shared.new_weights), shared.new)
+        return self.trained.given(shared.weights), unseen
 
 
 class Program:
@@ -31,25 +61,32 @@ class Program:
         arrays: the data set.
         seeds: S seeds, in the order of the splits in `arrays`.
         probe: number of examples of each domain on which w + e is measured.
+        unseen: new classes that are measured too, if there are any.
     """
 
     def __init__(
-        self, network: Network, method: Method, setting: Setting, arrays: Arrays, seeds: Sequence[int], probe: int
+        self,
+        network: Network,
+        method: Method,
+        setting: Setting,
+        arrays: Arrays,
+        seeds: Sequence[int],
+        probe: int,
+        unseen: Unseen | None = None,
     ):
-        self.setting, self.arrays, self.seeds = setting, arrays, tuple(seeds)
-        fixed = {"network": network, "method": method, "setting": setting}
-        measured = functools.partial(measure, **fixed, probe=probe)
-        sharpness = functools.partial(domain_sharpness, network=network, setting=setting, probe=probe)
-        begin = functools.partial(
-            start, network=network, method=method, setting=setting, num_sources=len(arrays.counts) - 1
-        )
-        self._start = jax.jit(jax.vmap(begin))
-        self._measure = jax.jit(jax.vmap(measured, in_axes=(0, 0, 0, None)))
-        self._sharpness = jax.jit(jax.vmap(sharpness, in_axes=(0, 0, 0, None)))
+        self.setting, self.seeds = setting, tuple(seeds)
+        networks = Networks(network, unseen.network if unseen else None)
+        self.shared = Shared(arrays, network.weights)
+        if unseen is not None:
+            self.shared = self.shared._replace(new=unseen.arrays, new_weights=unseen.network.weights)
+        fixed = {"networks": networks, "method": method, "setting": setting}
+        self._start = jax.jit(functools.partial(start_all, **fixed))
+        self._measure = jax.jit(functools.partial(measure_all, **fixed, probe=probe))
+        self._sharpness = jax.jit(functools.partial(sharpness_all, networks=networks, setting=setting, probe=probe))
         self._segment = jax.jit(functools.partial(segment, **fixed, probe=probe), donate_argnums=0)
-        self._step = functools.partial(one_step, **fixed)
+        self._step = functools.partial(step_all, **fixed)
         self._compiled: dict[int, Any] = {}
-        self._replicated: dict[Any, Arrays] = {}
+        self._placed: dict[Any, Shared] = {}
 
     def specs(self, runs: Sequence[Run]) -> Spec:
         """The runs as arrays [R], spread over the devices if they can be dealt evenly."""
@@ -63,21 +100,21 @@ class Program:
         )
         return jax.device_put(specs, over_runs(len(runs)))
 
-    def arrays_for(self, number: int) -> Arrays:
-        """The data set on every device that has some of R runs."""
+    def shared_for(self, number: int) -> Shared:
+        """What R runs share, on every device that has some of them."""
         place = over_runs(number)
         where = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
-        if where not in self._replicated:
-            self._replicated[where] = jax.device_put(self.arrays, where)
-        return self._replicated[where]
+        if where not in self._placed:
+            self._placed[where] = put_once(self.shared, where)
+        return self._placed[where]
 
     def compile(self, runs: Sequence[Run]) -> Any:
         """The program for as many runs; it is compiled once."""
         number = len(runs)
         if number not in self._compiled:
-            specs = self.specs(runs)
-            states = jax.device_put(self._start(specs), over_runs(number))
-            self._compiled[number] = self._segment.lower(states, specs, jnp.int32(0), self.arrays_for(number)).compile()
+            specs, shared = self.specs(runs), self.shared_for(number)
+            states = jax.device_put(self._start(specs, shared), over_runs(number))
+            self._compiled[number] = self._segment.lower(states, specs, jnp.int32(0), shared).compile()
         return self._compiled[number]
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
@@ -98,11 +135,9 @@ class Program:
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
-        specs = self.specs([run])
-        states = jax.eval_shape(self._start, specs)
-        cost = jax.jit(self._step).lower(states, specs, self.arrays_for(1)).compile().cost_analysis()
-        found = (cost or {}).get("flops")
-        return None if found is None or found <= 0 else float(found)
+        specs, shared = self.specs([run]), self.shared_for(1)
+        states = jax.eval_shape(self._start, specs, shared)
+        return flops_of(jax.jit(self._step), states, specs, jnp.int32(0), shared)
 
     def train(self, runs: Sequence[Run], on_segment=None) -> dict[str, np.ndarray]:
         """Trains and measures runs.
@@ -114,14 +149,12 @@ class Program:
         Returns:
             The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
         """
-        specs = self.specs(runs)
-        compiled = self.compile(runs)
-        arrays = self.arrays_for(len(runs))
-        states = jax.device_put(self._start(specs), over_runs(len(runs)))
+        specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
+        states = jax.device_put(self._start(specs, shared), over_runs(len(runs)))
         points: list[Measured] = []
         averages: list[Any] = []
         for first in self.setting.measured_at:
-            states, measured = compiled(states, specs, jnp.int32(first), arrays)
+            states, measured = compiled(states, specs, jnp.int32(first), shared)
             points.append(jax.device_get(measured))
             if self.setting.averaging == "swad" and first < self.setting.steps:
                 averages.append(jax.device_get(states.average))
@@ -130,13 +163,44 @@ class Program:
         params, state = weights(states, self.setting)
         if averages:
             params, state = swad_weights(averages, points, [run.target for run in runs])
-            points[-1] = jax.device_get(self._measure(params, state, specs, arrays))
-        found = {name: np.stack([getattr(point, name) for point in points], 1) for name in Measured._fields}
-        perturbed = found["perturbed_losses"].astype(np.float64)
-        perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
-        found["perturbed_losses"] = perturbed
-        found["sharpness"] = jax.device_get(self._sharpness(params, state, specs, arrays))
-        return found
+            points[-1] = jax.device_get(self._measure(params, state, specs, shared))
+        return found(points, jax.device_get(self._sharpness(params, state, specs, shared)), runs)
+
+
+def put_once(tree: Any, where: Any) -> Any:
+    """The arrays of a tree on devices; one that it holds twice is there once."""
+    placed: dict[int, jax.Array] = {}
+
+    def put(leaf: Any) -> jax.Array:
+        if id(leaf) not in placed:
+            placed[id(leaf)] = jax.device_put(leaf, where)
+        return placed[id(leaf)]
+
+    return jax.tree.map(put, tree)
+
+
+def flops_of(jitted: Any, *arguments: Any) -> float | None:
+    """Floating-point operations of a program, as XLA counts them; None where it does not."""
+    counted = (jitted.lower(*arguments).compile().cost_analysis() or {}).get("flops")
+    return None if counted is None or counted <= 0 else float(counted)
+
+
+def found(points: Sequence[Measured], sharpness: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """The arrays of `Results` by name, from what was measured at P points.
+
+    Args:
+        points: arrays [R, ...].
+        sharpness: [R, D].
+        runs: R of them.
+
+    Returns:
+        Arrays [R, P, ...]; those that were not measured are absent.
+    """
+    names = [name for name in Measured._fields if getattr(points[0], name) is not None]
+    arrays = {name: np.stack([getattr(point, name) for point in points], 1) for name in names}
+    perturbed = arrays["perturbed_losses"].astype(np.float64)
+    perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
+    return {**arrays, "perturbed_losses": perturbed, "sharpness": sharpness}
 
 
 def over_runs(number: int) -> Any:
@@ -215,26 +279,74 @@ def swad_weights(averages: Sequence[Any], points: Sequence[Measured], targets: S
 def draw(spec: Spec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
     """Inputs [M, n, ...] and labels [M, n] of the batch of a step of one run."""
     sources = sources_of(spec.target, len(arrays.counts))
-    rows = batches.draw_rows(
-        batches.rows_key(batches.step_key(spec.key, step)),
-        arrays.order[spec.place],
-        arrays.train_counts,
-        arrays.starts,
-        sources,
-        per_domain,
+    rows = batches.step_rows(
+        spec.key, step, arrays.order[spec.place], arrays.train_counts, arrays.starts, sources, per_domain
     )
     flat = rows.reshape(-1)
     inputs = standardised(arrays.inputs[flat], spec, arrays)
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
 
 
+def start_all(specs: Spec, shared: Shared, *, networks: Networks, method: Method, setting: Setting) -> RunState:
+    """R runs before their first step."""
+    network, _ = networks.given(shared)
+    sources = len(shared.arrays.counts) - 1
+    begin = functools.partial(start, network=network, method=method, setting=setting, num_sources=sources)
+    return jax.vmap(begin)(specs)
+
+
+def measure_all(
+    params: Any,
+    state: Any,
+    specs: Spec,
+    shared: Shared,
+    *,
+    networks: Networks,
+    method: Method,
+    setting: Setting,
+    probe: int,
+) -> Measured:
+    """What is measured of R runs; see `measure`."""
+    network, unseen = networks.given(shared)
+    one = functools.partial(measure, network=network, method=method, setting=setting, probe=probe, unseen=unseen)
+    return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
+
+
+def sharpness_all(
+    params: Any, state: Any, specs: Spec, shared: Shared, *, networks: Networks, setting: Setting, probe: int
+) -> jax.Array:
+    """Sharpness of each domain of R runs; see `domain_sharpness`."""
+    one = functools.partial(domain_sharpness, network=networks.given(shared)[0], setting=setting, probe=probe)
+    return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
+
+
+def step_all(
+    states: RunState,
+    specs: Spec,
+    step: jax.Array,
+    shared: Shared,
+    *,
+    networks: Networks,
+    method: Method,
+    setting: Setting,
+) -> RunState:
+    """A step of R runs, each on its own batch."""
+    network, _ = networks.given(shared)
+
+    def one(run: RunState, spec: Spec) -> RunState:
+        inputs, labels = draw(spec, step, shared.arrays, setting.per_domain)
+        return train_step(run, spec, step, inputs, labels, network=network, method=method, setting=setting)
+
+    return jax.vmap(one)(states, specs)
+
+
 def segment(
     states: RunState,
     specs: Spec,
     first: jax.Array,
-    arrays: Arrays,
+    shared: Shared,
     *,
-    network: Network,
+    networks: Networks,
     method: Method,
     setting: Setting,
     probe: int,
@@ -245,42 +357,23 @@ def segment(
         states: of the runs, leaves [R, ...].
         specs: of the runs, leaves [R, ...].
         first: int32 [], the number of steps already made.
-        arrays: the data set.
-        network: that is trained.
+        shared: what the runs share.
+        networks: that are trained and measured.
         method: that makes the gradients.
-        setting: what all runs share.
+        setting: what all runs share, but for arrays.
         probe: number of examples of each domain on which w + e is measured.
 
     Returns:
         The runs after `min(setting.segment, setting.steps - first)` more steps, and what was measured before these.
     """
-    fixed = {"network": network, "method": method, "setting": setting}
-    params, state = weights(states, setting)
-    measured = jax.vmap(functools.partial(measure, **fixed, probe=probe), in_axes=(0, 0, 0, None))(
-        params, state, specs, arrays
-    )
-
-    def one(run: RunState, spec: Spec, step: jax.Array) -> RunState:
-        return train_step(run, spec, step, *draw(spec, step, arrays, setting.per_domain), **fixed)
+    fixed = {"networks": networks, "method": method, "setting": setting}
+    measured = measure_all(*weights(states, setting), specs, shared, **fixed, probe=probe)
 
     def body(runs: RunState, step: jax.Array) -> tuple[RunState, None]:
         # The last segment may reach past the end of training; skipping there keeps its length, and with it the
         # compiled program, the same for all segments.
-        step_all = lambda runs: jax.vmap(one, in_axes=(0, 0, None))(runs, specs, step)
-        return jax.lax.cond(step < setting.steps, step_all, lambda runs: runs, runs), None
+        advance = lambda runs: step_all(runs, specs, step, shared, **fixed)
+        return jax.lax.cond(step < setting.steps, advance, lambda runs: runs, runs), None
 
     states, _ = jax.lax.scan(body, states, first + jnp.arange(setting.segment, dtype=jnp.int32))
     return states, measured
-
-
-def one_step(
-    states: RunState, specs: Spec, arrays: Arrays, *, network: Network, method: Method, setting: Setting
-) -> RunState:
-    """The first training step of R runs: what its cost is read from."""
-
-    def one(run: RunState, spec: Spec) -> RunState:
-        step = jnp.int32(0)
-        inputs, labels = draw(spec, step, arrays, setting.per_domain)
-        return train_step(run, spec, step, inputs, labels, network=network, method=method, setting=setting)
-
-    return jax.vmap(one)(states, specs)

@@ -9,7 +9,6 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from disam_jax.dg.data import batches
 from disam_jax.dg.data.open import StreamedImages
-from disam_jax.dg.data.splits import Split
+from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.data.streaming import StreamingBatches, eval_blocks
-from disam_jax.dg.measure import Measured, example_losses, measure_probe, sharpness_of
-from disam_jax.dg.memory import program_bytes
+from disam_jax.dg.measure import Measured, measure_probe, sharpness_of
+from disam_jax.dg.memory import all_bytes, program_bytes
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.program import fitting, swad_weights, weights
+from disam_jax.dg.program import fitting, flops_of, found, put_once, swad_weights, weights
 from disam_jax.dg.results import Run
 from disam_jax.dg.setting import Setting
-from disam_jax.dg.training import RunState, Spec, start, train_step
+from disam_jax.dg.training import RunState, Spec, example_losses, start, train_step
 
 # What a piece of the stream takes at most, unless a single batch is larger.
 PIECE_BYTES = 64 * 2**20
@@ -43,11 +42,25 @@ class Compiled(NamedTuple):
         advance: trains over a piece of the stream.
         evaluate: sums over a block of examples.
         probe: losses at w and at w + e.
+        new: sums over a block of examples of new classes, or None.
     """
 
     advance: Any
     evaluate: Any
     probe: Any
+    new: Any
+
+
+class NewImages(NamedTuple):
+    """Classes that no run is trained on.
+
+    Attributes:
+        network: tells these classes apart with the parameters of the network that is trained.
+        data: their images, of the same domains, labels counted from 0 again.
+    """
+
+    network: Network
+    data: StreamedImages
 
 
 class StreamedProgram:
@@ -62,6 +75,7 @@ class StreamedProgram:
         seeds: S seeds.
         probe: number of examples of each domain on which w + e is measured.
         threads: that decode images, each a batch or a block at a time; by default one for each processor.
+        new: new classes that are measured too, if there are any.
     """
 
     def __init__(
@@ -74,6 +88,7 @@ class StreamedProgram:
         seeds: Sequence[int],
         probe: int,
         threads: int | None = None,
+        new: NewImages | None = None,
     ):
         self.setting, self.data, self.probe = setting, data, probe
         self.threads = threads or os.cpu_count() or 1
@@ -82,18 +97,23 @@ class StreamedProgram:
         self.batch = (domains - 1, setting.per_domain, *data.inputs.shape[1:])
         self.length = piece_length(setting.segment, math.prod(self.batch))
         self.block = min(setting.block, len(data.labels))
-        fixed = {"network": network, "method": method, "setting": setting}
+        self.weights, self.new = network.weights, new
+        fixed = {"method": method, "setting": setting}
         begin = functools.partial(start, **fixed, num_sources=domains - 1)
-        sums = functools.partial(block_sums, network=network, groups=2 * domains)
-        sharpness = functools.partial(sharpness_of, network=network, setting=setting)
-        self._start = jax.jit(jax.vmap(begin, in_axes=(OVER_RUNS,)))
-        self._advance = functools.partial(advance, **fixed)
-        self._step = jax.vmap(functools.partial(train_step, **fixed), in_axes=(0, OVER_RUNS, None, None, None))
-        self._evaluate = jax.vmap(sums, in_axes=(0, 0, OVER_RUNS, None, None, None))
-        self._probe = jax.vmap(functools.partial(measure_probe, **fixed), in_axes=(0, 0, OVER_RUNS, None, None))
-        self._sharpness = jax.jit(
-            jax.vmap(functools.partial(each_domain, sharpness), in_axes=(0, 0, OVER_RUNS, None, None))
-        )
+        sums = functools.partial(block_sums, groups=2 * domains)
+        # What follows the weights has no axis of runs but for the run's own and its hyperparameters.
+        self._start = jax.jit(with_weights(network, begin, (OVER_RUNS,)))
+        self._advance = functools.partial(advance, network=network, **fixed)
+        step = functools.partial(train_step, **fixed)
+        self._step = with_weights(network, step, (0, OVER_RUNS, None, None, None))
+        self._evaluate = with_weights(network, sums, (0, 0, OVER_RUNS, None, None, None))
+        self._probe = with_weights(network, functools.partial(measure_probe, **fixed), (0, 0, OVER_RUNS, None, None))
+        sharpness = functools.partial(each_domain, functools.partial(sharpness_of, setting=setting))
+        self._sharpness = jax.jit(with_weights(network, sharpness, (0, 0, OVER_RUNS, None, None)))
+        if new is not None:
+            sums = functools.partial(block_sums, groups=domains)
+            self._evaluate_new = with_weights(new.network, sums, (0, 0, OVER_RUNS, None, None, None))
+        self._placed: dict[Any, Any] = {}
         self._compiled: dict[int, Compiled] = {}
         self._probe_of: dict[Any, tuple[jax.Array, jax.Array]] = {}
 
@@ -114,14 +134,21 @@ class StreamedProgram:
         )
         return jax.device_put(specs, Spec._make((everywhere, everywhere, everywhere, apart)))
 
+    def weights_for(self, where: Sharding) -> tuple[Any, Any]:
+        """Weights of the network, and of that of new classes, on the device."""
+        if where not in self._placed:
+            self._placed[where] = put_once((self.weights, self.new.network.weights if self.new else ()), where)
+        return self._placed[where]
+
     def compile(self, runs: Sequence[Run]) -> Compiled:
         """The programs for as many runs; they are compiled once."""
         number = len(runs)
         if number not in self._compiled:
             specs, (apart, everywhere) = self.specs(runs), layout(number)
+            own, of_new = self.weights_for(everywhere)
             states = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=apart),
-                jax.eval_shape(self._start, specs),
+                jax.eval_shape(self._start, own, specs),
             )
             params, state = weights(states, self.setting)
             image, per_domain = self.batch[2:], (self.batch[0] + 1, self.probe)
@@ -134,9 +161,10 @@ class StreamedProgram:
             # The states must come out as they went in, for the next piece.
             jitted = functools.partial(jax.jit, out_shardings=apart)
             self._compiled[number] = Compiled(
-                jitted(self._advance, donate_argnums=0).lower(states, specs, *piece).compile(),
-                jitted(self._evaluate).lower(params, state, specs, *block).compile(),
-                jitted(self._probe).lower(params, state, specs, *probe).compile(),
+                jitted(self._advance, donate_argnums=1).lower(own, states, specs, *piece).compile(),
+                jitted(self._evaluate).lower(own, params, state, specs, *block).compile(),
+                jitted(self._probe).lower(own, params, state, specs, *probe).compile(),
+                jitted(self._evaluate_new).lower(of_new, params, state, specs, *block).compile() if self.new else None,
             )
         return self._compiled[number]
 
@@ -146,13 +174,14 @@ class StreamedProgram:
         That is a program, and beside it the states, the probe, and a piece or a block that waits for its turn.
         """
         programs = self.compile(runs)
-        states = jax.eval_shape(self._start, self.specs(runs))
+        states = jax.eval_shape(self._start, self.weights, self.specs(runs))
         devices = len(layout(len(runs))[0].device_set)
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // devices
         pixels = math.prod(self.batch[2:])
         waiting = max(self.length * math.prod(self.batch[:2]), self.block)
         probe = (self.batch[0] + 1) * self.probe
-        return max(map(program_bytes, programs)) + held + pixels * (waiting + probe)
+        used = max(program_bytes(program) for program in programs if program is not None)
+        return used + held + pixels * (waiting + probe)
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """How many runs of one seed and target fit into one program.
@@ -174,12 +203,10 @@ class StreamedProgram:
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
         specs = self.specs([run])
-        states = jax.eval_shape(self._start, specs)
+        states = jax.eval_shape(self._start, self.weights, specs)
         images = jax.ShapeDtypeStruct(self.batch, np.uint8)
         labels = jax.ShapeDtypeStruct(self.batch[:2], np.int32)
-        cost = jax.jit(self._step).lower(states, specs, jnp.int32(0), images, labels).compile().cost_analysis()
-        found = (cost or {}).get("flops")
-        return None if found is None or found <= 0 else float(found)
+        return flops_of(jax.jit(self._step), self.weights, states, specs, jnp.int32(0), images, labels)
 
     def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, np.ndarray]:
         """Trains and measures runs.
@@ -196,7 +223,8 @@ class StreamedProgram:
         """
         run, setting = runs[0], self.setting
         specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), layout(len(runs))
-        states = jax.device_put(self._start(specs), apart)
+        own, _ = self.weights_for(everywhere)
+        states = jax.device_put(self._start(own, specs), apart)
         points: list[Measured] = []
         averages: list[Any] = []
         with self._stream(run) as stream:
@@ -207,7 +235,7 @@ class StreamedProgram:
                     waiting = jax.device_put(piece, everywhere)
                     # One piece on the device, one that waits: decoding must not run away from training.
                     jax.block_until_ready(states)
-                    states = compiled.advance(states, specs, jnp.int32(step), jnp.int32(last), *waiting)
+                    states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(last), *waiting)
                 if setting.averaging == "swad" and first < setting.steps:
                     averages.append(jax.device_get(states.average))
                 if on_segment is not None:
@@ -216,12 +244,8 @@ class StreamedProgram:
         if averages:
             params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
             points[-1] = self._measure(params, state, specs, runs)
-        found = {name: np.stack([getattr(point, name) for point in points], 1) for name in Measured._fields}
-        perturbed = found["perturbed_losses"].astype(np.float64)
-        perturbed[..., run.target] = np.nan
-        found["perturbed_losses"] = perturbed
-        found["sharpness"] = jax.device_get(self._sharpness(params, state, specs, *self._probe_for(run, everywhere)))
-        return found
+        sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
+        return found(points, jax.device_get(sharpness), runs)
 
     def _stream(self, run: Run) -> StreamingBatches:
         return StreamingBatches(
@@ -237,9 +261,9 @@ class StreamedProgram:
             prefetch=max(self.length, self.threads),
         )
 
-    def _blocks(self, rows: np.ndarray) -> Iterator[Any]:
+    def _blocks(self, rows: np.ndarray, data: StreamedImages | None = None) -> Iterator[Any]:
         return eval_blocks(
-            self.data.listing,
+            (data or self.data).listing,
             rows,
             self.block,
             image_size=self.data.image_size,
@@ -260,22 +284,71 @@ class StreamedProgram:
     def _measure(self, params: Params, state: State, specs: Spec, runs: Sequence[Run]) -> Measured:
         """What is measured of R runs at a point of training, numpy arrays [R, ...]."""
         run, compiled, (_, everywhere) = runs[0], self.compile(runs), layout(len(runs))
-        groups = groups_of(self.data, self.splits[run.seed])
+        own, of_new = self.weights_for(everywhere)
+        domains = len(self.data.counts)
+        groups = self.data.domain_ids + domains * validates(self.splits[run.seed], self.data).astype(np.int32)
+        evaluate = functools.partial(compiled.evaluate, own, params, state, specs)
+        means = self._means(evaluate, self.data, groups, 2 * domains, everywhere).reshape(len(runs), 2, 2, domains)
+        probe = compiled.probe(own, params, state, specs, *self._probe_for(run, everywhere))
+        new_accuracy = None
+        if self.new is not None:
+            evaluate = functools.partial(compiled.new, of_new, params, state, specs)
+            data = self.new.data
+            new_accuracy = self._means(evaluate, data, data.domain_ids, domains, everywhere)[:, 1]
+        return Measured._make((means[:, 1], means[:, 0], *jax.device_get(probe), new_accuracy))
+
+    def _means(
+        self,
+        evaluate: Callable[..., jax.Array],
+        data: StreamedImages,
+        groups: np.ndarray,
+        number: int,
+        everywhere: Sharding,
+    ) -> np.ndarray:
+        """Mean losses and fractions of right answers of R runs over groups of images.
+
+        Args:
+            evaluate: (images, labels, groups) of a block -> float32 [R, 2, G], sums.
+            data: N images.
+            groups: int [N], 0..G-1.
+            number: G.
+            everywhere: where blocks lie.
+
+        Returns:
+            float64 [R, 2, G]; NaN for a group without images.
+        """
         rows = np.arange(len(groups))
-        total = np.zeros((len(runs), 2, 2 * len(self.data.counts)))
+        total: Any = 0.0
         before = None
-        for first, block in zip(range(0, len(rows), self.block), self._blocks(rows), strict=True):
+        for first, block in zip(range(0, len(rows), self.block), self._blocks(rows, data), strict=True):
             here = np.full(self.block, -1, np.int32)
             here[block.valid] = groups[first : first + self.block]
-            sums = compiled.evaluate(params, state, specs, *jax.device_put((block.x, block.y, here), everywhere))
+            sums = evaluate(*jax.device_put((block.x, block.y, here), everywhere))
             # The sums of the block before, so that the device has this one to work on meanwhile.
             if before is not None:
-                total += np.asarray(before)
+                total = total + np.asarray(before, np.float64)
             before = sums
-        total += np.asarray(before)
-        means = (total / np.bincount(groups, minlength=total.shape[-1])).reshape(len(runs), 2, 2, -1)
-        probe = compiled.probe(params, state, specs, *self._probe_for(run, everywhere))
-        return Measured._make((means[:, 1], means[:, 0], *jax.device_get(probe)))
+        total = total + np.asarray(before, np.float64)
+        with np.errstate(invalid="ignore"):
+            return total / np.bincount(groups, minlength=number)
+
+
+def with_weights(network: Network, function: Callable[..., Any], axes: tuple[Any, ...]) -> Callable[..., Any]:
+    """A function of one run as one of R runs, with the network's weights as its first argument.
+
+    Args:
+        network: that the function takes as the keyword `network`.
+        function: of one run.
+        axes: that R runs have, as in `jax.vmap`.
+
+    Returns:
+        (weights, ...) -> what the function returns, [R, ...].
+    """
+
+    def of_all(weights: Any, *arguments: Any) -> Any:
+        return jax.vmap(functools.partial(function, network=network.given(weights)), in_axes=axes)(*arguments)
+
+    return of_all
 
 
 def chunks(runs: Sequence[Run], size: int) -> list[list[Run]]:
@@ -329,6 +402,7 @@ def pieces(
 
 
 def advance(
+    own: Any,
     states: RunState,
     specs: Spec,
     first: jax.Array,
@@ -343,6 +417,7 @@ def advance(
     """Trains R runs over a piece of the stream.
 
     Args:
+        own: weights of the network.
         states: of the runs, leaves [R, ...].
         specs: of the runs, see `OVER_RUNS`.
         first: int32 [], the step of the piece's first batch.
@@ -356,7 +431,7 @@ def advance(
     Returns:
         The runs after it.
     """
-    one = functools.partial(train_step, network=network, method=method, setting=setting)
+    one = functools.partial(train_step, network=network.given(own), method=method, setting=setting)
 
     def body(runs: RunState, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[RunState, None]:
         step = batch[0]
@@ -407,18 +482,12 @@ def each_domain(
     spec: Spec,
     inputs: jax.Array,
     labels: jax.Array,
+    *,
+    network: Network,
 ) -> jax.Array:
     """Sharpness of D domains, one after the other, from inputs [D, n, ...] and labels [D, n]."""
-    return jax.lax.map(lambda domain: sharpness(params, state, spec, *domain), (inputs, labels))
-
-
-def groups_of(data: StreamedImages, split: Split) -> np.ndarray:
-    """For each example its domain d, or D + d if it validates, int32 [N]."""
-    number = len(data.counts)
-    trains = np.arange(len(data.labels)) < (data.starts + split.train_counts)[data.domain_ids]
-    groups = np.empty(len(data.labels), np.int32)
-    groups[split.order] = data.domain_ids + number * ~trains
-    return groups
+    one = functools.partial(sharpness, params, state, spec, network=network)
+    return jax.lax.map(lambda domain: one(*domain), (inputs, labels))
 
 
 def layout(number: int) -> tuple[Sharding, Sharding]:
@@ -442,18 +511,4 @@ def pixel_budget(memory_budget: int | None = None) -> int:
     Returns:
         Bytes.
     """
-    return _device_bytes() // 2 if memory_budget is None else memory_budget
-
-
-def _device_bytes() -> int:
-    device = jax.devices()[0]
-    sizes = None if device.platform == "cpu" else device.memory_stats()
-    if sizes and "bytes_limit" in sizes:
-        return int(sizes["bytes_limit"])
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        # A container may hold less than its machine.
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        limit = "max"
-    return (total if limit == "max" else min(total, int(limit))) // jax.local_device_count()
+    return all_bytes() // 2 if memory_budget is None else memory_budget

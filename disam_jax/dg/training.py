@@ -15,7 +15,7 @@ import optax
 from disam_jax.dg.averaging import moving_average
 from disam_jax.dg.data import augment, batches
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.splits import Split
+from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Hyper, Memory, Method, Seen
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.setting import Setting, make_optimizer
@@ -99,11 +99,8 @@ def make_arrays(data: Domains, splits: tuple[Split, ...], standardise: bool) -> 
     """
     order = np.stack([split.order for split in splits])
     train_counts = splits[0].train_counts
-    domains, rows = len(data.counts), len(data.labels)
-    trains = np.arange(rows) < (data.starts + train_counts)[data.domain_ids]
-    in_validation = np.empty((len(splits), rows), bool)
-    for mask, each in zip(in_validation, order, strict=True):
-        mask[each] = ~trains
+    domains = len(data.counts)
+    in_validation = np.stack([validates(each, data) for each in splits])
     shift = scale = None
     if standardise:
         shift = np.empty((len(splits), domains, *data.inputs.shape[1:]), np.float32)
@@ -161,6 +158,11 @@ def start(spec: Spec, network: Network, method: Method, setting: Setting, num_so
     )
 
 
+def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in nats, float32 [N]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
 def train_step(
     run: RunState,
     spec: Spec,
@@ -196,7 +198,7 @@ def train_step(
 
     def forward(params: Params) -> Seen:
         output = network.apply(params, run.state, flat, batches.dropout_key(key), True)
-        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels.reshape(-1))
+        losses = example_losses(output.logits, labels.reshape(-1))
         return Seen(losses.reshape(number, size).mean(1), output.features.reshape(number, size, -1), output.state)
 
     grads, state, memory = method.gradient(run.params, forward, spec.hyper, run.memory)

@@ -48,6 +48,17 @@ def test_a_seeded_split_is_that_of_domainbed(seed, holdout):
         assert training == [starts[place] + key for key in keys[held:]]
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_the_rows_after_the_training_ones_of_each_domain_validate(seed):
+    counts = [4, 7, 5]
+    data = join_domains("toy", [np.zeros((n, 1)) for n in counts], [np.zeros(n, int) for n in counts], "abc", ["x"])
+    split = splits.seeded_split(counts, seed)
+    mask = splits.validates(split, data)
+    for training, validating in parts(split, data.starts, data.counts):
+        assert not mask[training].any()
+        assert mask[validating].all()
+
+
 # From numpy's RandomState(int("4dabab2d922d2e80fc4d8be85a41ff51", 16) % 2**31), whose numbers never change.
 def test_a_seeded_split_in_numbers():
     split = splits.seeded_split([5, 10], seed=0)

@@ -198,7 +198,10 @@ class Uncompiled(streamed.StreamedProgram):
     def compile(self, runs):
         sums = np.zeros((len(runs), 2, 6))
         return streamed.Compiled(
-            lambda states, *rest: states, lambda *rest: sums, lambda *rest: (sums[:, 0, :3], sums[:, 0, :3])
+            lambda own, states, *rest: states,
+            lambda *rest: sums,
+            lambda *rest: (sums[:, 0, :3], sums[:, 0, :3]),
+            None,
         )
 
     def bytes(self, runs):
@@ -294,16 +297,6 @@ def test_the_runs_of_a_chunk_share_their_batches(size):
 def test_other_runs_are_refused(data):
     with pytest.raises(ValueError, match="seed and target in common"):
         make_program(data).specs([RUNS[0], RUNS[1]._replace(seed=1)])
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_the_groups_are_domains_and_splits(data, seed):
-    order, train_counts = split(data, seed)
-    groups = streamed.groups_of(data, split(data, seed))
-    for domain, (start, count) in enumerate(zip(data.starts, data.counts, strict=True)):
-        rows, trains = order[start : start + count], train_counts[domain]
-        assert (groups[rows[:trains]] == domain).all()
-        assert (groups[rows[trains:]] == 3 + domain).all()
 
 
 def test_sums_over_a_block(nans_allowed):

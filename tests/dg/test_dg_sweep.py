@@ -199,7 +199,7 @@ def test_the_steps_are_one_scan(toy):
     arrays = sweep.make_arrays(toy, splits, True)
     it = program.Program(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
     specs = it.specs(plan.runs[:2])
-    jaxpr = jax.make_jaxpr(it._segment)(it._start(specs), specs, jnp.int32(0), arrays)
+    jaxpr = jax.make_jaxpr(it._segment)(it._start(specs, it.shared), specs, jnp.int32(0), it.shared)
     lengths = [
         each.params["length"]
         for equation in jaxpr.eqns

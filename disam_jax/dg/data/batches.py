@@ -104,6 +104,19 @@ def draw_rows(
     return order[starts[sources][:, None] + within]
 
 
+def step_rows(
+    key: jax.Array,
+    step: jax.Array | int,
+    order: jax.Array,
+    train_counts: jax.Array,
+    starts: jax.Array,
+    sources: jax.Array,
+    per_domain: int,
+) -> jax.Array:
+    """The rows of the batch of a step of the run with this key, int32 [M, per_domain]; see `draw_rows`."""
+    return draw_rows(rows_key(step_key(key, step)), order, train_counts, starts, sources, per_domain)
+
+
 class Batch(NamedTuple):
     """Examples of M source domains, n of each.
 
@@ -202,9 +215,7 @@ class Plan:
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _all_rows(key, order, train_counts, starts, sources, steps, per_domain):
-    def one(step):
-        return draw_rows(rows_key(step_key(key, step)), order, train_counts, starts, sources, per_domain)
-
+    one = lambda step: step_rows(key, step, order, train_counts, starts, sources, per_domain)
     return jax.vmap(one)(jnp.arange(steps, dtype=jnp.int32))
 
 
@@ -398,5 +409,5 @@ class MemoryBatches(ResumableBatches):
 
 @functools.partial(jax.jit, static_argnames=("per_domain", "form"))
 def _gather(key, step, inputs, labels, order, train_counts, starts, sources, *, per_domain, form):
-    rows = draw_rows(rows_key(step_key(key, step)), order, train_counts, starts, sources, per_domain)
+    rows = step_rows(key, step, order, train_counts, starts, sources, per_domain)
     return arrange(inputs[rows], labels[rows], form)

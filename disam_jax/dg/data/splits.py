@@ -31,6 +31,21 @@ class Split(NamedTuple):
     train_counts: np.ndarray
 
 
+def validates(split: Split, data: Domains) -> np.ndarray:
+    """Whether each example is set aside for validation, bool [N].
+
+    Example:
+        >>> from disam_jax.dg.data.domains import join_domains
+        >>> data = join_domains("toy", [np.zeros((3, 1))], [np.zeros(3, int)], ["photo"], ["dog"])
+        >>> validates(Split(np.array([2, 0, 1]), np.array([2])), data).tolist()
+        [False, True, False]
+    """
+    trains = np.arange(len(data.labels)) < (data.starts + split.train_counts)[data.domain_ids]
+    found = np.empty(len(data.labels), bool)
+    found[split.order] = ~trains
+    return found
+
+
 def split(data: Domains, seed: int, holdout: float = 0.2) -> Split:
     """The split that comes with the data if there is one, else a seeded one.
 

@@ -58,6 +58,88 @@ def from_nnx(
     return Network(init, apply)
 
 
+def from_weights(
+    module: nnx.Module,
+    extend: Callable[[nnx.Module, nnx.Rngs], nnx.Module],
+    trained: Any,
+    prepare: Callable[[jax.Array], jax.Array] = to_float,
+) -> Network:
+    """A network from a module that has its weights: those that are trained are parameters, all runs share the others.
+
+    State is the running statistics. What else the extended module has, class embeddings say, is made once.
+
+    Args:
+        module: as it was loaded.
+        extend: from the module and random streams to the one that is trained and called as in `from_nnx`, see `peft`.
+            The streams start what it adds; it leaves the weights as they are.
+        trained: NNX filter of the variables of the extended module that are parameters.
+        prepare: from the inputs of a data set to those of the module, see `inputs`.
+
+    Returns:
+        Network.
+
+    Example:
+        >>> module = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
+        >>> class Last(nnx.Module):
+        ...     def __init__(self, layers):
+        ...         self.layers = layers
+        ...     def __call__(self, x, key):
+        ...         return self.layers(x), x
+        >>> network = from_weights(module, lambda module, rngs: Last(module), nnx.PathContains("bias"))
+        >>> params, state = network.init(jax.random.key(0))
+        >>> sorted(leaf.shape for leaf in jax.tree.leaves(params))
+        [(3,), (8,)]
+    """
+    graph, variables = nnx.split(module)
+    kinds = (trained, nnx.BatchStat, nnx.Param, ...)
+
+    def split(loaded: Any, key: jax.Array, train: bool) -> tuple[Any, ...]:
+        extended = extend(nnx.merge(graph, loaded), nnx.Rngs(key))
+        extended.train() if train else extended.eval()
+        return nnx.split(extended, *kinds)
+
+    loaded = nnx.to_pure_dict(variables)
+    derived = nnx.to_pure_dict(split(loaded, jax.random.key(0), False)[-1])
+    own = (loaded, derived)
+
+    def init(key: jax.Array, weights: Any = own) -> tuple[Params, State]:
+        _, params, state, _, _ = split(weights[0], key, False)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+
+    def apply(
+        params: Params, state: State, inputs: jax.Array, key: jax.Array, train: bool, weights: Any = own
+    ) -> Output:
+        loaded, derived = weights
+        # What the streams start here is replaced at once, and no part of a compiled program.
+        extended, _, _, shared, _ = split(loaded, jax.random.key(0), train)
+        model: Any = nnx.merge(extended, params, state, shared, derived)
+        logits, features = model(prepare(inputs), key)
+        after = nnx.to_pure_dict(nnx.state(model, *kinds)[1])
+        return Output(logits.astype(jnp.float32), features.astype(jnp.float32), after)
+
+    return Network(init, apply, own)
+
+
+def untrained(network: Network) -> Network:
+    """The network as it starts, with one parameter that does nothing: a baseline that goes through the same program.
+
+    Args:
+        network: without parameters.
+
+    Returns:
+        Network.
+    """
+
+    def init(key: jax.Array, **weights: Any) -> tuple[Params, State]:
+        return {"unused": jnp.zeros(1, jnp.float32)}, network.init(key, **weights)[1]
+
+    def apply(params: Params, *rest: Any, **weights: Any) -> Output:
+        del params
+        return network.apply({}, *rest, **weights)
+
+    return Network(init, apply, network.weights)
+
+
 def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module]) -> dict[bool, nnx.GraphDef]:
     """The module without its arrays, as it evaluates and as it trains."""
     module = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))

@@ -1,5 +1,6 @@
 """What the benchmark knows of a network: how to start it and how to apply it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,7 +33,20 @@ class Network(NamedTuple):
         apply: (parameters, state, inputs [N, ...], key, train) -> Output. `train` is a Python bool; `key`
             decides what dropout drops and is not used if `train` is False. Inputs are float32, or uint8
             images, which the network scales and normalises itself.
+        weights: arrays that all runs share and none trains, of a pretrained network; nothing by default. If there are
+            any, both functions have a keyword argument `weights` with these as its default.
     """
 
-    init: Callable[[jax.Array], tuple[Params, State]]
-    apply: Callable[[Params, State, jax.Array, jax.Array, bool], Output]
+    init: Callable[..., tuple[Params, State]]
+    apply: Callable[..., Output]
+    weights: Any = ()
+
+    def given(self, weights: Any) -> "Network":
+        """The same network with other arrays as its weights, traced ones for instance.
+
+        A compiled program takes them as an argument; as constants they would be compiled into each one anew.
+        """
+        if not jax.tree.leaves(weights):
+            return self
+        partial = functools.partial
+        return Network(partial(self.init, weights=weights), partial(self.apply, weights=weights))
