@@ -6,6 +6,7 @@ from typing import Any
 from disam_jax import variants
 from disam_jax._domains import (
     DomainLosses,
+    ascent_part,
     group_by_domain,
     mean_by_domain,
     per_domain,
@@ -22,6 +23,7 @@ __all__ = [
     "DisamState",
     "DomainLosses",
     "accumulated_value_and_grad",
+    "ascent_part",
     "disam",
     "domain_weights",
     "group_by_domain",
@@ -35,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # ``disam_jax.nnx`` works without an import of its own, and those who don't use it don't wait for Flax.
-    if name == "nnx":
-        return importlib.import_module("disam_jax.nnx")
+    # These work without an import of their own, and those who don't use them don't wait for what they need.
+    if name in ("nnx", "sharpness"):
+        return importlib.import_module(f"disam_jax.{name}")
     raise AttributeError(f"module 'disam_jax' has no attribute {name!r}")

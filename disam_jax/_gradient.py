@@ -29,6 +29,9 @@ class DisamInfo(NamedTuple):
       ascent_norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
       perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; 0 for an absent domain.
       domain_sharpness: ``L_i(w + e) - L_i(w)``, ``[M]``.
+
+    With an ``ascent_loss_fn``, what is at w is of its examples and what is at w + e of the whole batch: the difference
+    between the two is then in ``domain_sharpness`` too.
     """
 
     loss: jax.Array
@@ -91,7 +94,17 @@ def descend(form: Form, params: Any, e: Any, method: Method, reference: Any = No
     return second.losses, method.variant.combine(reference, second.gradient)
 
 
+def check_same_domains(ascent: DomainLosses, perturbed: DomainLosses) -> None:
+    seen = [losses.values.shape[0] for losses in (ascent, perturbed)]
+    if seen[0] != seen[1]:
+        raise ValueError(
+            f"ascent_loss_fn returned {seen[0]} domain losses and domain_loss_fn {seen[1]}. Both must return [M]: take "
+            "a part of each domain's examples, disam_jax.ascent_part(batch, fraction)."
+        )
+
+
 def step_info(ascent: Ascent, perturbed: DomainLosses) -> DisamInfo:
+    check_same_domains(ascent.losses, perturbed)
     return DisamInfo(
         loss=mean_loss(ascent.losses),
         domain_losses=ascent.losses.values,
@@ -109,6 +122,7 @@ def value_and_grad(
     lam: Any = 0.1,
     *,
     argnums: int | Sequence[int] = 0,
+    ascent_loss_fn: Callable[..., Any] | None = None,
     has_aux: bool = False,
     with_info: bool = False,
     variant: Variant | None = None,
@@ -132,7 +146,10 @@ def value_and_grad(
       lam: Strength of the penalty on the spread of the domain losses. A float or a traced scalar. 0 is SAM.
       argnums: Which positional arguments are the parameters, as in ``jax.value_and_grad``. Several are perturbed
         together.
-      has_aux: Whether ``domain_loss_fn`` returns ``(domain losses, aux)``.
+      ascent_loss_fn: Like ``domain_loss_fn``, for the pass at w: of a part of the examples (``disam_jax.ascent_part``)
+        or otherwise cheaper. It decides the domain weights, the perturbation and all that is reported of the clean pass
+        (loss, aux, what a variant takes of the gradient at w). ``None`` is ``domain_loss_fn``.
+      has_aux: Whether ``domain_loss_fn`` (and ``ascent_loss_fn``) returns ``(domain losses, aux)``.
       with_info: Whether to return a ``DisamInfo`` as well.
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
       adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
@@ -168,15 +185,19 @@ def value_and_grad(
     """
     method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
     _check_no_schedule(rho=rho, lam=lam)
+    check_ascent_loss_fn(ascent_loss_fn)
 
     def fn(*args, **kwargs):
         params, at = _select(args, argnums)
-        form = closure_form(
-            lambda p: domain_loss_fn(*at(p), **kwargs),
-            has_aux=has_aux,
-            axis_name=axis_name,
-            argument="domain_loss_fn",
-        )
+
+        def form_of(loss_fn, argument):
+            return closure_form(
+                lambda p: loss_fn(*at(p), **kwargs), has_aux=has_aux, axis_name=axis_name, argument=argument
+            )
+
+        form = form_of(domain_loss_fn, "domain_loss_fn")
+        if ascent_loss_fn is not None:
+            form = form._replace(clean=form_of(ascent_loss_fn, "ascent_loss_fn").clean)
         return _two_passes(form, params, method, has_aux, with_info)
 
     return fn
@@ -188,6 +209,7 @@ def accumulated_value_and_grad(
     lam: Any = 0.1,
     *,
     argnums: int | Sequence[int] = 0,
+    ascent_loss_fn: Callable[..., Any] | None = None,
     has_aux: bool = False,
     with_info: bool = False,
     variant: Variant | None = None,
@@ -208,6 +230,7 @@ def accumulated_value_and_grad(
       rho: As in ``value_and_grad``.
       lam: As in ``value_and_grad``.
       argnums: Which positional arguments are the parameters; the first of the others is the batch.
+      ascent_loss_fn: As in ``value_and_grad``, of one domain's batch: take its part with ``axis=0``.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``; the leaves of aux come back stacked, ``[M, ...]``.
       with_info: As in ``value_and_grad``.
       variant: As in ``value_and_grad``.
@@ -238,6 +261,7 @@ def accumulated_value_and_grad(
     """
     method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
     _check_no_schedule(rho=rho, lam=lam)
+    check_ascent_loss_fn(ascent_loss_fn)
 
     def fn(*args, **kwargs):
         params, at = _select(args, argnums)
@@ -248,12 +272,17 @@ def accumulated_value_and_grad(
                 "accumulated_value_and_grad: batch is missing. Write fn(params, batch) with leaves [M, n, ...]."
             )
 
-        def one_domain_loss(p, one_domain):
-            full = list(at(p))
-            full[batch_number] = one_domain
-            return loss_fn(*full, **kwargs)
+        def form_of(one_domain_loss_fn):
+            def one_domain_loss(p, one_domain):
+                full = list(at(p))
+                full[batch_number] = one_domain
+                return one_domain_loss_fn(*full, **kwargs)
 
-        form = accumulated_form(one_domain_loss, args[batch_number], has_aux=has_aux, axis_name=axis_name)
+            return accumulated_form(one_domain_loss, args[batch_number], has_aux=has_aux, axis_name=axis_name)
+
+        form = form_of(loss_fn)
+        if ascent_loss_fn is not None:
+            form = form._replace(clean=form_of(ascent_loss_fn).clean)
         return _two_passes(form, params, method, has_aux, with_info)
 
     return fn
@@ -272,6 +301,14 @@ def check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps) -> 
         raise ValueError("lam must be a number, seen nan. Write lam=0.1; lam=0.0 is SAM.")
     check_penalty(penalty)
     return Method(rho, lam, check_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
+
+
+def check_ascent_loss_fn(ascent_loss_fn: Any) -> None:
+    if ascent_loss_fn is not None and not callable(ascent_loss_fn):
+        raise TypeError(
+            f"ascent_loss_fn must be a function like domain_loss_fn, seen {type(ascent_loss_fn).__name__}. Write "
+            "ascent_loss_fn=lambda params, batch: domain_losses(params, disam_jax.ascent_part(batch, 0.25))."
+        )
 
 
 def check_params(params: Any) -> None:

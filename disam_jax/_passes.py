@@ -1,7 +1,8 @@
 """The two passes of a step, for each form in which the domain losses can be had.
 
 A form is two functions: ``clean(params) -> CleanPass`` at w and ``perturbed(params) -> PerturbedPass`` at w + e.
-All that follows (weights, perturbation, variants) is the same for every form.
+All that follows (weights, perturbation, variants) is the same for every form. A form may take its two functions from
+two others: then the ascent sees one loss function and the descent another.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,15 @@ import optax
 
 from disam_jax._domains import DomainLosses, mean_loss
 from disam_jax._dtypes import accumulation_dtype
-from disam_jax._gradient import Ascent, Method, ascend, check_method, descend
+from disam_jax._gradient import (
+    Ascent,
+    Method,
+    ascend,
+    check_ascent_loss_fn,
+    check_method,
+    check_same_domains,
+    descend,
+)
 from disam_jax._passes import Form, closure_form, stacked_form
 from disam_jax.variants import Variant
 
@@ -83,7 +91,9 @@ def disam(
       A transformation whose ``update(grads, state, params, **extra)`` takes one of
 
       - ``domain_loss_fn``: ``domain_loss_fn(params)`` returns the domain losses: ``[M]``, a scalar, or
-        ``DomainLosses(values [M], weights [M])``. ``grads`` may be ``None``.
+        ``DomainLosses(values [M], weights [M])``. ``grads`` may be ``None``. With ``ascent_loss_fn`` too, a function
+        like it, that one stands in for it in the pass at w: of a part of the examples (``disam_jax.ascent_part``), it
+        decides the perturbation and all that the state tells of w.
       - ``domain_losses`` and ``grad_fn``: ``grads`` are then the stacked gradients of the domains, leaves
         ``[M, *param.shape]``; ``domain_losses`` is ``[M]`` or ``DomainLosses``; ``grad_fn(params)`` is the gradient of
         the mean loss.
@@ -139,6 +149,7 @@ def disam(
         params: Any = None,
         *,
         domain_loss_fn: Callable[[Any], Any] | None = None,
+        ascent_loss_fn: Callable[[Any], Any] | None = None,
         domain_losses: Any = None,
         grad_fn: Callable[[Any], Any] | None = None,
         **extra_args: Any,
@@ -147,12 +158,14 @@ def disam(
         if params is None:
             raise ValueError(f"disam: params is missing. Write {_CALL}.")
         _check_not_masked(params)
-        form = _form(updates, domain_loss_fn, domain_losses, grad_fn, axis_name)
+        form = _form(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, axis_name)
         now = _at_step(method, state.count)
 
         def refresh(_):
             ascent = ascend(form, params, now)
             losses, grads = descend(form, params, ascent.perturbation, now, ascent.reference)
+            if losses is not None:
+                check_same_domains(ascent.losses, losses)
             held = None if always else ascent.perturbation
             new = _with_ascent(state, ascent, num_domains)._replace(perturbation=held)
             return grads, _with_perturbed(new, losses)
@@ -237,7 +250,9 @@ _STACKED_CALL = (
 )
 
 
-def _form(updates: Any, domain_loss_fn: Any, domain_losses: Any, grad_fn: Any, axis_name: Any) -> Form:
+def _form(
+    updates: Any, domain_loss_fn: Any, ascent_loss_fn: Any, domain_losses: Any, grad_fn: Any, axis_name: Any
+) -> Form:
     if domain_loss_fn is not None and domain_losses is not None:
         raise TypeError("disam: give domain_loss_fn or domain_losses, not both; each says how the losses are had.")
     if domain_loss_fn is not None:
@@ -246,7 +261,17 @@ def _form(updates: Any, domain_loss_fn: Any, domain_losses: Any, grad_fn: Any, a
                 f"disam: domain_loss_fn must be a function of params, seen {type(domain_loss_fn).__name__}. Write "
                 f"{_CALL}."
             )
-        return closure_form(domain_loss_fn, has_aux=False, axis_name=axis_name, argument="domain_loss_fn")
+        check_ascent_loss_fn(ascent_loss_fn)
+        form = closure_form(domain_loss_fn, has_aux=False, axis_name=axis_name, argument="domain_loss_fn")
+        if ascent_loss_fn is None:
+            return form
+        ascent = closure_form(ascent_loss_fn, has_aux=False, axis_name=axis_name, argument="ascent_loss_fn")
+        return form._replace(clean=ascent.clean)
+    if ascent_loss_fn is not None:
+        raise TypeError(
+            "disam: ascent_loss_fn goes with domain_loss_fn. For the second form compute domain_losses and the stacked "
+            "gradients on the part, and grad_fn on the whole batch."
+        )
     if domain_losses is None:
         raise TypeError(
             f"disam: domain_loss_fn is missing: the second pass needs the loss at other parameters. Write {_CALL}."

@@ -22,6 +22,7 @@ def value_and_grad(
     *,
     argnums: int = 0,
     wrt: Any = nnx.Param,
+    ascent_loss_fn: Callable[..., Any] | None = None,
     has_aux: bool = False,
     with_info: bool = False,
     variant: Variant | None = None,
@@ -48,7 +49,9 @@ def value_and_grad(
       argnums: Which positional argument is the model.
       wrt: An NNX filter: the variables that are perturbed and differentiated, ``nnx.Param``, ``nnx.LoRAParam``, your
         own.
-      has_aux: Whether ``domain_loss_fn`` returns ``(domain losses, aux)``.
+      ascent_loss_fn: As in ``disam_jax.value_and_grad``: ``ascent_loss_fn(model, *args, **kwargs)`` is then the clean
+        pass, so running statistics are those of its examples. Dropout masks of another shape are other masks.
+      has_aux: Whether ``domain_loss_fn`` (and ``ascent_loss_fn``) returns ``(domain losses, aux)``.
       with_info: Whether to return a ``disam_jax.DisamInfo`` as well.
       variant: As in ``disam_jax.value_and_grad``.
       adaptive: As in ``disam_jax.value_and_grad``.
@@ -97,26 +100,30 @@ def value_and_grad(
             raise ValueError(f"wrt={_name(wrt)} selects no variable of the model, which has {_variable_types(model)}.")
         before, structure = jax.tree.flatten(rest)
 
-        def losses_and_state(p):
-            # Without the copy, a variable that already belongs to an outer trace would be written to from this one.
-            copy = nnx.merge(graphdef, p, rest, copy=True)
-            out = domain_loss_fn(*args[:argnums], copy, *args[argnums + 1 :], **kwargs)
-            if not allow_eval:
-                _check_training(copy)
-            after = nnx.split(copy, wrt, ...)[2]
-            if jax.tree.structure(after) != structure:
-                raise ValueError(
-                    "domain_loss_fn added or removed variables of the model (sow does), which a differentiated "
-                    "function cannot do. Create them before: call the model once on a batch."
-                )
-            losses, aux = split_aux(out, has_aux, "domain_loss_fn")
-            written = {i: new for i, new in enumerate(jax.tree.leaves(after)) if new is not before[i]}
-            return losses, (aux, written)
+        def with_state(loss_fn, argument):
+            def losses_and_state(p):
+                # Without the copy, a variable that already belongs to an outer trace would be written to from this one.
+                copy = nnx.merge(graphdef, p, rest, copy=True)
+                out = loss_fn(*args[:argnums], copy, *args[argnums + 1 :], **kwargs)
+                if not allow_eval:
+                    _check_training(copy)
+                after = nnx.split(copy, wrt, ...)[2]
+                if jax.tree.structure(after) != structure:
+                    raise ValueError(
+                        f"{argument} added or removed variables of the model (sow does), which a differentiated "
+                        "function cannot do. Create them before: call the model once on a batch."
+                    )
+                losses, aux = split_aux(out, has_aux, argument)
+                written = {i: new for i, new in enumerate(jax.tree.leaves(after)) if new is not before[i]}
+                return losses, (aux, written)
+
+            return losses_and_state
 
         gradient = _gradient.value_and_grad(
-            losses_and_state,
+            with_state(domain_loss_fn, "domain_loss_fn"),
             rho,
             lam,
+            ascent_loss_fn=None if ascent_loss_fn is None else with_state(ascent_loss_fn, "ascent_loss_fn"),
             has_aux=True,
             with_info=True,
             variant=variant,
@@ -134,7 +141,9 @@ def value_and_grad(
         return _gradient.with_extras(loss, extras), grads
 
     # Wrong arguments are found here, before any model is seen.
-    _gradient.value_and_grad(domain_loss_fn, rho, lam, variant=variant, penalty=penalty, eps=eps)
+    _gradient.value_and_grad(
+        domain_loss_fn, rho, lam, ascent_loss_fn=ascent_loss_fn, variant=variant, penalty=penalty, eps=eps
+    )
     if isinstance(argnums, bool) or not isinstance(argnums, int) or argnums < 0:
         raise TypeError(f"argnums must be the position of the model, seen {argnums!r}. Write argnums=0.")
     return fn
