@@ -5,7 +5,10 @@ import sys
 
 import disam_jax
 
-OPTIONAL = ("chex", "flax", "grain", "matplotlib", "PIL", "rich", "scipy", "skimage", "sklearn", "tyro", "orbax")
+OPTIONAL = (
+    *("chex", "flax", "grain", "matfree", "matplotlib", "orbax", "PIL", "rich", "safetensors", "scipy", "skimage"),
+    *("sklearn", "tokenizers", "tyro"),
+)
 
 
 def python(code):
