@@ -3,7 +3,6 @@
 import datetime
 import importlib.util
 import json
-import math
 import os
 import shlex
 import sys
@@ -11,19 +10,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
+    from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
+    from disam_jax.dg.models.network import Network
     from disam_jax.dg.options import Compare, Report
     from disam_jax.dg.results import Results
-    from disam_jax.dg.setting import Setting
+    from disam_jax.dg.setting import Setting, Tuning
+    from disam_jax.dg.sweep import NewClasses, OnProgress
+    from disam_jax.dg.tuning import Pretrained
 
 # Of a report with too many methods for one table.
-PRINTED = ("accuracy", "comparisons", "losses", "selection", "flops")
+PRINTED = ("accuracy", "open", "comparisons", "losses", "selection", "flops")
 PACKAGES = ("rich", "matplotlib", "scipy", "sklearn", "skimage", "PIL", "flax", "grain")
+PRETRAINED = ("safetensors", "tokenizers")
 
 
 def check(options: "Compare") -> None:
@@ -39,8 +43,6 @@ def check(options: "Compare") -> None:
 
     if options.seeds < 2:
         raise InputError(f"--seeds must be at least 2, got {options.seeds}: one seed has no standard error")
-    if options.rho is not None and not (math.isfinite(options.rho) and options.rho >= 0):
-        raise InputError(f"--rho must be finite and not negative, got {options.rho}")
     if options.candidates < 1:
         raise InputError(f"--candidates must be at least 1, got {options.candidates}")
     if options.grid and options.candidates > 1:
@@ -49,20 +51,51 @@ def check(options: "Compare") -> None:
         raise InputError(f"--runs-at-once must be at least 1, got {options.runs_at_once}")
     if options.memory is not None and not options.memory > 0:
         raise InputError(f"--memory must be positive, got {options.memory}")
-    if takes_features(options):
+    if options.image_size is not None and takes_features(options):
         from disam_jax.dg.data.features import check_image_size
 
         check_image_size(options.image_size)
-    elif options.image_size < 1:
+    elif options.image_size is not None and options.image_size < 1:
         raise InputError(f"--image-size must be at least 1, got {options.image_size}")
     check_out(options.out)
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(PRETRAINED if options.checkpoint else ())):
         if importlib.util.find_spec(package) is None:
             raise InputError(_missing(package))
+    check_checkpoint(options)
+
+
+def check_checkpoint(options: "Compare") -> None:
+    """Checks that the options about pretrained weights go together.
+
+    Raises:
+        InputError: naming the option.
+    """
+    from disam_jax.dg.options import Compare
+
+    if options.checkpoint is None:
+        if options.model in ("clip", "vit"):
+            raise InputError(f"--model {options.model} needs --checkpoint: a folder or a repository of Hugging Face")
+        names = ("peft", "revision", "cache_features", "class_contexts", "context_words", "open_class", "base_classes")
+        for name in names:
+            if getattr(options, name) != getattr(Compare, name):
+                raise InputError(f"--{name.replace('_', '-')} is for pretrained models: give a --checkpoint too")
+        return
+    if not options.model.startswith(("clip", "vit", "resnet")):
+        raise InputError(f"--checkpoint is for clip, vit and resnets: --model is {options.model}")
+    if options.dropout and not options.model.startswith("resnet"):
+        raise InputError(f"--model {options.model} has no dropout, got --dropout {options.dropout}")
+    if options.open_class and (options.model != "clip" or options.peft == "probe" or options.class_contexts):
+        raise InputError(
+            "--open-class needs a text for classes that were not trained on: --model clip with --peft coop (without "
+            "--class-contexts), lora, norm-bias or full"
+        )
+    if options.base_classes and not options.open_class:
+        raise InputError("--base-classes is for --open-class")
 
 
 def _missing(package: str) -> str:
-    return f'the package {package} is missing: pip install "disam-jax[dg]"'
+    extras = "dg,pretrained" if package in (*PRETRAINED, "huggingface_hub") else "dg"
+    return f'the package {package} is missing: pip install "disam-jax[{extras}]"'
 
 
 def takes_features(options: "Compare") -> bool:
@@ -120,10 +153,13 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
     Returns:
         Setting.
     """
-    from disam_jax.dg.setting import DEFAULTS
+    from disam_jax.dg.setting import DEFAULTS, TUNED
 
     setting = DEFAULTS[kind]
-    if options.model.startswith("resnet"):
+    tuning = tuning_of(options)
+    if tuning is not None:
+        setting = replace(TUNED[tuning.peft], tuning=tuning)
+    elif options.model.startswith("resnet"):
         setting = replace(setting, optimizer="adam", learning_rate=5e-5)
     if options.optimizer is not None and options.optimizer != setting.optimizer:
         rate = 1e-3 if options.optimizer == "adam" else DEFAULTS[kind].learning_rate
@@ -136,6 +172,32 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
     same = ("model", "lam", "weight_decay", "per_domain", "averaging", "augment", "dropout", "frozen_norm")
     given |= {name: getattr(options, name) for name in same}
     return replace(setting, **given, evaluations=min(options.evaluations, given.get("steps", setting.steps)))
+
+
+def tuning_of(options: "Compare") -> "Tuning | None":
+    """What is trained of a pretrained model, if the options name one.
+
+    Raises:
+        InputError: if that model cannot be tuned so, or features are cached that are augmented.
+    """
+    if options.checkpoint is None:
+        return None
+    from disam_jax.dg.setting import Tuning
+    from disam_jax.dg.tuning import check_tuning
+
+    cached = options.cache_features
+    if options.augment and cached:
+        raise InputError("--cache-features and --augment exclude each other: an augmented image has other features")
+    tuning = Tuning(
+        peft=options.peft or ("coop" if options.model == "clip" else "full"),
+        context=options.context,
+        class_contexts=options.class_contexts,
+        initial=options.context_words,
+        rank=options.rank,
+        template=options.template,
+        cached=False if options.augment else cached,
+    )
+    return check_tuning(options.model, tuning)
 
 
 def network_size(setting: "Setting", shape: Sequence[int]) -> dict[str, Any]:
@@ -171,52 +233,33 @@ def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
     grid = parse_grid(options.grid)
 
     from disam_jax.dg import search, sweep
-    from disam_jax.dg.data.open import StreamedImages, open_data
-    from disam_jax.dg.models.registry import make_network
     from disam_jax.dg.progress import progress_bar
     from disam_jax.dg.setting import check_setting, kind_of
-    from disam_jax.dg.streamed import pixel_budget
 
+    search.check_grid(grid, methods)
     memory_budget = None if options.memory is None else int(options.memory * 2**30)
     with progress_bar() as show:
-        data = open_data(
-            options.data,
-            data_dir=options.data_dir,
-            image_size=options.image_size,
-            features=takes_features(options),
-            split_files=options.split_files,
-            duplicates=options.duplicates,
-            allow_missing_classes=options.allow_missing_classes,
-            stream=options.stream,
-            most_bytes=pixel_budget(memory_budget),
-            on_progress=lambda done, total: show("reading images", done, total),
-        )
-        if isinstance(data, StreamedImages):
-            print(f"reading the images of {data.name} from disk as they are needed", file=sys.stderr)
+        pretrained = load_checkpoint(options)
+        size = options.image_size or (pretrained.image_size if pretrained else None) or 64
+        data = read_data(options, size, memory_budget, show)
         setting = make_setting(options, kind_of(data))
         check_setting(setting)
-        search.check_grid(grid, methods)
         targets = sweep.check_targets(options.target, data.domain_names, data.name)
-        size = network_size(setting, data.inputs.shape[1:])
-        network = make_network(
-            setting.model,
-            data.inputs.shape[1:],
-            len(data.class_names),
-            dropout=setting.dropout,
-            frozen_norm=setting.frozen_norm,
-            **size,
-        )
+        if pretrained is None:
+            runs = from_scratch(data, setting, methods)
+        else:
+            runs = fine_tuned(pretrained, data, setting, methods, options, show)
         candidates = {
             name: search.grid_candidates(method, setting, grid)
-            if grid
-            else search.random_candidates(method, setting, options.candidates, seed=0)
-            for name, method in methods.items()
+            if grid and method.tuned
+            else search.random_candidates(method, setting, options.candidates if method.tuned else 1, seed=0)
+            for name, method in runs.methods.items()
         }
         results, cost = sweep.run_sweep(
-            data,
-            network,
+            runs.data,
+            runs.network,
             setting,
-            methods,
+            runs.methods,
             sweep.Plan(candidates, targets, tuple(range(options.seeds))),
             options.out,
             command=command,
@@ -224,8 +267,143 @@ def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
             most_at_once=options.runs_at_once,
             memory_budget=memory_budget,
             on_progress=show,
+            own_networks=runs.own_networks,
+            new=runs.new,
         )
     report(results, options.select, options.out, cost, command, time.perf_counter() - began)
+
+
+def load_checkpoint(options: "Compare") -> "Pretrained | None":
+    """The pretrained model that the options name, if they do.
+
+    Raises:
+        InputError: if it cannot be loaded, or wants images of another size.
+    """
+    tuning = tuning_of(options)
+    if options.checkpoint is None or tuning is None:
+        return None
+    from disam_jax.dg.tuning import load
+
+    pretrained = load(
+        options.model,
+        options.checkpoint,
+        revision=options.revision,
+        frozen_norm=options.frozen_norm or tuning.peft != "full",
+        dropout=options.dropout,
+    )
+    if options.image_size and pretrained.image_size not in (None, options.image_size):
+        raise InputError(
+            f"--image-size is {options.image_size}, but {options.checkpoint} is for {pretrained.image_size}: leave it "
+            "out"
+        )
+    return pretrained
+
+
+def read_data(options: "Compare", image_size: int, memory_budget: int | None, show: "OnProgress") -> "Domains":
+    """The data set that the options name.
+
+    Raises:
+        InputError: if it cannot be read, or has no images for a pretrained model.
+    """
+    from disam_jax.dg.data.open import StreamedImages, open_data
+    from disam_jax.dg.streamed import pixel_budget
+
+    data = open_data(
+        options.data,
+        data_dir=options.data_dir,
+        image_size=image_size,
+        features=takes_features(options),
+        split_files=options.split_files,
+        duplicates=options.duplicates,
+        allow_missing_classes=options.allow_missing_classes,
+        stream=options.stream,
+        most_bytes=pixel_budget(memory_budget),
+        on_progress=lambda done, total: show("reading images", done, total),
+    )
+    if isinstance(data, StreamedImages):
+        print(f"reading the images of {data.name} from disk as they are needed", file=sys.stderr)
+    shape = tuple(data.inputs.shape[1:])
+    if options.checkpoint is not None and (len(shape) != 3 or shape[2] != 3 or shape[:2] != (image_size, image_size)):
+        raise InputError(
+            f"{options.checkpoint} wants images of {image_size} x {image_size} x 3, but an example of {data.name} has "
+            f"shape {list(shape)}: write a folder of images"
+        )
+    return data
+
+
+class Runs(NamedTuple):
+    """What is trained, on what.
+
+    Attributes:
+        data: of the classes that are trained on.
+        network: that is trained.
+        methods: by name.
+        own_networks: of methods that have one of their own.
+        new: classes that are not trained on.
+    """
+
+    data: "Domains"
+    network: "Network"
+    methods: Mapping[str, "Method"]
+    own_networks: Mapping[str, "Network"]
+    new: "NewClasses | None" = None
+
+
+def from_scratch(data: "Domains", setting: "Setting", methods: Mapping[str, "Method"]) -> Runs:
+    """A network by name, for a data set."""
+    from disam_jax.dg.models.registry import make_network
+
+    shape = data.inputs.shape[1:]
+    network = make_network(
+        setting.model,
+        shape,
+        len(data.class_names),
+        dropout=setting.dropout,
+        frozen_norm=setting.frozen_norm,
+        **network_size(setting, shape),
+    )
+    return Runs(data, network, methods, {})
+
+
+def fine_tuned(
+    pretrained: "Pretrained",
+    data: "Domains",
+    setting: "Setting",
+    methods: Mapping[str, "Method"],
+    options: "Compare",
+    show: "OnProgress",
+) -> Runs:
+    """A pretrained network; for CLIP, also as it is, and with classes that are not trained on.
+
+    Raises:
+        InputError: if classes have no names that can be told apart, or a domain has none of the base classes.
+    """
+    from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
+    from disam_jax.dg.methods import ZERO_SHOT, zero_shot
+    from disam_jax.dg.sweep import NewClasses
+    from disam_jax.dg.tuning import cache, make_networks
+
+    tuning = setting.tuning
+    assert tuning is not None
+    bases = data.class_names
+    news: Sequence[str] = ()
+    if options.open_class:
+        bases, news = split_classes(data.class_names, options.base_classes)
+        check_bases(take_classes(data, bases), bases)
+    # Names are checked before anything takes long.
+    network, untrained = make_networks(pretrained, tuning, bases)
+    of_new = make_networks(pretrained, tuning, news) if news else None
+    if tuning.cached:
+        data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
+    own = {} if untrained is None else {ZERO_SHOT: untrained}
+    methods = {**({ZERO_SHOT: zero_shot} if own else {}), **methods}
+    new = None
+    if of_new is not None:
+        trained, as_it_is = of_new
+        networks = {name: as_it_is if name == ZERO_SHOT and as_it_is else trained for name in methods}
+        new = NewClasses(take_classes(data, news), networks)
+        data = take_classes(data, bases)
+    return Runs(data, network, methods, own, new)
 
 
 def report(
@@ -250,7 +428,8 @@ def report(
     from disam_jax.dg.report.summary import findings, summarise
     from disam_jax.dg.selection import CRITERIA
 
-    contents = write.report_files(results, criterion, cost)
+    summaries = {each: summarise(results, each) for each in CRITERIA}
+    contents = write.report_files(results, criterion, cost, summaries)
     if seconds is not None:
         record = {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -262,9 +441,8 @@ def report(
         }
         contents["record.json"] = (json.dumps(record, indent=1) + "\n").encode()
     write.write_files(out, contents)
-    summaries = {each: summarise(results, each) for each in CRITERIA}
     made = write.report_tables(results, summaries, criterion)
-    for name in ("compare",) if "compare" in made else PRINTED:
+    for name in ("compare", "open") if "compare" in made else PRINTED:
         if name in made:
             formats.print_table(made[name])
             print()

@@ -104,6 +104,7 @@ class Method:
         memory: number of source domains -> what is carried from step to step.
         ascent: hyperparameters -> options of `disam_jax.value_and_grad` with which w + e is measured.
         control: whether it has the wrong sign on purpose.
+        tuned: whether its hyperparameters are searched for.
         note: one line for the list of methods.
     """
 
@@ -113,7 +114,19 @@ class Method:
     memory: Callable[[int], Memory] = _no_memory
     ascent: Ascent = plainly
     control: bool = False
+    tuned: bool = True
     note: str = ""
+
+
+def stay(params: Params, forward: Forward, hyper: Hyper, memory: Memory) -> tuple[Params, State, Memory]:
+    """No step at all: for a network that is measured as it is."""
+    del hyper
+    return jax.tree.map(jnp.zeros_like, params), forward(params).state, memory
+
+
+# Not among `METHODS`: it has a network of its own, see `tuning`.
+ZERO_SHOT = "Zero-shot"
+zero_shot = Method(stay, tuned=False, note="CLIP as it is, classes told apart by sentences")
 
 
 # Two ways to a gradient: at w, or at w + e.

@@ -37,7 +37,9 @@ class Compare:
     allow_missing_classes: bool = False
     """Whether a domain of an .npz file may lack a class that another one has."""
 
-    image_size: Annotated[int, arg(metavar="PIXELS")] = 64
+    image_size: Annotated[
+        int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 64; the checkpoint's for clip and vit)")
+    ] = None
     """Side to which images are scaled; a multiple of 4 for --model mlp and linear."""
 
     stream: Annotated[bool, arg(help_behavior_hint="(default: if their pixels take more than --memory)")] = False
@@ -55,9 +57,51 @@ class Compare:
     penalty: Literal["variance", "std"] = "variance"
     """How `disam` measures differences between the domain losses; std is the scale-free one."""
 
-    model: Literal["mlp", "linear", "conv", "resnet18", "resnet50"] = "mlp"
+    model: Literal["mlp", "linear", "conv", "resnet18", "resnet50", "clip", "vit"] = "mlp"
     """Network. mlp and linear get images as 176 features, the others get pixels; resnets have a stem for small images
-    up to 64 pixels."""
+    up to 64 pixels. clip and vit need a --checkpoint, resnets take one."""
+
+    checkpoint: Annotated[str | None, arg(metavar="PATH|REPO", help_behavior_hint="(default: from scratch)")] = None
+    """Pretrained weights: a folder with model.safetensors and config.json as Hugging Face has them, a .safetensors
+    file, or the name of a repository there, as in openai/clip-vit-base-patch16."""
+
+    revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: main)")] = None
+    """Branch, tag or commit of a repository."""
+
+    peft: Annotated[
+        Literal["full", "probe", "lora", "coop", "norm-bias"] | None,
+        arg(metavar="{full,probe,lora,coop,norm-bias}", help_behavior_hint="(default: coop for clip, else full)"),
+    ] = None
+    """What is trained of a checkpoint: everything, a linear head, low-rank updates of the projections, the context of
+    CLIP's prompts, or scales of normalisations and all biases. Only that is perturbed."""
+
+    context: Annotated[int, arg(metavar="N")] = 16
+    """Learned context vectors of --peft coop."""
+
+    class_contexts: bool = False
+    """A context for each class of its own."""
+
+    context_words: Annotated[str, arg(metavar="WORDS", help_behavior_hint="(default: random vectors)")] = ""
+    """Words from which the context starts, as in "a photo of a"; they decide its length."""
+
+    rank: Annotated[int, arg(metavar="N")] = 4
+    """Of --peft lora."""
+
+    template: Annotated[str, arg(metavar="SENTENCE")] = "a photo of a {}."
+    """What CLIP reads for a class, where that is not learned: zero-shot, lora, norm-bias and full."""
+
+    cache_features: Annotated[
+        bool | None, arg(help_behavior_hint="(default: for probe and coop, without --augment)")
+    ] = None
+    """Compute the features of a frozen image tower once."""
+
+    open_class: bool = False
+    """Train on base classes, and measure new ones too: base, new and their harmonic mean. For clip."""
+
+    base_classes: Annotated[
+        tuple[str, ...], arg(metavar="CLASS [CLASS ...]", help_behavior_hint="(default: the first half)")
+    ] = ()
+    """Classes that are trained on, with --open-class."""
 
     rho: Annotated[
         float | None,
@@ -93,7 +137,7 @@ class Compare:
 
     optimizer: Annotated[
         Literal["sgd", "adam"] | None,
-        arg(metavar="{sgd,adam}", help_behavior_hint="(default: sgd, adam for resnets)"),
+        arg(metavar="{sgd,adam}", help_behavior_hint="(default: sgd; adam for resnets, and for checkpoints but coop)"),
     ] = None
     """Stochastic gradient descent with momentum 0.9, or Adam."""
 
@@ -123,7 +167,10 @@ class Compare:
 
     steps: Annotated[
         int | None,
-        arg(metavar="N", help_behavior_hint="(default: 400 for digits, 2000 for features, 600 for pixels)"),
+        arg(
+            metavar="N",
+            help_behavior_hint="(default: 400 for digits, 2000 for features, 600 for pixels, 500 with a checkpoint)",
+        ),
     ] = None
     """Optimizer steps of each run."""
 

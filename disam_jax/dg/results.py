@@ -47,6 +47,8 @@ class Results:
             source domains (SAM's for methods without one), that of their cross-entropy alone.
         sharpness: float64 [R, D], after the last step: L_d(w + e_d) - L_d(w) on the probe, where e_d is the step
             of one fixed length along the gradient of that domain's loss alone, the same length for every method.
+        new_accuracy: float64 [R, P, D], fraction of right answers among the new classes on all their examples; None if
+            all classes are trained on.
     """
 
     header: Mapping[str, Any]
@@ -57,6 +59,7 @@ class Results:
     probe_losses: np.ndarray
     perturbed_losses: np.ndarray
     sharpness: np.ndarray
+    new_accuracy: np.ndarray | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ def shared_ranges(setting: Setting) -> Mapping[str, Hyperparameter]:
     """The optimizer's hyperparameters that random search draws."""
     if setting.optimizer == "sgd":
         return SGD
-    return LARGE_IMAGES if setting.model.startswith("resnet") else SMALL_IMAGES
+    full = setting.tuning is not None and setting.tuning.peft == "full"
+    return LARGE_IMAGES if full or setting.model.startswith("resnet") else SMALL_IMAGES
 
 
 def default_hyper(method: Method, setting: Setting) -> dict[str, float]:

@@ -15,6 +15,33 @@ from disam_jax.dg.methods import Hyper
 OPTIMIZERS = ("sgd", "adam")
 
 
+# How a pretrained model is fine-tuned: `peft.TRAINABLE` has what each one trains.
+PEFT = ("full", "probe", "lora", "coop", "norm-bias")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is trained of a pretrained model.
+
+    Attributes:
+        peft: one of `PEFT`.
+        context: number of learned context vectors of "coop".
+        class_contexts: whether each class has its own.
+        initial: words from which they start; "" for random ones.
+        rank: of "lora".
+        template: sentence with {} for the name of a class, for what is classified by sentences.
+        cached: whether the image tower's features are computed once; None: wherever it is frozen.
+    """
+
+    peft: str
+    context: int = 16
+    class_contexts: bool = False
+    initial: str = ""
+    rank: int = 4
+    template: str = "a photo of a {}."
+    cached: bool | None = None
+
+
 @dataclass(frozen=True)
 class Setting:
     """How every run is trained and measured.
@@ -42,6 +69,7 @@ class Setting:
         probe: the largest number of training examples of each domain on which w + e is measured.
         block: examples that are evaluated at once.
         sharpness_rho: length of the step by which each domain's sharpness is measured after training.
+        tuning: what is trained of a pretrained model; None for a network from scratch.
     """
 
     model: str = "mlp"
@@ -66,6 +94,7 @@ class Setting:
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
+    tuning: Tuning | None = None
 
     @property
     def segment(self) -> int:
@@ -86,7 +115,8 @@ class Setting:
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        record = asdict(self)
+        return record if self.tuning else {name: value for name, value in record.items() if name != "tuning"}
 
 
 # By the kind of data: where ERM and SAM learn, from a few tries on the last step (docs/benchmark.md).
@@ -95,6 +125,18 @@ DEFAULTS: Mapping[str, Setting] = MappingProxyType(
         "digits": Setting(),
         "features": Setting(steps=2000, learning_rate=0.03, rho=0.5, standardise=True),
         "pixels": Setting(model="conv", norm="batch", steps=600, learning_rate=0.05, rho=0.05, probe=128),
+    }
+)
+
+
+# Of pretrained models, by what is trained: the usual optimizer and rate of each, not searched for here.
+TUNED: Mapping[str, Setting] = MappingProxyType(
+    {
+        "coop": Setting(steps=500, learning_rate=2e-3, rho=0.05, probe=128, block=64),
+        "probe": Setting(optimizer="adam", steps=500, learning_rate=1e-3, rho=0.05, probe=128, block=64),
+        "lora": Setting(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
+        "norm-bias": Setting(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
+        "full": Setting(optimizer="adam", steps=500, learning_rate=5e-5, rho=0.05, probe=128, block=64),
     }
 )
 

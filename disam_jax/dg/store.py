@@ -27,6 +27,8 @@ except ImportError:  # Windows has no such lock.
 SCHEMA = 2
 FILE = "results.jsonl"
 MEASURED = ("accuracy", "losses", "probe_losses", "perturbed_losses", "sharpness")
+# Only if some classes are not trained on.
+OPTIONAL = ("new_accuracy",)
 
 
 def plain(values: Any) -> Any:
@@ -100,7 +102,7 @@ class Store:
             {
                 **run._asdict(),
                 "hyper": dict(run.hyper),
-                **{name: plain(measured[name][place]) for name in MEASURED},
+                **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
             }
             for place, run in enumerate(runs)
         ]
@@ -139,7 +141,8 @@ def _results(
     steps: Sequence[int],
 ) -> Results:
     methods = {name: {**each, **programs.get(name, {})} for name, each in header["methods"].items()}
-    arrays = {name: np.stack([_array(record[name]) for record in records]) for name in MEASURED}
+    names = (*MEASURED, *(name for name in OPTIONAL if name in records[0]))
+    arrays = {name: np.stack([_array(record[name]) for record in records]) for name in names}
     runs = tuple(Run(*_name(record), hyper=dict(record["hyper"])) for record in records)
     return Results(header={**header, "methods": methods}, runs=runs, steps=np.array(steps), **arrays)
 
@@ -285,5 +288,5 @@ def complete_part(results: Results) -> Results:
         results,
         header={**header, "methods": methods, "finished": len(kept)},
         runs=tuple(results.runs[place] for place in kept),
-        **{name: getattr(results, name)[kept] for name in MEASURED},
+        **{name: value[kept] for name in (*MEASURED, *OPTIONAL) if (value := getattr(results, name)) is not None},
     )

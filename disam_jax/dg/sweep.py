@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -14,16 +14,30 @@ import disam_jax
 from disam_jax.dg import memory
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.open import StreamedImages, fingerprint
-from disam_jax.dg.data.splits import small_domains, split
+from disam_jax.dg.data.splits import small_domains, split, whole
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.measure import Unseen
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.program import Program
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.setting import Setting, check_setting
 from disam_jax.dg.store import SCHEMA, open_store
-from disam_jax.dg.streamed import StreamedProgram, chunks
+from disam_jax.dg.streamed import NewImages, StreamedProgram, chunks
 from disam_jax.dg.training import make_arrays
+
+
+class NewClasses(NamedTuple):
+    """Classes that are not trained on.
+
+    Attributes:
+        data: their examples, of the same domains.
+        networks: for each method, what tells these classes apart with the parameters that the method trained.
+    """
+
+    data: Domains
+    networks: Mapping[str, Network]
+
 
 # Convolutions whose kernels differ from run to run are slow on CPUs, where XLA has only loops for them.
 ONE_BY_ONE_ON_CPU = ("conv", "resnet18", "resnet50")
@@ -64,9 +78,16 @@ class Plan:
 
 
 def make_header(
-    data: Domains, setting: Setting, methods: Mapping[str, Method], plan: Plan, notes: Sequence[str], command: str
+    data: Domains,
+    setting: Setting,
+    methods: Mapping[str, Method],
+    plan: Plan,
+    notes: Sequence[str],
+    command: str,
+    new: Domains | None = None,
 ) -> dict[str, Any]:
     """What is run, as JSON values: by this a results file is recognised."""
+    new_classes = {} if new is None else {"new_classes": list(new.class_names), "new_fingerprint": fingerprint(new)}
     return {
         "schema": SCHEMA,
         "version": {"disam_jax": disam_jax.__version__, "jax": jax.__version__},
@@ -78,6 +99,7 @@ def make_header(
             "shape": list(data.inputs.shape[1:]),
             "streamed": isinstance(data, StreamedImages),
             "fingerprint": fingerprint(data),
+            **new_classes,
         },
         "setting": setting.record(),
         "methods": {
@@ -106,6 +128,8 @@ def run_sweep(
     most_at_once: int | None = None,
     memory_budget: int | None = None,
     on_progress: OnProgress | None = None,
+    own_networks: Mapping[str, Network] | None = None,
+    new: NewClasses | None = None,
 ) -> tuple[Results, dict[str, dict[str, Any]]]:
     """Trains all runs of a plan that a folder does not have yet.
 
@@ -124,6 +148,8 @@ def run_sweep(
         most_at_once: the largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
         memory_budget: bytes on each device that a program may take; by default half of what is free.
         on_progress: called as the runs are trained.
+        own_networks: for methods by name, a network in the place of `network`.
+        new: classes that are not trained on, and are measured too.
 
     Returns:
         The results, and for each method its "flops" (of one training step of one run) and "seconds_per_run" (of those
@@ -140,21 +166,41 @@ def run_sweep(
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
     most = most_at_once or default_most_at_once(setting)
     show = on_progress or (lambda *_: None)
-    header = make_header(data, setting, methods, plan, small_domains(data, splits[0], setting.per_domain), command)
+    notes = [*data.notes, *small_domains(data, splits[0], setting.per_domain)]
+    header = make_header(data, setting, methods, plan, notes, command, None if new is None else new.data)
+    network_of = lambda name: (own_networks or {}).get(name, network)
     total, done = len(plan.runs), 0
     seconds: dict[str, list[float]] = {name: [] for name in methods}
 
     with open_store(out, header, replace) as store:
         if isinstance(data, StreamedImages):
             parts = chunks
-            make = lambda method: StreamedProgram(network, method, setting, data, splits, plan.seeds, probe)
+            make = lambda name, method: StreamedProgram(
+                network_of(name),
+                method,
+                setting,
+                data,
+                splits,
+                plan.seeds,
+                probe,
+                new=None if new is None else NewImages(new.networks[name], cast(StreamedImages, new.data)),
+            )
         else:
             parts = in_order
             arrays = make_arrays(data, splits, setting.standardise)
-            make = lambda method: Program(network, method, setting, arrays, plan.seeds, probe)
+            unseen = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
+            make = lambda name, method: Program(
+                network_of(name),
+                method,
+                setting,
+                arrays,
+                plan.seeds,
+                probe,
+                None if new is None or unseen is None else Unseen(new.networks[name], unseen),
+            )
         for name, method in methods.items():
             runs = plan.runs_of(name)
-            program = make(method)
+            program = make(name, method)
             if name not in store.programs:
                 show(f"compiling {name}", done, total)
                 size = program.runs_at_once(runs, most, budget)
@@ -198,7 +244,8 @@ def counting(show: OnProgress, what: str, done: float, step: float, total: float
 
 def default_most_at_once(setting: Setting) -> int:
     """The largest number of runs in one program, before memory is asked."""
-    if setting.model in ONE_BY_ONE_ON_CPU and jax.default_backend() == "cpu":
+    cached = setting.tuning is not None and setting.tuning.cached
+    if setting.model in ONE_BY_ONE_ON_CPU and jax.default_backend() == "cpu" and not cached:
         return jax.device_count()
     return MOST_AT_ONCE
 

@@ -409,7 +409,7 @@ def test_a_report_has_every_file(contents):
     expected |= {f"{name}.{suffix}" for name in drawn for suffix in ("png", "pdf")}
     assert set(files) == expected
     for name in drawn:
-        assert Image.open(io.BytesIO(files[f"{name}.png"])).size[0] >= 1050
+        assert Image.open(io.BytesIO(files[f"{name}.png"])).size[0] >= 700  # a column of 3.5 inches
         assert files[f"{name}.pdf"].startswith(b"%PDF")
 
 

@@ -22,6 +22,7 @@ class Domains:
         class_names: C names.
         validation: bool [N], True for the examples that split files set aside for validation; None
             if there are no such files and the split is drawn, see `splits`.
+        notes: what a reader of its results has to know.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Domains:
     domain_names: tuple[str, ...]
     class_names: tuple[str, ...]
     validation: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> np.ndarray:

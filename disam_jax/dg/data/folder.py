@@ -42,6 +42,12 @@ class Listing:
     validation: tuple[tuple[bool, ...], ...] | None = None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of results has to know: how many images are left out."""
+        number = len(self.left_out)
+        return (f"{self.name}: {number} duplicate image{'s are' if number > 1 else ' is'} left out.",) if number else ()
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """The images of all domains, N paths in the order in which they are read."""
         return tuple(path for domain in self.images for path, _ in domain)
@@ -225,4 +231,5 @@ def _load(listing: Listing, read: Callable[[Path], np.ndarray], on_progress: Pro
         domain_names=listing.domain_names,
         class_names=listing.class_names,
         validation=None if listing.validation is None else np.concatenate(listing.validation).astype(bool),
+        notes=listing.notes,
     )

@@ -29,6 +29,17 @@ class StreamedImages(Domains):
     image_size: int
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CachedFeatures(Domains):
+    """What a frozen tower makes of the images of a data set.
+
+    Attributes:
+        origin: tells the images and the weights of the tower apart from others.
+    """
+
+    origin: str
+
+
 def names() -> list[str]:
     """The data sets that have a name; everything else is a path."""
     return [*DIGITS, *layouts.LAYOUTS]
@@ -148,6 +159,7 @@ def stream_images(listing: folder.Listing, image_size: int) -> StreamedImages:
         domain_names=listing.domain_names,
         class_names=listing.class_names,
         validation=None if listing.validation is None else np.concatenate(listing.validation).astype(bool),
+        notes=listing.notes,
         listing=listing,
         image_size=image_size,
     )
@@ -157,7 +169,8 @@ def fingerprint(data: Domains) -> str:
     """A hash of what a run sees of the data: its arrays and the names of its domains and classes.
 
     The name of the data set is not part of it, so that a folder may be moved and renamed. Of images that stay in their
-    files it takes the files' names and sizes instead of the pixels.
+    files it takes the files' names and sizes instead of the pixels; of cached features, where they come from, since
+    another machine rounds differently.
 
     Args:
         data: any.
@@ -171,7 +184,9 @@ def fingerprint(data: Domains) -> str:
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(data, StreamedImages):
         digest.update(json.dumps([data.image_size, _files(data.listing)]).encode())
-    pixels = None if isinstance(data, StreamedImages) else data.inputs
+    if isinstance(data, CachedFeatures):
+        digest.update(data.origin.encode())
+    pixels = None if isinstance(data, StreamedImages | CachedFeatures) else data.inputs
     values = (pixels, data.labels, data.domain_ids, data.validation)
     shapes = [None if value is None else (value.dtype.str, value.shape) for value in values]
     digest.update(json.dumps([data.domain_names, data.class_names, shapes]).encode())

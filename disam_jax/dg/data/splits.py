@@ -31,6 +31,11 @@ class Split(NamedTuple):
     train_counts: np.ndarray
 
 
+def whole(data: Domains) -> Split:
+    """All examples as training examples: of classes that no run is trained on."""
+    return Split(np.arange(len(data.labels), dtype=np.int32), data.counts)
+
+
 def validates(split: Split, data: Domains) -> np.ndarray:
     """Whether each example is set aside for validation, bool [N].
 

@@ -6,6 +6,9 @@ inputs      from what a data set holds to what a network computes on
 mlp         a multilayer perceptron
 convnet     a small convolutional network
 resnet      ResNet-18 and ResNet-50
+transformer blocks shared by CLIP and ViT
+clip        CLIP: an image tower and a text tower
+vit         a vision transformer
 linear      a linear head on given features
 conv        convolution as a matrix product, where that is faster
 norm        normalisation layers by name, BatchNorm live or frozen

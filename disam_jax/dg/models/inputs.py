@@ -43,17 +43,21 @@ def vectors(inputs: jax.Array) -> jax.Array:
     return to_float(inputs).reshape(inputs.shape[0], -1)
 
 
-def images(inputs: jax.Array) -> jax.Array:
-    """Images normalised as for ImageNet: (x - mean) / standard deviation, channel by channel.
+def images(
+    inputs: jax.Array, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> jax.Array:
+    """Images normalised, for ImageNet by default: (x - mean) / standard deviation, channel by channel.
 
     Args:
         inputs: uint8 in 0..255 or floating point in [0, 1], [N, H, W, C].
+        mean: of each channel.
+        std: of each channel.
 
     Returns:
-        float32 [N, H, W, C]. Images of other than three channels are scaled to [0, 1] only.
+        float32 [N, H, W, C]. Images of another number of channels are scaled to [0, 1] only.
     """
     scaled = to_float(inputs)
-    if inputs.shape[-1] != len(IMAGENET_MEAN):
+    if inputs.shape[-1] != len(mean):
         return scaled
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return (scaled - mean[None, None, None, :]) / std[None, None, None, :]
+    centre, spread = np.array(mean, np.float32), np.array(std, np.float32)
+    return (scaled - centre[None, None, None, :]) / spread[None, None, None, :]

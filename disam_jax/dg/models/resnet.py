@@ -122,7 +122,7 @@ class ResNet(nnx.Module):
     Args:
         stages: number of blocks in each stage; each stage but the first halves the image and doubles the width.
         block: `BasicBlock` or `Bottleneck`.
-        num_classes: C.
+        num_classes: C; None: no last layer, only features.
         in_channels: channels of the images.
         width: channels of the stem and of the first stage.
         small_input: for images of 32 to 64 pixels: a stem of one 3 x 3 convolution of stride 1 in place of the 7 x 7
@@ -141,7 +141,7 @@ class ResNet(nnx.Module):
         self,
         stages: tuple[int, ...],
         block: type[BasicBlock] | type[Bottleneck],
-        num_classes: int,
+        num_classes: int | None,
         *,
         in_channels: int = 3,
         width: int = 64,
@@ -164,17 +164,17 @@ class ResNet(nnx.Module):
                 channels = width * 2**place * block.expansion
             setattr(self, name, nnx.data(blocks))
         self.dropout = nnx.Dropout(dropout)
-        self.fc = make_head(channels, num_classes, rngs)
+        self.num_features = channels
+        self.fc = nnx.data(None if num_classes is None else make_head(channels, num_classes, rngs))
 
-    def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits and the mean of the last stage over all places.
+    def features(self, x: jax.Array) -> jax.Array:
+        """The mean of the last stage over all places.
 
         Args:
             x: float [N, H, W, in_channels].
-            key: decides what dropout drops.
 
         Returns:
-            (logits [N, C], features [N, F]); F is 512 for ResNet-18 and 2048 for ResNet-50.
+            float [N, F]; F is 512 for ResNet-18 and 2048 for ResNet-50.
         """
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         if not self.small_input:
@@ -182,5 +182,22 @@ class ResNet(nnx.Module):
         for name in self.stage_names:
             for block in getattr(self, name):
                 x = block(x)
-        features = self.dropout(jnp.mean(x, (1, 2)), rngs=key)
+        return jnp.mean(x, (1, 2))
+
+    def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits and features.
+
+        Args:
+            x: float [N, H, W, in_channels].
+            key: decides what dropout drops.
+
+        Returns:
+            (logits [N, C], features [N, F] as the last layer sees them, with dropout).
+
+        Raises:
+            ValueError: if there is no last layer.
+        """
+        if self.fc is None:
+            raise ValueError("this ResNet has no last layer: write num_classes, or call features")
+        features = self.dropout(self.features(x), rngs=key)
         return self.fc(features), features

@@ -196,13 +196,13 @@ def summarise(results: Results, criterion: str, seed: int = 0) -> Summary:
 
 
 def compare(
-    scores: Scores, quantity: str, methods: Sequence[str], pairs: Sequence[tuple[str, str]], seed: int = 0
+    scores: NamedTuple, quantity: str, methods: Sequence[str], pairs: Sequence[tuple[str, str]], seed: int = 0
 ) -> tuple[Comparison, ...]:
     """Compares pairs of methods in one quantity; the pairs are the family for which p is corrected.
 
     Args:
-        scores: [K, S, T].
-        quantity: one of `QUANTITIES`.
+        scores: arrays [K, S, T] by name, `Scores` or others.
+        quantity: name of one of them.
         methods: K names.
         pairs: (method, baseline), names.
         seed: of the permutation test.

@@ -16,6 +16,7 @@ import numpy as np
 import disam_jax
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.report import figures, formats, tables
+from disam_jax.dg.report.open_classes import open_by_run, open_table
 from disam_jax.dg.report.scores import QUANTITIES, score
 from disam_jax.dg.report.sensitivity import Grid, grids
 from disam_jax.dg.report.statistics import Estimate
@@ -59,7 +60,10 @@ def versions() -> dict[str, str]:
 
 
 def report_files(
-    results: Results, criterion: str = "validation", cost: Mapping[str, Mapping[str, Any]] | None = None
+    results: Results,
+    criterion: str = "validation",
+    cost: Mapping[str, Mapping[str, Any]] | None = None,
+    summaries: Mapping[str, Summary] | None = None,
 ) -> dict[str, bytes]:
     """All files of a report.
 
@@ -69,6 +73,7 @@ def report_files(
             selections, in `runs.csv` and in `results.json`.
         cost: for each method "flops" per training step and "seconds_per_run", each a number or None. It decides
             `cost.*` alone: every other file is the same bytes without it.
+        summaries: one for each criterion, if they are there already.
 
     Returns:
         For each file's name, its bytes: `table.md`, `runs.csv`, `results.json`, a LaTeX and a CSV file for each table,
@@ -79,7 +84,8 @@ def report_files(
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    summaries = {each: summarise(results, each) for each in CRITERIA}
+    if summaries is None:
+        summaries = {each: summarise(results, each) for each in CRITERIA}
     drawn = report_figures(summaries[criterion], grids(results))
     contents = text_files(results, summaries, criterion, tuple(drawn), cost)
     for name, figure in drawn.items():
@@ -142,6 +148,8 @@ def report_tables(results: Results, summaries: Mapping[str, Summary], criterion:
     if summary.variants and len(summary.methods) <= COMPARED:
         made["compare"] = tables.compare_table(summary)
     made["accuracy"] = tables.accuracy_table(summary)
+    if results.new_accuracy is not None:
+        made["open"] = open_table(results, summary)
     if summary.comparisons["accuracy"]:
         made["comparisons"] = tables.comparisons_table(summary)
         made["loss_comparisons"] = tables.comparisons_table(summary, tables.LOSSES)
@@ -235,7 +243,8 @@ def runs_csv(results: Results) -> str:
     hyper = list(dict.fromkeys(name for run in results.runs for name in run.hyper))
     header = ["method", "target", "seed", "candidate", *hyper, *QUANTITIES]
     header += [f"{what}_{criterion}" for criterion in CRITERIA for what in ("accuracy", "step")]
-    lines = [[*header, "diverged"]]
+    of_new = open_by_run(results)
+    lines = [[*header, *of_new, "diverged"]]
     for index, run in enumerate(results.runs):
         fields = [run.method, results.domain_names[run.target], str(run.seed), str(run.candidate)]
         fields += [formats.csv_number(run.hyper.get(name)) for name in hyper]
@@ -243,6 +252,7 @@ def runs_csv(results: Results) -> str:
         for reported in chosen.values():
             accuracy, step = reported.get(index, (None, None))
             fields += [formats.csv_number(accuracy), "" if step is None else str(step)]
+        fields += [formats.csv_number(float(values[index])) for values in of_new.values()]
         lines.append([*fields, str(bool(last.diverged[index])).lower()])
     return formats.write_csv(lines)
 

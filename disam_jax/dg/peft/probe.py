@@ -1,0 +1,46 @@
+"""A linear head on a tower."""
+
+import jax
+from flax import nnx
+
+from disam_jax.dg.models.linear import make_head
+from disam_jax.dg.peft.features import feature_size, tower_features
+
+
+class LinearProbe(nnx.Module):
+    """A tower with a new linear head: `TRAINABLE["probe"]` trains the head only, the other filters the tower with it.
+
+    Args:
+        tower: `ImageTower` (`clip.image`), `ViT` or `ResNet` with its weights; a head of its own is left out. It is
+            shared, not copied. Running statistics of a ResNet stay as they are if it is made with `frozen_norm`.
+        num_classes: C.
+        rngs: random streams, for the head.
+
+    Raises:
+        TypeError: on a module that is no tower.
+
+    Example:
+        >>> from disam_jax.dg.models.vit import ViT, ViTConfig
+        >>> tower = ViT(ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8), rngs=nnx.Rngs(0))
+        >>> probe = LinearProbe(tower, 3, nnx.Rngs(1))
+        >>> logits, features = probe(jax.numpy.ones((5, 8, 8, 3)), jax.random.key(0))
+        >>> logits.shape, features.shape
+        ((5, 3), (5, 8))
+    """
+
+    def __init__(self, tower: nnx.Module, num_classes: int, rngs: nnx.Rngs):
+        self.tower = tower
+        self.head = make_head(feature_size(tower), num_classes, rngs)
+
+    def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits and the tower's features.
+
+        Args:
+            x: float [N, H, W, 3], normalised as the tower's weights expect.
+            key: decides what dropout drops, where the tower has any.
+
+        Returns:
+            (logits [N, C], features [N, F]).
+        """
+        features = tower_features(self.tower, x, key)
+        return self.head(features), features

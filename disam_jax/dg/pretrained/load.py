@@ -1,0 +1,139 @@
+"""A module with the weights of a published checkpoint."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.pretrained.clip_keys import clip_recipe
+from disam_jax.dg.pretrained.files import CONFIG, Checkpoint, read_checkpoint
+from disam_jax.dg.pretrained.keymap import Recipe, fill
+from disam_jax.dg.pretrained.resnet_keys import NAMED, resnet_recipe
+from disam_jax.dg.pretrained.vit_keys import vit_recipe
+
+
+class Architecture(NamedTuple):
+    """An architecture whose checkpoints can be loaded.
+
+    Attributes:
+        recipe: (checkpoint, number of classes, **options) -> how it becomes a module.
+        options: names of the recipe's options.
+        needs_config: whether config.json alone tells the sizes.
+    """
+
+    recipe: Callable[..., Recipe]
+    options: tuple[str, ...] = ()
+    needs_config: bool = True
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "clip": Architecture(clip_recipe),
+        "vit": Architecture(vit_recipe),
+        "resnet": Architecture(resnet_recipe, ("dropout", "frozen_norm"), needs_config=False),
+    }
+)
+
+
+def from_pretrained(
+    path_or_repo: str | Path,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    revision: str | None = None,
+    rngs: nnx.Rngs | None = None,
+    dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> nnx.Module:
+    """A CLIP, a ViT or a ResNet with the weights of a checkpoint in safetensors form.
+
+    Nothing that the checkpoint has is initialised at random, and either all of it is loaded or an error lists what
+    does not fit. Pickle is never read.
+
+    Args:
+        path_or_repo: a folder, a .safetensors file or a repository of Hugging Face, see `files.read_checkpoint`.
+        model: "clip", "vit" or "resnet", or "resnet18", "resnet50", ... if it must be that one. None: as config.json
+            says, by its "model_type" (transformers) or its "architecture" (timm).
+        num_classes: of a new head in place of the checkpoint's, started from `rngs`. None keeps the checkpoint's;
+            a ViT or ResNet without one then has features only.
+        revision: branch, tag or commit of the repository.
+        rngs: random streams of a new head; not used otherwise.
+        dtype: floating point, of the parameters; BatchNorm's statistics are held in float32 at least.
+        **options: `dropout` and `frozen_norm` of a ResNet, see `ResNet`.
+
+    Returns:
+        `CLIP`, `ViT` or `ResNet`. Images are normalised as its checkpoint wants them: for a ResNet as `inputs.images`
+        does, for the others as their modules say.
+
+    Raises:
+        InputError: if there is no checkpoint, a file is damaged, it is of another architecture, or any variable, key
+            or shape does not fit; if a new head has no random streams; on an unknown model or option.
+
+    Example:
+        >>> from_pretrained("weights/resnet18.safetensors", model="resnet18")
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: weights/resnet18.safetensors: no such file or folder; write a path, or ...
+    """
+    if num_classes is not None:
+        if num_classes < 1:
+            raise InputError(f"num_classes is {num_classes}; write a whole number above zero")
+        if rngs is None:
+            raise InputError(f"num_classes={num_classes} makes a new head; write rngs=nnx.Rngs(seed) for its start")
+    if model is not None and model not in (*ARCHITECTURES, *NAMED):
+        raise InputError(f"unknown model {model!r}; write one of {', '.join((*ARCHITECTURES, *NAMED))}")
+    checkpoint = read_checkpoint(path_or_repo, revision)
+    kind = _architecture(checkpoint, model)
+    architecture = ARCHITECTURES[kind]
+    unknown = [option for option in options if option not in architecture.options]
+    if unknown:
+        known = ", ".join(architecture.options) or "none of its own"
+        raise InputError(f"model {kind} has no option {unknown[0]!r}; it has {known}")
+    if architecture.needs_config and checkpoint.config is None:
+        raise InputError(f"{_config_place(checkpoint)}: no such file, but it tells the sizes of a {kind}; get it too")
+    if model in NAMED:
+        options["name"] = model
+    recipe = architecture.recipe(checkpoint, num_classes, **options)
+    module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
+    fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)
+    if recipe.add_head is not None and rngs is not None:
+        recipe.add_head(module, rngs)
+        nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module, nnx.Param)))
+    return module
+
+
+def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
+    """Which of `ARCHITECTURES` it is, by what the user or config.json says."""
+    asked = "resnet" if model in NAMED else model
+    config = checkpoint.config
+    if config is None:
+        if asked is not None:
+            return asked
+        raise InputError(
+            f"{_config_place(checkpoint)}: no such file, so the architecture is unknown; get it too, or write "
+            "model='resnet' for a ResNet with torchvision's or timm's keys"
+        )
+    said = config.get("model_type") or config.get("architecture")
+    if said is None:
+        if asked is not None:
+            return asked
+        raise InputError(
+            f"{_config_place(checkpoint)}: has neither model_type nor architecture; write model= and one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    found = "resnet" if str(said) in NAMED else str(said)
+    if found not in ARCHITECTURES or (asked is not None and asked != found):
+        wanted = asked if asked is not None else ", ".join(ARCHITECTURES)
+        raise InputError(f"{checkpoint.where}: is a checkpoint of {said}; give one of {wanted}")
+    return found
+
+
+def _config_place(checkpoint: Checkpoint) -> Path:
+    path = Path(checkpoint.where)
+    return (path if path.is_dir() else path.parent) / CONFIG

@@ -1,0 +1,272 @@
+"""Pretrained models in the benchmark: what is loaded, what is trained of it, and the networks that come of that."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.open import CachedFeatures, StreamedImages, fingerprint
+from disam_jax.dg.data.streaming import eval_blocks
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.models.adapter import from_nnx, from_weights, untrained
+from disam_jax.dg.models.clip import CLIP, CLIP_MEAN, CLIP_STD
+from disam_jax.dg.models.inputs import images, to_float
+from disam_jax.dg.models.linear import LinearHead
+from disam_jax.dg.models.network import Network
+from disam_jax.dg.models.vit import ViT
+from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier, add_lora
+from disam_jax.dg.peft.features import feature_size, tower_features
+from disam_jax.dg.pretrained import from_pretrained
+from disam_jax.dg.pretrained.files import download
+from disam_jax.dg.pretrained.tokenizer import Tokenizer, class_prompts, load_tokenizer
+from disam_jax.dg.setting import Tuning
+
+
+class Pretrained(NamedTuple):
+    """A model with its weights, and how it wants its inputs.
+
+    Attributes:
+        module: `CLIP`, `ViT` or `ResNet`, as it evaluates.
+        image_size: pixels on each side, if they are fixed by the weights.
+        prepare: from the images of a data set to the inputs of the module.
+        tokenizer: of CLIP.
+    """
+
+    module: Any
+    image_size: int | None
+    prepare: Callable[[jax.Array], jax.Array]
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def tower(self) -> nnx.Module:
+        """What makes features of images."""
+        return self.module.image if isinstance(self.module, CLIP) else self.module
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images with values in [0, 1], normalised channel by channel; equal to another one of the same numbers."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """From uint8 in 0..255 or floating point [N, H, W, C] to float32."""
+        return images(inputs, self.mean, self.std)
+
+
+def load(
+    model: str, checkpoint: str | Path, *, revision: str | None = None, frozen_norm: bool = True, dropout: float = 0.0
+) -> Pretrained:
+    """Loads a checkpoint for the benchmark.
+
+    Args:
+        model: "clip", "vit", "resnet18" or "resnet50".
+        checkpoint: folder, .safetensors file or repository of Hugging Face, see `from_pretrained`.
+        revision: of the repository.
+        frozen_norm: whether the BatchNorm of a ResNet keeps its statistics.
+        dropout: of a ResNet's features.
+
+    Returns:
+        Pretrained.
+
+    Raises:
+        InputError: as `from_pretrained`, or if CLIP's vocabulary does not fit the model.
+    """
+    path = Path(checkpoint)
+    path = path if path.exists() else download(str(checkpoint), revision)
+    options: dict[str, Any] = {"frozen_norm": frozen_norm, "dropout": dropout} if model.startswith("resnet") else {}
+    module = from_pretrained(path, model=model, **options)
+    if isinstance(module, CLIP):
+        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+        tokenizer.check(module.config.vocab_size, module.config.eos_token_id)
+        return Pretrained(module, module.config.image_size, Pictures(CLIP_MEAN, CLIP_STD), tokenizer)
+    if isinstance(module, ViT):
+        config = module.config
+        return Pretrained(module, config.image_size, Pictures(config.mean, config.std))
+    return Pretrained(module, None, images)
+
+
+def make_networks(pretrained: Pretrained, tuning: Tuning, class_names: Sequence[str]) -> tuple[Network, Network | None]:
+    """The network that is trained, and CLIP's zero-shot classifier.
+
+    Args:
+        pretrained: the model.
+        tuning: what is trained of it.
+        class_names: C names.
+
+    Returns:
+        Network, and for CLIP another one, without a parameter that does anything.
+
+    Raises:
+        InputError: if the model cannot be tuned so, a class has no name of its own, or a prompt is too long.
+    """
+    module: Any = pretrained.module
+    number, size = len(class_names), feature_size(pretrained.tower)
+    prepare = to_float if tuning.cached else pretrained.prepare
+    make = functools.partial(from_weights, trained=TRAINABLE[tuning.peft], prepare=prepare)
+    head = from_nnx(lambda rngs: LinearHead(size, number, rngs=rngs)) if tuning.cached else None
+    if not isinstance(module, CLIP):
+        return head or make(module, lambda tower, rngs: _tuned(LinearProbe(tower, number, rngs), tuning, rngs)), None
+    tokenizer, length = pretrained.tokenizer, module.config.context_length
+    assert tokenizer is not None
+    sentences = tokenizer.tokenize(class_prompts(class_names, tuning.template), length)
+    if tuning.cached:
+        module = _without_tower(module)
+    classifier = lambda clip, _: TextClassifier(clip, sentences)
+    zero_shot = untrained(make(module, classifier, trained=nnx.Nothing()))
+    match tuning.peft:
+        case "probe":
+            network = head or make(module, lambda clip, rngs: _probe(clip, number, rngs))
+        case "coop":
+            try:
+                network = make(module, _coop(tuning, tokenizer, class_names, length))
+            except ValueError as error:
+                raise InputError(f"--context: {error}") from error
+        case _:
+            network = make(module, lambda clip, rngs: _tuned(classifier(clip, rngs), tuning, rngs))
+    return network, zero_shot
+
+
+class Given(nnx.Module):
+    """In the place of a tower whose features are there already."""
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """The features themselves."""
+        return features
+
+
+def _without_tower(clip: CLIP) -> Any:
+    copy: Any = nnx.merge(*nnx.split(clip))
+    copy.image = Given()
+    return copy
+
+
+def _probe(clip: Any, number: int, rngs: nnx.Rngs) -> nnx.Module:
+    return LinearProbe(clip.image, number, rngs)
+
+
+def _tuned(classifier: Any, tuning: Tuning, rngs: nnx.Rngs) -> nnx.Module:
+    if tuning.peft == "lora":
+        add_lora(classifier.tower if isinstance(classifier, LinearProbe) else classifier.image, tuning.rank, rngs)
+    return classifier
+
+
+def _coop(
+    tuning: Tuning, tokenizer: Tokenizer, class_names: Sequence[str], length: int
+) -> Callable[[nnx.Module, nnx.Rngs], nnx.Module]:
+    names = tokenizer.tokenize(class_prompts(class_names, "{}."), length)
+    initial = tokenizer.words(tuning.initial) if tuning.initial else None
+    count = None if initial else tuning.context
+
+    def extend(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
+        return CoOp(
+            clip,
+            names,
+            count,
+            rngs=rngs,
+            per_class=tuning.class_contexts,
+            initial=initial,
+            class_names=class_names,
+        )
+
+    return extend
+
+
+def cache(
+    pretrained: Pretrained,
+    data: Domains,
+    block: int = 64,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CachedFeatures:
+    """The data set with the features of a frozen tower in the place of images, computed once.
+
+    In evaluation no image sees another one, so that these are the features that the tower makes in training, to
+    rounding.
+
+    Args:
+        pretrained: has the tower.
+        data: images, in memory or in files.
+        block: images at a time; memory on the device does not grow with the data set.
+        on_progress: called with the number of images done and their total.
+
+    Returns:
+        The data set, inputs float32 [N, F].
+    """
+    graph, variables = nnx.split(_evaluating(pretrained.tower))
+
+    @jax.jit
+    def features(variables: Any, pixels: jax.Array) -> jax.Array:
+        tower = nnx.merge(graph, variables)
+        return tower_features(tower, pretrained.prepare(pixels), jax.random.key(0)).astype(jnp.float32)
+
+    number = len(data.labels)
+    size = {"image_size": data.image_size} if isinstance(data, StreamedImages) else {}
+    source = data.listing if isinstance(data, StreamedImages) else data
+    found = np.empty((number, feature_size(pretrained.tower)), np.float32)
+    done = 0
+    for each in eval_blocks(source, np.arange(number), min(block, number), **size):
+        part = np.asarray(features(variables, each.x))[each.valid]
+        found[done : done + len(part)] = part
+        done += len(part)
+        if on_progress is not None:
+            on_progress(done, number)
+    return CachedFeatures(
+        name=data.name,
+        inputs=found,
+        labels=data.labels,
+        domain_ids=data.domain_ids,
+        domain_names=data.domain_names,
+        class_names=data.class_names,
+        validation=data.validation,
+        notes=data.notes,
+        origin=f"{fingerprint(data)} {weights_fingerprint(nnx.state(pretrained.tower))}",
+    )
+
+
+def _evaluating(module: nnx.Module) -> nnx.Module:
+    copy = nnx.merge(*nnx.split(module))
+    copy.eval()
+    return copy
+
+
+def weights_fingerprint(weights: Any) -> str:
+    """A hash of all arrays, 16 hexadecimal digits: tells one checkpoint from another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(weights):
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_tuning(model: str, tuning: Tuning) -> Tuning:
+    """Makes sure that a model can be tuned so, and settles whether features are cached.
+
+    Args:
+        model: its name.
+        tuning: as it was asked for; `cached` None means: wherever the image tower is frozen.
+
+    Returns:
+        The same, with `cached` settled.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if tuning.peft == "coop" and model != "clip":
+        raise InputError(f"--peft coop learns prompts and {model} has no text: write one of full, probe, norm-bias")
+    if tuning.peft == "lora" and model.startswith("resnet"):
+        raise InputError(f"--peft lora needs a transformer, got {model}: write one of full, probe, norm-bias")
+    frozen = tuning.peft in ("probe", "coop")
+    if tuning.cached and not frozen:
+        raise InputError(f"--cache-features needs a frozen image tower, --peft {tuning.peft} trains it")
+    for name in ("context", "rank"):
+        if getattr(tuning, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(tuning, name)}")
+    return replace(tuning, cached=frozen if tuning.cached is None else tuning.cached)
