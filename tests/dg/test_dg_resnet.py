@@ -258,7 +258,7 @@ def test_runs_side_by_side():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False])
 def test_a_step_of_resnet18(frozen):
     network = make_network("resnet18", (32, 32, 3), 4, dropout=0.1, frozen_norm=frozen, small_input=True)
     params, state = network.init(jax.random.key(0))
@@ -284,7 +284,7 @@ def test_a_step_of_resnet18(frozen):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18"])
 def test_evaluates_one_by_one_as_all_at_once(name):
     network = make_network(name, (32, 32, 3), 4)
     params, state = network.init(jax.random.key(0))

@@ -121,7 +121,6 @@ CONV = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch", dropo
 @pytest.mark.parametrize(
     ("methods", "changes"),
     [
-        (("erm", "disam"), {}),
         (("disam",), {"augment": True, "averaging": "ema"}),
         # A segment of one piece, an evaluation of one block.
         (("sagm+disam",), {"averaging": "swad", "evaluations": 7, "block": 100}),
@@ -416,7 +415,7 @@ def test_the_command_line_says_where_the_images_are(root, tmp_path, capsys, opti
 
 @pytest.mark.slow
 def test_a_comparison_on_the_command_line(root, tmp_path, capsys):
-    arguments = ["--data", str(root), "--model", "conv", "--image-size", str(SIZE), "--method", "erm,sam"]
+    arguments = ["--data", str(root), "--model", "conv", "--image-size", str(SIZE), "--method", "sam"]
     arguments += ["--seeds", "2", "--steps", "4", "--evaluations", "2", "--target", "b", "--out"]
     assert cli.main(["compare", *arguments, str(tmp_path / "memory")]) == 0
     assert cli.main(["compare", *arguments, str(tmp_path / "streamed"), "--stream"]) == 0

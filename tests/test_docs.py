@@ -1,0 +1,133 @@
+"""The documentation builds without a warning, its links lead somewhere, and it loads nothing from other hosts."""
+
+import html.parser
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+FIGURES = ("two_domains_plane", "two_domains_losses", "weights_1", "weights_2", "weights_3", "architecture")
+
+
+class Page(html.parser.HTMLParser):
+    """What a page refers to, and the anchors that it has."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loads, self.anchors, self.text = [], [], {""}, text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.anchors.update(values[key] for key in ("id", "name") if values.get(key))
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") in ("stylesheet", "preload", "icon"):
+            self.loads.append(values["href"])
+        elif tag in ("script", "img", "iframe", "source") and values.get("src"):
+            self.loads.append(values["src"])
+
+
+def load(path, monkeypatch):
+    """A module of docs/, which is no package."""
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages of a fresh build, by path."""
+    for package in ("sphinx", "myst_nb", "furo"):
+        pytest.importorskip(package, reason='pip install -e ".[docs]"')
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", out / "cache", DOCS, out]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment.pop("DISAM_JAX_DOCS_EXECUTE", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return {path: Page(path.read_text()) for path in sorted(out.rglob("*.html"))}
+
+
+@pytest.mark.slow
+def test_it_builds_and_every_link_leads_somewhere(site):
+    assert len(site) > 40
+    for path, page in site.items():
+        for link in page.links:
+            parts = urllib.parse.urlsplit(link)
+            if parts.scheme or path.name == "search.html":
+                continue
+            target = path if not parts.path else (path.parent / urllib.parse.unquote(parts.path)).resolve()
+            assert target.exists(), (path.name, link)
+            if target in site:
+                assert urllib.parse.unquote(parts.fragment) in site[target].anchors, (path.name, link)
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_from_other_hosts(site):
+    for path, page in site.items():
+        for source in page.loads:
+            assert not urllib.parse.urlsplit(source).netloc, (path.name, source)
+            assert (path.parent / urllib.parse.urlsplit(source).path).exists(), (path.name, source)
+
+
+@pytest.mark.slow
+def test_no_markup_is_left_over(site):
+    for path, page in site.items():
+        article = page.text.partition('role="main"')[2].partition("</article>")[0]
+        prose = re.sub(r"<(pre|code)\b.*?</\1>", "", article, flags=re.DOTALL)
+        prose = re.sub(r'(<strong>|"pre">)\*\*\w', "", prose)  # the name of an argument, **options
+        assert not re.search(r"\$\$|<!-- include|(?<![\w)])\*\*\w|^:::|\]\(|\\frac|``", prose, re.MULTILINE), path.name
+        assert "include: ../" not in article, path.name
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_there_for_light_and_dark_pages(name):
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    for theme in ("light", "dark"):
+        assert (DOCS / "figures" / f"{name}_{theme}.svg").read_text().lstrip().startswith("<?xml")
+        assert f"figures/{name}_{theme}.svg\n:class: only-{theme}" in pages
+
+
+def test_arrows_of_the_architecture_point_up(monkeypatch):
+    pytest.importorskip("matplotlib")
+    architecture = load(DOCS / "figures" / "architecture.py", monkeypatch)
+    rooms = architecture.ROOMS
+    private = {path.stem for path in (ROOT / "disam_jax").glob("*.py")} - {"__init__", "_dtypes"}
+    assert private | {"sharpness", "dg"} == rooms.keys()
+    assert ("_gradient", "_passes") in architecture.arrows()
+    assert ("_passes", "_gradient") not in architecture.arrows()
+    for room in rooms:
+        for imported in architecture.imports_of(room):
+            assert rooms[imported][1] < rooms[room][1], (room, imported)
+
+
+def test_a_public_name_without_a_page_is_found(monkeypatch):
+    pytest.importorskip("sphinx")
+    coverage = load(DOCS / "_ext" / "api_coverage.py", monkeypatch)
+    monkeypatch.setattr(coverage, "modules", lambda: iter([importlib.import_module("disam_jax")]))
+    found = coverage.missing({"disam_jax.disam"})
+    assert "disam_jax.sam" in found
+    assert "disam_jax.disam" not in found
+    assert "disam_jax.variants" not in found  # a module, with a page of its own
+
+
+def test_numbers_of_the_choosing_page_are_those_of_the_stored_tables():
+    rows = re.findall(
+        r"\| \[[^]]*\]\(\.\./(benchmarks/results/\w+/table\.md)\) \|(.*)\|", (DOCS / "choosing.md").read_text()
+    )
+    assert len(rows) == 4
+    for path, cells in rows:
+        table = (ROOT / path).read_text()
+        for quantity, cell in zip(("&emsp;mean", "spread at w"), cells.split("|"), strict=True):
+            line = re.search(rf"^\| {quantity} \|.*$", table, re.MULTILINE).group()
+            assert line.endswith(f"| {cell.strip()} |"), (path, quantity)
