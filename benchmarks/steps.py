@@ -1,0 +1,167 @@
+"""The sides of the comparison: whole optimizer steps, gradient and AdamW, as a user jits them.
+
+A step is `step(params, optimizer state, running statistics, batch) -> the first three after it, and the loss`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import disam_jax
+from benchmarks import losses
+from benchmarks.workloads import Workload
+from disam_jax import variants
+
+RHO, LAM = 0.05, 0.1
+
+
+class Step(NamedTuple):
+    """A step of one workload.
+
+    Attributes:
+        init: parameters -> optimizer state.
+        step: see the top of the file.
+    """
+
+    init: Callable[[Any], Any]
+    step: Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
+
+
+class Side(NamedTuple):
+    """A side of the comparison.
+
+    Attributes:
+        summary: what it is, in a few words.
+        make: workload -> Step.
+        passes: forward and backward passes of a step, on average: its cost in plain steps when nothing else counts.
+        period: after how many steps the work repeats.
+        scanned: whether the passes are in a `lax.scan` over the domains, of which XLA counts one turn.
+    """
+
+    summary: str
+    make: Callable[[Workload], Step]
+    passes: float = 2.0
+    period: int = 1
+    scanned: bool = False
+
+
+def optimizer() -> optax.GradientTransformation:
+    return optax.adamw(1e-3)
+
+
+def with_gradient(gradient: Callable[[Any, Any, Any], Any]) -> Step:
+    """The step of a gradient function that returns ((loss, statistics), gradient)."""
+    tx = optimizer()
+
+    def step(params, state, stats, batch):
+        (loss, stats), grads = gradient(params, stats, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, stats, loss
+
+    return Step(tx.init, step)
+
+
+def plain(work: Workload) -> Step:
+    return with_gradient(jax.value_and_grad(losses.mean_loss(work), has_aux=True))
+
+
+def optax_sam(work: Workload, opaque: bool) -> Step:
+    """`optax.contrib.sam` over AdamW. Transparent, it takes two updates, each with a gradient of its own."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    tx = optax.contrib.sam(optimizer(), adversary, sync_period=2, opaque_mode=opaque)
+    gradient = jax.value_and_grad(losses.mean_loss(work), has_aux=True)
+
+    def step_opaque(params, state, stats, batch):
+        (loss, after), grads = gradient(params, stats, batch)
+        updates, state = tx.update(grads, state, params, grad_fn=lambda p, _: gradient(p, stats, batch)[1])
+        return optax.apply_updates(params, updates), state, after, loss
+
+    def step_transparent(params, state, stats, batch):
+        (loss, after), grads = gradient(params, stats, batch)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, state = tx.update(gradient(params, stats, batch)[1], state, params)
+        return optax.apply_updates(params, updates), state, after, loss
+
+    return Step(tx.init, step_opaque if opaque else step_transparent)
+
+
+def disam(work: Workload, form: Callable[[Workload], losses.Loss] = losses.flat, lam: float = LAM, **options) -> Step:
+    return with_gradient(disam_jax.value_and_grad(form(work), RHO, lam, has_aux=True, **options))
+
+
+def ascent_fraction(work: Workload, fraction: float) -> Step:
+    part = losses.flat_on_part(work, fraction)
+    return disam(work, ascent_loss_fn=part)
+
+
+def accumulated(work: Workload, axis_name: str | None = None) -> Step:
+    loss = losses.mean_loss(work)
+    one_domain = lambda params, batch, stats: loss(params, stats, batch)
+    fn = disam_jax.accumulated_value_and_grad(one_domain, RHO, LAM, has_aux=True, axis_name=axis_name)
+
+    def gradient(params, stats, batch):
+        (loss, each), grads = fn(params, losses.group(work, batch), stats)
+        return (loss, losses.mean_statistics(each)), grads
+
+    return with_gradient(gradient)
+
+
+def stacked(work: Workload) -> Step:
+    """Per-domain gradients by `vmap`, handed to the transformation."""
+    tx = optax.chain(disam_jax.disam(RHO, LAM), optimizer())
+    each = disam_jax.per_domain(jax.value_and_grad(losses.mean_loss(work), has_aux=True), (None, None, 0))
+    domain_losses = losses.grouped(work)
+
+    def step(params, state, stats, batch):
+        (values, after), grads = each(params, stats, losses.group(work, batch))
+        grad_fn = jax.grad(lambda p: jnp.mean(domain_losses(p, stats, batch)[0]))
+        updates, state = tx.update(grads, state, params, domain_losses=values, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state, losses.mean_statistics(after), jnp.mean(values)
+
+    return Step(tx.init, step)
+
+
+def refreshed(work: Workload, every: int, phase: int | None = None) -> Step:
+    """The transformation with `refresh_every`; running statistics stay, for it has no auxiliary output.
+
+    A `phase` fixes the step count, so that XLA keeps one of the two branches and its counts are of that branch: 0
+    computes a perturbation, 1 reuses it.
+    """
+    tx = optax.chain(disam_jax.disam(RHO, LAM, refresh_every=every), optimizer())
+    domain_losses = losses.flat(work)
+
+    def step(params, state, stats, batch):
+        if phase is not None:
+            state = (state[0]._replace(count=jnp.asarray(phase, jnp.int32)), *state[1:])
+        loss_fn = lambda p: domain_losses(p, stats, batch)[0]
+        updates, state = tx.update(None, state, params, domain_loss_fn=loss_fn)
+        return optax.apply_updates(params, updates), state, stats, optax.tree.get(state, "loss")
+
+    return Step(tx.init, step)
+
+
+SIDES: Mapping[str, Side] = {
+    "adamw": Side("a plain step", plain, passes=1.0),
+    "optax_sam_opaque": Side("optax.contrib.sam, opaque", lambda work: optax_sam(work, opaque=True)),
+    "optax_sam_transparent": Side("optax.contrib.sam, two updates", lambda work: optax_sam(work, opaque=False)),
+    "sam": Side("sam, flat", lambda work: disam(work, lam=0.0)),
+    "disam": Side("disam, flat", disam),
+    "disam_grouped": Side("disam, grouped", lambda work: disam(work, losses.grouped)),
+    "disam_accumulated": Side("disam, accumulated", accumulated, scanned=True),
+    "disam_stacked": Side("disam, stacked gradients", stacked),
+    "gsam": Side("disam with GSAM", lambda work: disam(work, variant=variants.gsam(0.1))),
+    "gsam_clean": Side(
+        "the same, clean reference", lambda work: disam(work, variant=variants.gsam(0.1, "clean")), passes=8 / 3
+    ),
+    "sagm": Side("disam with SAGM", lambda work: disam(work, variant=variants.sagm(1e-3))),
+    **{
+        f"refresh_{k}": Side(f"disam, refresh_every={k}", lambda work, k=k: refreshed(work, k), 1 + 1 / k, k)
+        for k in (2, 5, 10)
+    },
+    "ascent_1/2": Side("disam, half of the batch in the ascent", lambda work: ascent_fraction(work, 0.5), 1.5),
+    "ascent_1/4": Side("disam, a quarter of it", lambda work: ascent_fraction(work, 0.25), 1.25),
+}
