@@ -51,4 +51,4 @@ def test_public_names():
     values = {"DisamInfo", "DisamState", "DomainLosses", "variants"}
     transforms = {"disam", "sam", "value_and_grad", "accumulated_value_and_grad"}
     domains = {"domain_weights", "group_by_domain", "mean_by_domain", "per_domain", "per_domain_value_and_grad"}
-    assert set(disam_jax.__all__) == values | transforms | domains
+    assert set(disam_jax.__all__) == values | transforms | domains | {"ascent_part"}

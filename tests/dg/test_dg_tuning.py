@@ -241,6 +241,7 @@ def test_cached_streamed_and_in_memory_are_the_same_runs_with_new_classes_too(ch
         assert (plain.sharpness[row] == 0).all()
 
 
+@pytest.mark.slow
 def test_features_are_cached_in_blocks_of_any_size(checkpoints, pictures):
     data = folder.load_images(folder.list_images(pictures), 16)
     pretrained = tuning.load("vit", checkpoints["vit"])

@@ -75,6 +75,7 @@ def test_evaluates_as_torch(name):
     close(features, known["features"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet-transformers-basic", *slow(TORCHVISION[0], TORCHVISION[1], TRANSFORMERS[1])])
 def test_trains_as_torch(name):
     known, module = expected(name), load(name)
@@ -142,6 +143,7 @@ def test_timm_says_its_architecture(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, leaves(from_pretrained(tmp_path)), leaves(load(TORCHVISION[0])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [TORCHVISION[1], *slow(TRANSFORMERS[1])])
 def test_new_head(name):
     kept = load(name)
@@ -166,6 +168,7 @@ def test_a_backbone_gets_a_head():
     assert module.fc.kernel.shape == (expected(BACKBONE)["features"].shape[1], 3)
 
 
+@pytest.mark.slow
 def test_parameters_in_bfloat16_statistics_in_float32():
     module = load(TORCHVISION[1], num_classes=3, rngs=nnx.Rngs(1), dtype=jnp.bfloat16)
     whole = leaves(load(TORCHVISION[1]))

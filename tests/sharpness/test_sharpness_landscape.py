@@ -17,6 +17,7 @@ PARAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vectors", "bias", "scale"), [("zero", 0, 0), ("norm", np.sqrt(14), 2)])
 def test_filters_have_the_norms_of_the_weights(vectors, bias, scale):
     one, other = sharpness.random_directions(PARAMS, KEY, vectors=vectors)

@@ -109,6 +109,7 @@ def test_interval_is_students_t():
     np.testing.assert_allclose([out.low, out.high], [low, high], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_eigenvalues_are_those_of_the_dense_hessian(known, surface, w):
     out = sharpness.top_hessian_eigenvalues(surface, w, k=3, key=KEY, vectors=True)
     exact = np.linalg.eigvalsh(units(known.hessian))[:, ::-1][:, :3]

@@ -55,6 +55,7 @@ def test_every_figure_is_saved(tmp_path, name):
     assert figure.get_suptitle() == "a title"
 
 
+@pytest.mark.slow
 def test_panels_share_their_levels():
     figure = plots.draw_landscape(plane())
     *panels, _bar = figure.axes

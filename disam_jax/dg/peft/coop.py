@@ -45,7 +45,7 @@ class CoOp(nnx.Module):
         ...     eos_token_id=49)
         >>> class_ids = np.array([[48, 7, 49, 0], [48, 7, 8, 49]])
         >>> model = CoOp(CLIP(config, rngs=nnx.Rngs(0)), class_ids, 4, rngs=nnx.Rngs(1))
-        >>> logits, features = model(jnp.ones((3, 8, 8, 3)), jax.random.key(0))
+        >>> logits, features = jax.eval_shape(lambda x: model(x, jax.random.key(0)), jnp.ones((3, 8, 8, 3)))
         >>> logits.shape, features.shape, model.context.shape
         ((3, 2), (3, 4), (4, 8))
 
