@@ -130,16 +130,19 @@ def disam(
 
     def init(params: Any) -> Any:
         dtype = accumulation_dtype(jax.tree.map(jnp.asarray, params))
-        zero = jnp.zeros((), dtype)
-        each = None if num_domains is None else jnp.zeros(num_domains, dtype)
+
+        # An array for every field: one that two fields share could not be donated.
+        def each():
+            return None if num_domains is None else jnp.zeros(num_domains, dtype)
+
         return DisamState(
             count=jnp.zeros((), jnp.int32),
-            loss=zero,
-            loss_variance=zero,
-            ascent_norm=zero,
-            domain_losses=each,
-            domain_weights=each,
-            perturbed_domain_losses=each,
+            loss=jnp.zeros((), dtype),
+            loss_variance=jnp.zeros((), dtype),
+            ascent_norm=jnp.zeros((), dtype),
+            domain_losses=each(),
+            domain_weights=each(),
+            perturbed_domain_losses=each(),
             perturbation=None if always else optax.tree.zeros_like(params),
         )
 

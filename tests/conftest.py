@@ -1,6 +1,8 @@
 """Strict mode for every test: several simulated devices, strict promotion, NaN debugging, warnings as errors."""
 
+import gc
 import os
+import pathlib
 
 # Read once, when jax starts; the sharding tests need more than one device and the others don't mind.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -23,6 +25,19 @@ def _strict():
     """No implicit promotion of ranks or dtypes, and an error at the first NaN."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
         yield
+
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def _compiled_programs_are_let_go():
+    """Every compiled program is mapped into memory, and Linux ends a process with more than 65530 mappings."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

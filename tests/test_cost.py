@@ -229,8 +229,11 @@ ALLOWED = {"optax_sam_transparent": 2.2}
 # Copies of the parameters beyond optax.contrib.sam's memory: the reference gradient of GSAM and SAGM (an older XLA
 # keeps one more), the two sums and the gradient of one domain, the gradient of every domain, the held perturbation.
 HELD = {"gsam": 2, "gsam_clean": 2, "sagm": 2, "disam_accumulated": 4, "disam_stacked": 4, "refresh_2": 1}
-# Of the arena, where XLA packs activations of a deep network in another order; for optax.contrib.sam alike.
-PACKED = {"resnet18": 0.01, "resnet50": 0.04}
+# Of the arena: XLA packs the activations of a deep network in another order for another form or version. The hole is one
+# of activations, not of parameters: at the benchmark's size of ResNet-18 it is an eighth of the parameters.
+PACKED = {"resnet18": 0.01, "resnet50": 0.01}
+PACKED_GROUPED = {"resnet18": 0.06, "resnet50": 0.06}
+PACKED_OLDER = {"resnet18": 0.07, "resnet50": 0.07}
 GROUPED = ("disam_grouped", "disam_stacked")
 
 
@@ -275,7 +278,8 @@ def check_memory(network, side, parameters, seen):
     if side in ("adamw", "optax_sam_transparent"):
         return
     sam = baseline.cost(network, "optax_sam_opaque").temp
-    packed = PACKED.get(network, 0.0) + (0.03 if side in GROUPED else 0.0)
+    by_form = PACKED_GROUPED if side in GROUPED else PACKED
+    packed = (PACKED_OLDER if jax.__version_info__ < (0, 10) else by_form).get(network, 0.0)
     allowed = (1 + packed) * sam + HELD.get(side, 0) * parameters + SMALL
     assert seen.temp <= allowed, f"{network}, {side}: {seen.temp} bytes of temporary memory, optax.contrib.sam {sam}"
 
@@ -308,7 +312,6 @@ def test_norm_and_perturbation_go_over_the_parameters_twice():
     assert len(disam) == len(plain) + allowed, (plain, disam)
 
 
-@pytest.mark.xfail(reason="fields of a fresh DisamState share one array", strict=False)
 def test_a_fresh_state_can_be_donated():
     params = jnp.ones(4)
     tx = disam_jax.disam(0.05, 0.1, refresh_every=2, num_domains=4)

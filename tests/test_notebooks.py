@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import re
+import tomllib
 
 import pytest
 
-NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def code_cells(path):
@@ -29,3 +32,10 @@ def test_the_quickstart_has_five_cells_and_installs_only_what_is_missing():
     assert "%pip" not in guard
     assert install.startswith('    %pip install -q "disam-jax[')
     assert not any("pip install" in source for source in rest)
+
+
+def test_every_notebook_has_a_badge_that_opens_it_in_colab():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    place = urls["Repository"].removeprefix("https://github.com/")
+    badges = re.findall(r"colab\.research\.google\.com/github/(\S+)\)", (ROOT / "README.md").read_text())
+    assert sorted(badges) == [f"{place}/blob/main/notebooks/{path.name}" for path in NOTEBOOKS]
