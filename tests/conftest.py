@@ -13,11 +13,18 @@ import jax
 import pytest
 from support import enable_x64
 
+# Compiling takes most of the time, and what LLVM does for speed changes no property that is tested here. The processes
+# that tests start have it, and so has a run with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("fixed")
 
 # Programs that the processes of a test run, not tests.
 collect_ignore = ["checkpoint_worker.py", "two_processes.py"]
+# Nor is there a doctest in a conftest; several of one name could not be collected side by side.
+collect_ignore_glob = ["*/conftest.py"]
 
 
 @pytest.fixture(autouse=True)

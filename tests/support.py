@@ -3,6 +3,7 @@
 import contextlib
 
 import jax
+import numpy as np
 import pytest
 
 
@@ -19,3 +20,11 @@ def enable_x64(on):
 def slow(*values):
     """Parameters that the default run leaves out."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def save_image(path, seed):
+    """A picture of noise; the ending of the path says in which format."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(path)

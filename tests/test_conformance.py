@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -240,16 +241,21 @@ def test_recorded_trajectory(path, form, dtype):
 
 
 def dealt(paths):
-    """Each file in two forms in float64 and in a third one in float32: every form meets every kind of file."""
-    every = cases(paths, lambda *_: True)
-    chosen = []
-    for number, path in enumerate(paths):
-        for dtype, count in (("float64", 2), ("float32", 1)):
-            own = [case for case in every if case.values[0] == path and case.values[2] == dtype]
-            chosen += [
-                own[(number + place + (dtype == "float32") * 2) % len(own)] for place in range(min(count, len(own)))
-            ]
-    return chosen
+    """Each file in two forms in float64 and in a third one in float32: every form meets every kind of file.
+
+    Files that differ in data and lam only go through the same forms, one after the other: they share the program.
+    """
+    kind = lambda path: re.sub(r"_lam[0-9.]+", "", path.stem)
+    kinds = sorted({kind(path) for path in paths})
+    chosen = {}
+    for case in cases(paths, lambda *_: True):
+        chosen.setdefault((case.values[0], case.values[2]), []).append(case)
+    for (path, dtype), own in chosen.items():
+        first, count = (0, 2) if dtype == "float64" else (2, 1)
+        start = kinds.index(kind(path)) + first
+        chosen[path, dtype] = [own[(start + place) % len(own)] for place in range(count)]
+    order = lambda case: (case.values[1], case.values[2], kind(case.values[0]))
+    return sorted((case for own in chosen.values() for case in own), key=order)
 
 
 @pytest.mark.slow

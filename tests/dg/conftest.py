@@ -1,13 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image
+from support import save_image
 
 from disam_jax.dg.data.domains import join_domains
-
-
-def save_image(path, seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture

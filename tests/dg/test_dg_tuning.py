@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import save_image
 from flax import nnx
+from support import save_image
 
 from disam_jax.dg import cli, sweep, tuning
 from disam_jax.dg.data import classes, folder
