@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.counts import Counts, counts, lower
+from benchmarks.counts import Counts, counts, lower, scan_flops
 from benchmarks.steps import SIDES
 from benchmarks.workloads import SIZES
 
@@ -22,10 +22,11 @@ TOLERANCE = 0.01
 COMMAND = "python -m benchmarks baseline"
 
 # A program takes a second or few to compile, so the deep networks have the forms alone.
-FORMS = ("adamw", "optax_sam_opaque", "disam", "disam_grouped", "disam_accumulated", "disam_stacked")
+PLAIN = ("adamw", "adamw_grouped", "adamw_accumulated")
+FORMS = (*PLAIN, "optax_sam_opaque", "disam", "disam_grouped", "disam_accumulated", "disam_stacked")
 TABLE: Mapping[str, tuple[str, ...]] = {
     "mlp": tuple(name for name in SIDES if name not in ("refresh_5", "refresh_10")),
-    "conv": (*FORMS, "gsam", "refresh_2", "ascent_1/4"),
+    "conv": (*FORMS, "gsam", "refresh_2", "ascent_1/4", "part_1/4"),
     "resnet18": FORMS,
     "resnet50": FORMS,
     "vit": FORMS,
@@ -44,6 +45,13 @@ def program(network: str, side: str) -> Any:
 def cost(network: str, side: str) -> Counts:
     """The counts of one tiny step."""
     return counts(program(network, side))
+
+
+@cache
+def scanned_flops(network: str, side: str) -> float:
+    """FLOPs of one tiny step with a scan over the domains, all turns of it."""
+    work = SIZES["tiny"][network]()
+    return scan_flops(work, SIDES[side].make(work), cost(network, side).flops, OPTIONS)
 
 
 def count(networks: Iterable[str], say: Callable[[str], None]) -> dict[str, dict[str, dict[str, float]]]:

@@ -3,11 +3,11 @@
     python benchmarks/below_two.py --data digits
     python benchmarks/below_two.py --data PATH/TO/PACS96
 
-Trains ERM, SAM, DISAM and the cheaper ways (`refresh_every`, an ascent on a part of each domain's examples, both) by
-leave-one-domain-out from the same weights on the same batches, and writes their differences to full DISAM, paired by
-seed, and all runs. The costs are those of one whole step as a user jits it: XLA's own count, and the time in turn with
-a plain step in one process. Writes below_two/DATA.md, DATA_runs.csv and DATA.json. A sweep that was interrupted goes on
-where it stopped, and one that is whole is only reported again.
+Trains ERM, SAM, DISAM and the cheaper ways (`refresh_every`, an ascent on a part of each domain's examples, DISAM for
+a part alone, a late beginning) by leave-one-domain-out from the same weights on the same batches, and writes their
+differences to full DISAM, paired by seed, and all runs. The costs are those of one whole step as a user jits it: XLA's
+own count, and the time in turn with a plain step in one process. Writes below_two/DATA.md, DATA_runs.csv and DATA.json.
+A sweep that was interrupted goes on where it stopped, and one that is whole is only reported again.
 """
 
 import argparse
@@ -40,11 +40,21 @@ from disam_jax.dg.sweep import Plan, run_sweep
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How the perturbation is had: from which part of the examples, every how many steps, and how much longer it is."""
+    """How DISAM is had for less.
+
+    Attributes:
+        fraction: the part of the examples that decides the perturbation.
+        refresh_every: after how many steps it is computed again.
+        longer: rho, over DISAM's.
+        alone: whether the perturbed pass is of the part only, and the rest takes one pass at w.
+        begin: the part of the training that is plain before DISAM begins.
+    """
 
     fraction: float = 1.0
     refresh_every: int = 1
     longer: float = 1.0
+    alone: bool = False
+    begin: float = 0.0
 
 
 WAYS = {
@@ -62,6 +72,13 @@ WAYS = {
     "1/4 of the examples, rho x 1.5": Way(0.25, 1, 1.5),
     "1/4 of the examples, rho x 2": Way(0.25, 1, 2.0),
     "1/8 of the examples, rho x 2": Way(0.125, 1, 2.0),
+    # Only a part of the gradient feels the perturbation then: more of it, too.
+    "1/4 perturbed": Way(0.25, alone=True),
+    "1/4 perturbed, rho x 1.5": Way(0.25, longer=1.5, alone=True),
+    "1/4 perturbed, rho x 2": Way(0.25, longer=2.0, alone=True),
+    "1/4 perturbed, rho x 3": Way(0.25, longer=3.0, alone=True),
+    "the last 1/2 of the steps": Way(begin=0.5),
+    "the last 1/4 of the steps": Way(begin=0.75),
 }
 # What is compared, its unit and the digits that are shown.
 QUANTITIES = {
@@ -77,10 +94,11 @@ LAM = {"lam": Hyperparameter(1.0, -1.0, 1.0)}
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Parameters for the network of `on_parts`, which then sees a part of each domain's examples."""
+    """Parameters for the network of `on_parts`, which then sees a part of each domain's examples, or the rest."""
 
     params: object
     fraction: float
+    rest: bool = False
 
 
 def on_parts(network: Network, sources: int) -> Network:
@@ -93,7 +111,8 @@ def on_parts(network: Network, sources: int) -> Network:
     def apply(params, state, inputs, key, train):
         if not isinstance(params, Part):
             return network.apply(params, state, inputs, key, train)
-        rows = disam_jax.ascent_part(np.arange(len(inputs)).reshape(sources, -1), params.fraction).ravel()
+        both = disam_jax.part_and_rest(np.arange(len(inputs)).reshape(sources, -1), params.fraction)
+        rows = both[params.rest].ravel()
         seen = network.apply(params.params, state, inputs[rows], key, train)
         whole = lambda values: jnp.zeros((len(inputs), *values.shape[1:]), values.dtype).at[rows].set(values)
         return Output(whole(seen.logits), whole(seen.features), seen.state)
@@ -101,32 +120,54 @@ def on_parts(network: Network, sources: int) -> Network:
     return Network(network.init, apply)
 
 
-def loss_of_part(losses: jax.Array, fraction: float, examples: int, classes: int) -> jax.Array:
-    """The domain losses of the part alone, from those with log C for the examples that were left out."""
-    kept = math.ceil(fraction * examples)
+def loss_of_part(losses: jax.Array, kept: int, examples: int, classes: int) -> jax.Array:
+    """The domain losses of the kept examples alone, from those with log C for the examples that were left out."""
     return (losses * examples - (examples - kept) * math.log(classes)) / kept
 
 
-def cheaper(way: Way, params, examples: int, classes: int) -> Method:
-    """DISAM as `disam_jax.disam` with a held perturbation, an ascent on a part, or both; for networks without state."""
+def cheaper(way: Way, params, examples: int, classes: int, steps: int) -> Method:
+    """DISAM at a lower cost, in the words of the library; for networks without state."""
+    kept = math.ceil(way.fraction * examples)
 
-    def gradient(params, forward, hyper, memory):
-        def ascent_loss_fn(params):
-            return loss_of_part(forward(Part(params, way.fraction)).losses, way.fraction, examples, classes)
+    def part_losses(forward, params):
+        return loss_of_part(forward(Part(params, way.fraction)).losses, kept, examples, classes)
 
+    def transformed(params, forward, hyper, memory):
         tx = disam_jax.disam(hyper["rho"], hyper["lam"], refresh_every=way.refresh_every)
         grads, memory = tx.update(
             None,
             memory,
             params,
             domain_loss_fn=lambda params: forward(params).losses,
-            ascent_loss_fn=None if way.fraction == 1 else ascent_loss_fn,
+            ascent_loss_fn=None if way.fraction == 1 else lambda params: part_losses(forward, params),
         )
         return grads, {}, memory
 
-    held = disam_jax.disam(refresh_every=way.refresh_every).init(params)
+    def alone(params, forward, hyper, memory):
+        def rest_loss(params):
+            losses = forward(Part(params, way.fraction, rest=True)).losses
+            return loss_of_part(losses, examples - kept, examples, classes).mean()
+
+        share = kept / examples
+        part = lambda params: part_losses(forward, params)
+        _, perturbed = disam_jax.value_and_grad(part, hyper["rho"], hyper["lam"])(params)
+        plain = jax.grad(rest_loss)(params)
+        return jax.tree.map(lambda g, h: share * g + (1 - share) * h, perturbed, plain), {}, memory
+
+    def late(params, forward, hyper, count):
+        losses = lambda params: forward(params).losses
+        _, grads = disam_jax.value_and_grad(losses, hyper["rho"], hyper["lam"])(params)
+        plain = jax.grad(lambda params: losses(params).mean())(params)
+        return jax.tree.map(lambda g, h: jnp.where(count < way.begin * steps, h, g), grads, plain), {}, count + 1
+
     hyper = {"rho": RHO["rho"]._replace(times=way.longer), **LAM}
-    return Method(gradient, hyper, base="DISAM", memory=lambda _: held, note=f"DISAM, {way}")
+    note = f"DISAM, {way}"
+    if way.alone:
+        return Method(alone, hyper, base="DISAM", note=note)
+    if way.begin:
+        return Method(late, hyper, base="DISAM", memory=lambda _: jnp.zeros((), jnp.int32), note=note)
+    held = disam_jax.disam(refresh_every=way.refresh_every).init(params)
+    return Method(transformed, hyper, base="DISAM", memory=lambda _: held, note=note)
 
 
 # What a step costs.
@@ -145,7 +186,7 @@ def step_of(network: Network, setting, way: Way | None):
     def ascent_losses(params, batch):
         return domain_losses(params, disam_jax.ascent_part(batch, way.fraction))
 
-    if way is None:
+    if way is None or way.alone:
         tx = optax.adamw(1e-3)
     else:
         tx = optax.chain(
@@ -157,6 +198,9 @@ def step_of(network: Network, setting, way: Way | None):
         if way is None:
             grads = jax.grad(lambda params: domain_losses(params, batch).mean())(params)
             updates, state = tx.update(grads, state, params)
+        elif way.alone:
+            gradient = disam_jax.part_value_and_grad(domain_losses, setting.rho, 1.0, fraction=way.fraction)
+            updates, state = tx.update(gradient(params, batch)[1], state, params)
         else:
             updates, state = tx.update(
                 None,
@@ -178,7 +222,7 @@ def flops(network: Network, setting, way: Way | None, params, batch) -> float:
     def at(count):
         # A count that the compiler knows leaves one branch of the step: the one that is run.
         def step_at(params, state, batch):
-            if way is not None:
+            if every > 1:
                 state = (state[0]._replace(count=jnp.full_like(state[0].count, count)), *state[1:])
             return step(params, state, batch)
 
@@ -216,7 +260,8 @@ def costs(data, setting, sources: int, per_domain: int, rounds: int) -> tuple[di
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(sources, per_domain, *data.inputs.shape[1:])).astype(np.float32)
     batch = (jnp.asarray(inputs), jnp.zeros((sources, per_domain), jnp.int32))
-    ways = {"plain": None, "DISAM": Way()} | {name: way for name, way in WAYS.items() if way.longer == 1}
+    programs = {name: way for name, way in WAYS.items() if way.longer == 1 and not way.begin}
+    ways = {"plain": None, "DISAM": Way()} | programs
     counted = {name: flops(network, setting, way, params, batch) for name, way in ways.items()}
     taken = seconds(ways, network, setting, params, batch, rounds)
     found = {}
@@ -224,6 +269,12 @@ def costs(data, setting, sources: int, per_domain: int, rounds: int) -> tuple[di
         ratios = [own / plain for own, plain in zip(taken[name], taken["plain"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         found[name] = {"flops": counted[name] / counted["plain"], "time": middle, "quartiles": [low, high]}
+    for name, way in WAYS.items():
+        if way.begin:
+            mixed = lambda value, begin=way.begin: begin + (1 - begin) * value
+            dear = found["DISAM"]
+            found[name] = {what: mixed(dear[what]) for what in ("flops", "time")}
+            found[name]["quartiles"] = [mixed(value) for value in dear["quartiles"]]
     size = math.prod(data.inputs.shape[1:])
     return found, f"MLP {size}-{hidden}-{hidden}-{len(data.class_names)}, {sources} domains of {per_domain} examples"
 
@@ -272,8 +323,9 @@ def table(results, cost, network: str, command: str, seeds: int) -> tuple[str, d
         "losses on their training splits, averaged over training. largest domain loss: of these, at the last step.",
         f"- FLOPs and time: of a whole step with AdamW over a plain one's, {network}, batch and parameters of another "
         "size than the runs', whose steps are too small to time. FLOPs as XLA counts them, for a held perturbation the "
-        "mean over the steps that share it. Time: median over the rounds of the ratio within a round (quartiles). What "
-        "differs in rho or lam alone is the same program and is counted once: SAM as DISAM.",
+        "mean over the steps that share it, for a late beginning that over the training. Time: median over the rounds "
+        "of the ratio within a round (quartiles). What differs in rho or lam alone is the same program and is counted "
+        "once: SAM as DISAM.",
         f"- {machine()['cpu']}, {machine()['cores']} cores, {machine()['device']}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
@@ -286,6 +338,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", help="digits, or a folder DIR/domain/class of images, as features")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help=", ".join(WAYS)
+    )
     parser.add_argument("--steps", type=int, help="of a run; by default the benchmark's")
     parser.add_argument("--rounds", type=int, default=20, help="of the measurement of time")
     parser.add_argument("--per-domain", type=int, default=64, help="examples of each domain in the measurement of time")
@@ -302,11 +358,14 @@ def main():
         params, state = jax.tree.map(jnp.zeros_like, plain.init(jax.random.key(0)))
         assert not jax.tree.leaves(state)  # `cheaper` hands none on
         methods = {name: METHODS[name] for name in ("ERM", "SAM", "DISAM")}
-        methods |= {name: cheaper(way, params, setting.per_domain, classes) for name, way in WAYS.items()}
+        chosen = {name: WAYS[name] for name in options.ways}
+        methods |= {
+            name: cheaper(way, params, setting.per_domain, classes, setting.steps) for name, way in chosen.items()
+        }
         plan = Plan(
             {name: [search.default_hyper(method, setting)] for name, method in methods.items()},
             tuple(range(sources + 1)),
-            tuple(range(options.seeds)),
+            tuple(range(options.first_seed, options.first_seed + options.seeds)),
         )
         results, _ = run_sweep(
             data,
@@ -314,17 +373,22 @@ def main():
             setting,
             methods,
             plan,
-            options.work / data.name,
+            options.work / f"{data.name}_{options.first_seed}",
             on_progress=show,
         )
     cost, network = costs(data, setting, sources, options.per_domain, options.rounds)
     command = f"python benchmarks/below_two.py --data {data.name}"
+    name = data.name
+    if options.first_seed or options.ways != list(WAYS):
+        name += f"_seeds_{options.first_seed}"
+        command += f" --first-seed {options.first_seed} --seeds {options.seeds} --ways "
+        command += " ".join(f"'{way}'" for way in options.ways)
     page, numbers = table(results, cost, network, command, options.seeds)
     record = {"command": command, "machine": machine(), "versions": versions(), "cost": cost, "differences": numbers}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{data.name}.md").write_text(page)
-    (options.out / f"{data.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / f"{data.name}_runs.csv").write_text(runs_csv(results))
+    (options.out / f"{name}.md").write_text(page)
+    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / f"{name}_runs.csv").write_text(runs_csv(results))
     print(page)
 
 

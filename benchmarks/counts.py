@@ -1,12 +1,13 @@
 """What XLA counts of a compiled step: exact for a version of jax, and the same on a busy machine."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
-import optax
+from jax.extend.core import jaxpr_as_fun
 
-from benchmarks.steps import SIDES, Step, optimizer, refreshed
+from benchmarks.steps import SIDES, Step, refreshed
 from benchmarks.workloads import Workload, make_batch
 from disam_jax.dg.memory import program_bytes
 
@@ -57,6 +58,7 @@ def counts(compiled: Any) -> Counts:
     )
 
 
+@cache
 def phases(work: Workload) -> tuple[float, float]:
     """FLOPs of a step that computes its perturbation and of one that reuses it."""
     found = (counts(lower(work, refreshed(work, 2, phase)).compile()).flops for phase in (0, 1))
@@ -64,30 +66,36 @@ def phases(work: Workload) -> tuple[float, float]:
     return first, second
 
 
-def optimizer_flops(work: Workload) -> float:
-    """What AdamW does in a step, outside of the passes."""
-    tx = optimizer()
+def in_pairs(step: Step) -> Step:
+    """The same step, with two turns of each of its scans in the body of one."""
 
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    def paired(*args):
+        jaxpr, shape = jax.make_jaxpr(step.step, return_shape=True)(*args)
+        eqns = [
+            eqn.replace(params={**eqn.params, "unroll": 2}) if eqn.primitive.name == "scan" else eqn
+            for eqn in jaxpr.jaxpr.eqns
+        ]
+        run = jaxpr_as_fun(jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns)))
+        return jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(args)))
 
-    params, state, _, _ = abstract(work, Step(tx.init, step))
-    return counts(jax.jit(step).lower(params, state, params).compile()).flops
+    return Step(step.init, paired)
 
 
-def true_flops(name: str, work: Workload, counted: Mapping[str, Counts], both: tuple[float, float] | None) -> float:
-    """FLOPs of a step on average, from XLA's counts.
+def scan_flops(work: Workload, step: Step, counted: float, options: Mapping[str, Any] | None = None) -> float:
+    """FLOPs of all turns of a step's scans over the domains, where XLA counted one.
 
-    `refresh_every=k` has one step in k of the dear kind. Of a scan over M domains one turn is counted: M times the
-    count without AdamW, and AdamW once, is the truth from above, for a few operations on the sums stand outside too.
+    A program with two turns in the body, and a third after it if M is odd, has one or two turns more.
     """
+    if work.num_domains == 1:
+        return counted
+    more = counts(lower(work, in_pairs(step)).compile(options)).flops - counted
+    return counted + (work.num_domains - 1) * more / (1 + work.num_domains % 2)
+
+
+def true_flops(name: str, work: Workload, counted: float) -> float:
+    """FLOPs of a step on average, from XLA's count: `refresh_every=k` has one step in k of the dear kind."""
     side = SIDES[name]
     if side.period > 1:
-        if both is None:
-            raise ValueError(f"{name} has two kinds of steps: give the FLOPs of both, phases(work)")
-        return (both[0] + (side.period - 1) * both[1]) / side.period
-    if side.scanned:
-        outside = optimizer_flops(work)
-        return work.num_domains * (counted[name].flops - outside) + outside
-    return counted[name].flops
+        dear, cheap = phases(work)
+        return (dear + (side.period - 1) * cheap) / side.period
+    return scan_flops(work, side.make(work), counted) if side.scanned else counted

@@ -30,8 +30,9 @@ HEAD = (
     'by round against the plain step of the same round. "Cores" is the same ratio for the seconds that all cores',
     "together spent on the process, which other work on the machine touches less (of a GPU it says nothing). FLOPs,",
     "bytes and memory are XLA's counts of the compiled program and have no noise. FLOPs of `refresh_every` are the",
-    "average over its steps; those of the accumulated form are M turns of its scan, from above. Bytes are of",
-    "one program: of the dearer step for `refresh_every`, of one turn of the scan for the accumulated form.",
+    "average over its steps; those of a scan over M domains are of all its turns. Bytes are of one program: of the",
+    "dearer step for `refresh_every`, of one turn of a scan. A form other than the flat one stands against a plain",
+    "step of the same form too, which is what its user would take without DISAM.",
 )
 
 
@@ -71,9 +72,7 @@ def _steps(entries: Mapping[str, Any]) -> list[str]:
         rows = [
             (
                 f"{side}: {SIDES[side].summary}" if side in SIDES else side,
-                triple(each["time_ratio"]),
-                triple(each["cores_ratio"]),
-                f"{each['flops_ratio']:.3f}",
+                *_ratios(each),
                 triple(each["seconds"], 1, 1e3),
                 f"{each['flops'] / 1e9:.2f}",
                 f"{each['bytes'] / 1e9:.2f}",
@@ -89,10 +88,18 @@ def _steps(entries: Mapping[str, Any]) -> list[str]:
             *("GFLOP/s", "compile, s"),
         )
         samples = next(iter(entry["sides"].values()))["samples"]
+        own = [
+            (f"{side} / {each['own']['plain']}", *_ratios(each["own"]))
+            for side, each in entry["sides"].items()
+            if "own" in each
+        ]
+        if own:
+            own = ["", *table(("against the plain step of the same form", "time", "cores", "FLOPs"), own)]
         lines += [
             f"### {name}: {_shape(entry['workload'])}",
             "",
             *table(head, rows),
+            *own,
             "",
             f"{samples} rounds. Measured at best: {rates['flops'] / 1e9:.0f} GFLOP/s in a matrix product, "
             f"{rates['bytes'] / 1e9:.1f} GB/s in a sum of vectors. {record(entry)}",
@@ -101,15 +108,19 @@ def _steps(entries: Mapping[str, Any]) -> list[str]:
     return lines[:-1]
 
 
+def _ratios(each: Mapping[str, Any]) -> tuple[str, str, str]:
+    return triple(each["time_ratio"]), triple(each["cores_ratio"]), f"{each['flops_ratio']:.3f}"
+
+
 def _growth(entries: Mapping[str, Any]) -> list[str]:
     entry = entries["measured"]
+    forms = any("own" in each for found in entry.values() for each in found["sides"].values())
     rows = [
         (
             name,
             side,
-            triple(each["time_ratio"]),
-            triple(each["cores_ratio"]),
-            f"{each['flops_ratio']:.3f}",
+            *_ratios(each),
+            *(_ratios(each.get("own", each)) if forms else ()),
             triple(each["seconds"], 2, 1e3),
             mib(each["temp"]),
         )
@@ -117,7 +128,8 @@ def _growth(entries: Mapping[str, Any]) -> list[str]:
         for side, each in found["sides"].items()
         if side != "adamw"
     ]
-    head = ("", "side", "time / plain", "cores / plain", "FLOPs / plain", "ms", "temp, MiB")
+    own = ("time / its form's", "cores / its form's", "FLOPs / its form's") if forms else ()
+    head = ("", "side", "time / plain", "cores / plain", "FLOPs / plain", *own, "ms", "temp, MiB")
     return [*table(head, rows), "", record(entries)]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.clock import Runner, Sample, in_turn, ratios, spread
-from benchmarks.counts import counts, lower, phases, start, true_flops
+from benchmarks.clock import Runner, in_turn, ratios, spread
+from benchmarks.counts import counts, lower, start, true_flops
 from benchmarks.steps import SIDES
 from benchmarks.workloads import Workload, describe
 
@@ -30,8 +30,9 @@ def measure(
     least_seconds: float,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Counts, seconds per step and ratios to the plain step, which is always one of the sides."""
-    names = list(dict.fromkeys([REFERENCE, *sides]))
+    """Counts, seconds per step, and ratios to the plain step and to that of the same form, which are measured too."""
+    sides = list(sides)
+    names = list(dict.fromkeys([REFERENCE, *(SIDES[name].plain for name in sides), *sides]))
     found, counted, runners = {}, {}, {}
     for name in names:
         say(f"compile {name}")
@@ -41,27 +42,32 @@ def measure(
         found[name] = {"compile_seconds": time.perf_counter() - began}
         counted[name] = counts(compiled)
         runners[name] = runner(compiled, start(work, step), SIDES[name].period)
-    both = phases(work) if any(SIDES[name].period > 1 for name in names) else None
     done = iter(range(1, len(names) * repeats + 1))
     taken = in_turn(runners, repeats, least_seconds, lambda: say(f"sample {next(done)} of {len(names) * repeats}"))
-    plain_flops = counted[REFERENCE].flops
+    say("count")
+    flops = {name: true_flops(name, work, counted[name].flops) for name in names}
+
+    def against(name: str, plain: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"flops_ratio": flops[name] / flops[plain]}
+        for kind, field in (("wall", "time_ratio"), ("cores", "cores_ratio")):
+            own, others = ([getattr(sample, kind) for sample in taken[side]] for side in (name, plain))
+            found[field] = ratios(own, others)._asdict()
+        return found
+
     for name in names:
-        flops = true_flops(name, work, counted, both)
-        seconds, cores = ([getattr(sample, kind) for sample in taken[name]] for kind in Sample._fields)
-        plain, plain_cores = ([getattr(sample, kind) for sample in taken[REFERENCE]] for kind in Sample._fields)
+        seconds = spread([sample.wall for sample in taken[name]])
         found[name] |= {
             **counted[name]._asdict(),
             "counted_flops": counted[name].flops,
-            "flops": flops,
-            "flops_ratio": flops / plain_flops,
-            "seconds": spread(seconds)._asdict(),
-            "time_ratio": ratios(seconds, plain)._asdict(),
-            "cores_ratio": ratios(cores, plain_cores)._asdict(),
-            "flops_per_second": flops / spread(seconds).median,
+            "flops": flops[name],
+            **against(name, REFERENCE),
+            "seconds": seconds._asdict(),
+            "flops_per_second": flops[name] / seconds.median,
             "samples": len(taken[name]),
         }
+        if SIDES[name].plain != REFERENCE:
+            found[name]["own"] = {"plain": SIDES[name].plain, **against(name, SIDES[name].plain)}
     if GROUPED[0] in found and GROUPED[1] in found:
-        for kind, field in (("wall", "time"), ("cores", "cores")):
-            grouped, flat = ([getattr(sample, kind) for sample in taken[name]] for name in GROUPED)
-            found[GROUPED[0]][f"{field}_ratio_to_flat"] = ratios(grouped, flat)._asdict()
+        to_flat = against(*GROUPED)
+        found[GROUPED[0]] |= {f"{field}_to_flat": to_flat[field] for field in ("time_ratio", "cores_ratio")}
     return {"workload": describe(work), "backend": jax.default_backend(), "sides": found}

@@ -39,6 +39,7 @@ class Side(NamedTuple):
         passes: forward and backward passes of a step, on average: its cost in plain steps when nothing else counts.
         period: after how many steps the work repeats.
         scanned: whether the passes are in a `lax.scan` over the domains, of which XLA counts one turn.
+        plain: the plain step of the same form, where that is not the flat one.
     """
 
     summary: str
@@ -46,6 +47,7 @@ class Side(NamedTuple):
     passes: float = 2.0
     period: int = 1
     scanned: bool = False
+    plain: str = "adamw"
 
 
 def optimizer() -> optax.GradientTransformation:
@@ -66,6 +68,33 @@ def with_gradient(gradient: Callable[[Any, Any, Any], Any]) -> Step:
 
 def plain(work: Workload) -> Step:
     return with_gradient(jax.value_and_grad(losses.mean_loss(work), has_aux=True))
+
+
+def plain_grouped(work: Workload) -> Step:
+    domain_losses = losses.grouped(work)
+
+    def mean_loss(params, stats, batch):
+        values, stats = domain_losses(params, stats, batch)
+        return jnp.mean(values), stats
+
+    return with_gradient(jax.value_and_grad(mean_loss, has_aux=True))
+
+
+def plain_accumulated(work: Workload) -> Step:
+    """What a user does whose batch does not fit: the gradient of one domain after another, added up."""
+    value_and_grad = jax.value_and_grad(losses.mean_loss(work), has_aux=True)
+
+    def gradient(params, stats, batch):
+        def body(total, one_domain):
+            (loss, after), grads = value_and_grad(params, stats, one_domain)
+            return jax.tree.map(jnp.add, total, grads), (loss, after)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, (values, each) = jax.lax.scan(body, zeros, losses.group(work, batch))
+        grads = jax.tree.map(lambda t: t / work.num_domains, total)
+        return (jnp.mean(values), losses.mean_statistics(each)), grads
+
+    return with_gradient(gradient)
 
 
 def optax_sam(work: Workload, opaque: bool) -> Step:
@@ -96,6 +125,19 @@ def disam(work: Workload, form: Callable[[Workload], losses.Loss] = losses.flat,
 def ascent_fraction(work: Workload, fraction: float) -> Step:
     part = losses.flat_on_part(work, fraction)
     return disam(work, ascent_loss_fn=part)
+
+
+def part_perturbed(work: Workload, fraction: float) -> Step:
+    """The statistics are those of the rest of the batch, the larger side."""
+    loss = losses.flat(work)
+    each = lambda params, batch, stats: loss(params, stats, batch)
+    fn = disam_jax.part_value_and_grad(each, RHO, LAM, fraction=fraction, axis=0, has_aux=True)
+
+    def gradient(params, stats, batch):
+        (loss, (_, stats)), grads = fn(params, batch, stats)
+        return (loss, stats), grads
+
+    return with_gradient(gradient)
 
 
 def accumulated(work: Workload, axis_name: str | None = None) -> Step:
@@ -146,13 +188,15 @@ def refreshed(work: Workload, every: int, phase: int | None = None) -> Step:
 
 SIDES: Mapping[str, Side] = {
     "adamw": Side("a plain step", plain, passes=1.0),
+    "adamw_grouped": Side("a plain step, grouped", plain_grouped, passes=1.0),
+    "adamw_accumulated": Side("a plain step, one domain after another", plain_accumulated, passes=1.0, scanned=True),
     "optax_sam_opaque": Side("optax.contrib.sam, opaque", lambda work: optax_sam(work, opaque=True)),
     "optax_sam_transparent": Side("optax.contrib.sam, two updates", lambda work: optax_sam(work, opaque=False)),
     "sam": Side("sam, flat", lambda work: disam(work, lam=0.0)),
     "disam": Side("disam, flat", disam),
-    "disam_grouped": Side("disam, grouped", lambda work: disam(work, losses.grouped)),
-    "disam_accumulated": Side("disam, accumulated", accumulated, scanned=True),
-    "disam_stacked": Side("disam, stacked gradients", stacked),
+    "disam_grouped": Side("disam, grouped", lambda work: disam(work, losses.grouped), plain="adamw_grouped"),
+    "disam_accumulated": Side("disam, accumulated", accumulated, scanned=True, plain="adamw_accumulated"),
+    "disam_stacked": Side("disam, stacked gradients", stacked, plain="adamw_grouped"),
     "gsam": Side("disam with GSAM", lambda work: disam(work, variant=variants.gsam(0.1))),
     "gsam_clean": Side(
         "the same, clean reference", lambda work: disam(work, variant=variants.gsam(0.1, "clean")), passes=8 / 3
@@ -164,4 +208,5 @@ SIDES: Mapping[str, Side] = {
     },
     "ascent_1/2": Side("disam, half of the batch in the ascent", lambda work: ascent_fraction(work, 0.5), 1.5),
     "ascent_1/4": Side("disam, a quarter of it", lambda work: ascent_fraction(work, 0.25), 1.25),
+    "part_1/4": Side("disam for a quarter, the rest plain", lambda work: part_perturbed(work, 0.25), 1.25),
 }

@@ -9,10 +9,12 @@ from disam_jax._domains import (
     ascent_part,
     group_by_domain,
     mean_by_domain,
+    part_and_rest,
     per_domain,
     per_domain_value_and_grad,
 )
 from disam_jax._gradient import DisamInfo, accumulated_value_and_grad, value_and_grad
+from disam_jax._part import part_value_and_grad
 from disam_jax._transform import DisamState, disam, sam
 from disam_jax._weights import domain_weights
 
@@ -28,6 +30,8 @@ __all__ = [
     "domain_weights",
     "group_by_domain",
     "mean_by_domain",
+    "part_and_rest",
+    "part_value_and_grad",
     "per_domain",
     "per_domain_value_and_grad",
     "sam",

@@ -188,7 +188,7 @@ def value_and_grad(
     check_ascent_loss_fn(ascent_loss_fn)
 
     def fn(*args, **kwargs):
-        params, at = _select(args, argnums)
+        params, at = select(args, argnums)
 
         def form_of(loss_fn, argument):
             return closure_form(
@@ -264,13 +264,8 @@ def accumulated_value_and_grad(
     check_ascent_loss_fn(ascent_loss_fn)
 
     def fn(*args, **kwargs):
-        params, at = _select(args, argnums)
-        chosen = {number % len(args) for number in ((argnums,) if isinstance(argnums, int) else argnums)}
-        batch_number = next((number for number in range(len(args)) if number not in chosen), None)
-        if batch_number is None:
-            raise TypeError(
-                "accumulated_value_and_grad: batch is missing. Write fn(params, batch) with leaves [M, n, ...]."
-            )
+        params, at = select(args, argnums)
+        batch_number = batch_argument("accumulated_value_and_grad", args, argnums)
 
         def form_of(one_domain_loss_fn):
             def one_domain_loss(p, one_domain):
@@ -337,7 +332,7 @@ def with_extras(loss: jax.Array, extras: Sequence[Any]) -> Any:
     return loss, extras[0] if len(extras) == 1 else tuple(extras)
 
 
-def _select(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+def select(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """The parameters among the arguments, and the arguments with other parameters in their place."""
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if not numbers or not all(-len(args) <= number < len(args) for number in numbers):
@@ -352,6 +347,15 @@ def _select(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, C
         return tuple(full)
 
     return args[argnums] if isinstance(argnums, int) else tuple(args[number] for number in numbers), at
+
+
+def batch_argument(name: str, args: tuple[Any, ...], argnums: int | Sequence[int]) -> int:
+    """The place of the batch: the first of the arguments that are not parameters."""
+    chosen = {number % len(args) for number in ((argnums,) if isinstance(argnums, int) else argnums)}
+    for number in range(len(args)):
+        if number not in chosen:
+            return number
+    raise TypeError(f"{name}: batch is missing. Write fn(params, batch) with leaves [M, n, ...].")
 
 
 def _is_number(x: Any) -> bool:

@@ -315,8 +315,8 @@ def test_numbers_of_the_page_are_those_of_the_stored_tables():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
-def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(fraction):
+@pytest.mark.parametrize(("fraction", "alone"), [(1.0, False), (0.5, False), (0.25, False), (0.25, True)])
+def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(fraction, alone):
     path = ROOT / "benchmarks" / "below_two.py"
     spec = importlib.util.spec_from_file_location("below_two", path)
     below_two = importlib.util.module_from_spec(spec)
@@ -338,11 +338,15 @@ def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(fraction):
         output, of_domains = losses(below_two.on_parts(network, m), params, x, y)
         return methods.Seen(of_domains, output.features.reshape(m, n, -1), output.state)
 
-    method = below_two.cheaper(below_two.Way(fraction), params, n, classes)
+    method = below_two.cheaper(below_two.Way(fraction, alone=alone), params, n, classes, steps=10)
     hyper = {"rho": jnp.float32(RHO), "lam": jnp.float32(LAM)}
     got, _, _ = jax.jit(lambda p: method.gradient(p, forward, hyper, method.memory(m)))(params)
-    ascent = lambda p, batch: losses(network, p, *disam_jax.ascent_part(batch, fraction))[1]
-    fn = disam_jax.value_and_grad(lambda p, batch: losses(network, p, *batch)[1], RHO, LAM, ascent_loss_fn=ascent)
+    whole = lambda p, batch: losses(network, p, *batch)[1]
+    ascent = lambda p, batch: whole(p, disam_jax.ascent_part(batch, fraction))
+    if alone:
+        fn = disam_jax.part_value_and_grad(whole, RHO, LAM, fraction=fraction)
+    else:
+        fn = disam_jax.value_and_grad(whole, RHO, LAM, ascent_loss_fn=ascent)
     assert problems.relative_error(got, jax.jit(fn)(params, (x, y))[1]) < 1e-6
 
 

@@ -50,5 +50,6 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 def test_public_names():
     values = {"DisamInfo", "DisamState", "DomainLosses", "variants"}
     transforms = {"disam", "sam", "value_and_grad", "accumulated_value_and_grad"}
+    parts = {"ascent_part", "part_and_rest", "part_value_and_grad"}
     domains = {"domain_weights", "group_by_domain", "mean_by_domain", "per_domain", "per_domain_value_and_grad"}
-    assert set(disam_jax.__all__) == values | transforms | domains | {"ascent_part"}
+    assert set(disam_jax.__all__) == values | transforms | domains | parts

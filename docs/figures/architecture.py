@@ -16,8 +16,9 @@ ROOMS = {
     "variants": (2.0, 1, "SAM, GSAM, SAGM"),
     "_passes": (0.5, 2, "passes at w and w + e"),
     "_gradient": (1.0, 3, "the step; value_and_grad"),
-    "_transform": (0.5, 4, "disam, sam in Optax"),
-    "nnx": (1.5, 4, "the step in Flax NNX"),
+    "_transform": (0.0, 4, "disam, sam in Optax"),
+    "_part": (1.0, 4, "the step on a part"),
+    "nnx": (2.0, 4, "the step in Flax NNX"),
     "dg": (1.0, 5, "the benchmark"),
 }
 PUBLIC = ("variants", "nnx", "sharpness", "dg")
