@@ -4,6 +4,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--seconds", type=float, default=0.2, help="a sample is as many steps as take about this long")
     parser.add_argument("--name", help="of the results' files; by default step_speed, step_speed_gpu on a GPU")
+    parser.add_argument("--title", help="of the results' page, when it is new")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -79,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = options.name or ("step_speed" if on_cpu else f"step_speed_{jax.default_backend()}")
     path = options.out / f"{name}.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if not results and options.title:
+        words = sys.argv[1:] if arguments is None else arguments
+        results = {"title": options.title, "command": f"{report.COMMAND} {shlex.join(words)}"}
 
     def keep(part: str, entry: dict[str, Any], of: str | None = None) -> None:
         if of is None:

@@ -77,8 +77,11 @@ WAYS = {
     "1/4 perturbed, rho x 1.5": Way(0.25, longer=1.5, alone=True),
     "1/4 perturbed, rho x 2": Way(0.25, longer=2.0, alone=True),
     "1/4 perturbed, rho x 3": Way(0.25, longer=3.0, alone=True),
+    "1/4 perturbed, rho x 4": Way(0.25, longer=4.0, alone=True),
     "the last 1/2 of the steps": Way(begin=0.5),
     "the last 1/4 of the steps": Way(begin=0.75),
+    # As dear as DISAM: what a longer rho does by itself.
+    "DISAM, rho x 2": Way(longer=2.0),
 }
 # What is compared, its unit and the digits that are shown.
 QUANTITIES = {
@@ -308,7 +311,10 @@ def table(results, cost, network: str, command: str, seeds: int) -> tuple[str, d
             own, baseline = by_seed[quantity][place], by_seed[quantity][full]
             found = estimate(own) if place == full else paired(own, baseline)
             sign = "" if place == full else "+"
-            cells.append(f"{found.mean:{sign}.{digits}f} ± {found.error:.{digits}f}")
+            diverged = int(np.isnan(np.asarray(getattr(scores, quantity))[place]).sum())
+            cells.append(
+                f"{diverged} runs diverged" if diverged else f"{found.mean:{sign}.{digits}f} ± {found.error:.{digits}f}"
+            )
             numbers[name][quantity] = {"mean": float(found.mean), "error": float(found.error)}
         low, high = cost[known]["quartiles"]
         lines.append(

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.steps import SIDES
 
+TITLE, COMMAND = "The speed of a step", "python -m benchmarks"
 TITLES = {
     "steps": "A step against a plain one",
     "domains": "As domains grow, at a fixed batch",
@@ -17,7 +18,7 @@ TITLES = {
 
 def page(results: Mapping[str, Any]) -> str:
     """Markdown of everything that is stored."""
-    parts = ["# The speed of a step", "", "    python -m benchmarks", "", *HEAD]
+    parts = [f"# {results.get('title', TITLE)}", "", f"    {results.get('command', COMMAND)}", "", *HEAD]
     for name, section in SECTIONS.items():
         if name in results:
             parts += ["", f"## {TITLES[name]}", "", *section(results[name])]

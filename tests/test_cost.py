@@ -226,8 +226,9 @@ def bytes_of(tree):
 
 # Every network of the benchmark and every form, at sizes that compile in seconds.
 QUICK = {"mlp": ("adamw", "optax_sam_opaque", "disam")}
-# Of FLOPs: transparent SAM makes two whole updates; domain by domain, each gradient is added to a sum.
-ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05}
+# Of FLOPs: transparent SAM makes two whole updates; domain by domain, each gradient is added to a sum; a part's
+# gradient is added to the rest's, next to a batch that is tiny here.
+ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05, "part_1/4": 1.27}
 # Copies of the parameters beyond optax.contrib.sam's memory: the reference gradient of GSAM and SAGM (an older XLA
 # keeps one more), the two sums and the gradient of one domain, the gradient of every domain, the held perturbation.
 HELD = {"gsam": 2, "gsam_clean": 2, "sagm": 2, "disam_accumulated": 4, "disam_stacked": 4, "refresh_2": 1}
@@ -236,7 +237,7 @@ HELD = {"gsam": 2, "gsam_clean": 2, "sagm": 2, "disam_accumulated": 4, "disam_st
 PACKED = {"resnet18": 0.01, "resnet50": 0.01}
 PACKED_GROUPED = {"resnet18": 0.06, "resnet50": 0.06}
 PACKED_OLDER = {"resnet18": 0.07, "resnet50": 0.07}
-GROUPED = ("disam_grouped", "disam_stacked")
+GROUPED = ("adamw_grouped", "disam_grouped", "disam_stacked")
 
 
 def networks():
@@ -268,7 +269,7 @@ def check_flops(network, side, seen):
         plain = plain if passes == 1 else baseline.scanned_flops(network, SIDES[side].plain)
         told = f"{network}, {side}: {seen_flops / plain:.4f} x the FLOPs of {SIDES[side].plain}"
     if side in GROUPED and jax.__version_info__ < (0, 10):
-        allowed = 2.05  # of convolutions as products, which an older XLA pads
+        allowed = 1.025 * passes  # of convolutions as products, which an older XLA pads
     assert seen_flops <= allowed * plain, told
     # A gate that never sees the passes would pass anything.
     assert seen_flops >= 0.95 * passes * plain, told

@@ -98,6 +98,15 @@ def test_figures_are_there_for_light_and_dark_pages(name):
         assert f"figures/{name}_{theme}.svg\n:class: only-{theme}" in pages
 
 
+def test_figures_of_the_sharpness_page_are_those_that_its_code_names(monkeypatch):
+    sharpness = load(DOCS / "figures" / "sharpness.py", monkeypatch)
+    page = (DOCS / "sharpness.md").read_text()
+    for name in sharpness.FIGURES:
+        assert f"\n{name} = sharpness.plots.draw_" in page
+        assert f"](figures/sharpness_{name}.png)" in page
+        assert (DOCS / "figures" / f"sharpness_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_arrows_of_the_architecture_point_up(monkeypatch):
     pytest.importorskip("matplotlib")
     architecture = load(DOCS / "figures" / "architecture.py", monkeypatch)
