@@ -230,8 +230,17 @@ QUICK = {"mlp": ("adamw", "optax_sam_opaque", "disam")}
 # gradient is added to the rest's, next to a batch that is tiny here.
 ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05, "part_1/4": 1.27}
 # Copies of the parameters beyond optax.contrib.sam's memory: the reference gradient of GSAM and SAGM (an older XLA
-# keeps one more), the two sums and the gradient of one domain, the gradient of every domain, the held perturbation.
-HELD = {"gsam": 2, "gsam_clean": 2, "sagm": 2, "disam_accumulated": 4, "disam_stacked": 4, "refresh_2": 1}
+# keeps one more), the two sums and the gradient of one domain, the gradient of every domain, the held perturbation, the
+# gradient of the rest.
+HELD = {
+    "gsam": 2,
+    "gsam_clean": 2,
+    "sagm": 2,
+    "disam_accumulated": 4,
+    "disam_stacked": 4,
+    "refresh_2": 1,
+    "part_1/4": 1,
+}
 # Of the arena: XLA packs the activations of a deep network in another order for another form or version. The hole is
 # one of activations, not of parameters: at the benchmark's size of ResNet-18 it is an eighth of the parameters.
 PACKED = {"resnet18": 0.01, "resnet50": 0.01}

@@ -87,6 +87,11 @@ def average_points(points: Sequence[Tree], first: np.ndarray, last: np.ndarray) 
 
     Returns:
         Pytree of arrays [R, ...].
+
+    Example:
+        >>> points = [jnp.array([0.0, 1.0]), jnp.array([2.0, 3.0]), jnp.array([4.0, 5.0])]
+        >>> average_points(points, first=np.array([0, 1]), last=np.array([1, 2])).tolist()
+        [1.0, 4.0]
     """
     places = np.arange(len(points))[:, None]
     inside = (places >= first[None]) & (places <= last[None])

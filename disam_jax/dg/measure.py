@@ -52,6 +52,15 @@ def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Ar
 
     Returns:
         float32 [2, D].
+
+    Example:
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.training import make_arrays
+        >>> data = domains.join_domains("toy", [jnp.ones((4, 2))] * 2, [jnp.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
+        >>> arrays = make_arrays(data, (splits.split(data, seed=0),), standardise=False)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> by_domain_and_split(jnp.float32(arrays.domain_ids), spec, arrays).tolist()
+        [[0.0, 1.0], [0.0, 1.0]]
     """
     number = len(arrays.counts)
     groups = arrays.domain_ids + number * arrays.in_validation[spec.place].astype(jnp.int32)
@@ -65,6 +74,18 @@ def evaluate(
 
     Returns:
         float32 [N] and float32 [N].
+
+    Example:
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> from disam_jax.dg.training import make_arrays
+        >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
+        >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
+        >>> network = make_network("linear", (3,), 2)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> losses, right = evaluate(*network.init(spec.key), spec, arrays, network=network, block=2)
+        >>> [round(loss, 3) for loss in losses.tolist()], right.tolist()
+        ([0.693, 0.693], [1.0, 1.0])
     """
     number = len(arrays.labels)
     block = min(block, number)
@@ -84,7 +105,17 @@ def evaluate(
 
 
 def probe_rows(spec: Spec, arrays: Arrays, size: int) -> jax.Array:
-    """The first `size` examples of each domain's training split, int32 [D, size]."""
+    """The first `size` examples of each domain's training split, int32 [D, size].
+
+    Example:
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.training import make_arrays
+        >>> data = domains.join_domains("toy", [jnp.ones((4, 2))] * 2, [jnp.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
+        >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> probe_rows(spec, arrays, size=2).tolist()
+        [[0, 1], [4, 5]]
+    """
     places = arrays.starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     return arrays.order[spec.place][places]
 
@@ -116,6 +147,18 @@ def measure(
 
     Returns:
         Measured. The held-out domain is absent from the perturbation.
+
+    Example:
+        >>> from disam_jax.dg import methods, training
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> data = domains.join_domains("toy", [jnp.zeros((4, 3))] * 2, [jnp.zeros(4)] * 2, ["a", "b"], ["cat", "dog"])
+        >>> arrays = training.make_arrays(data, (splits.split(data, seed=0),), standardise=False)
+        >>> network, spec = make_network("linear", (3,), 2), Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> options = {"network": network, "method": methods.METHODS["SAM"], "setting": Setting(), "probe": 2}
+        >>> measured = jax.jit(lambda: measure(*network.init(spec.key), spec, arrays, **options))()
+        >>> measured.accuracy.tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
     """
     losses, right = evaluate(params, state, spec, arrays, network=network, block=setting.block)
     rows = probe_rows(spec, arrays, probe)
@@ -134,7 +177,19 @@ def measure(
 
 
 def unseen_accuracy(params: Params, state: State, spec: Spec, unseen: Unseen, block: int) -> jax.Array:
-    """Fraction of right answers among the new classes alone, float32 [D]; NaN for a domain without any."""
+    """Fraction of right answers among the new classes alone, float32 [D]; NaN for a domain without any.
+
+    Example:
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> from disam_jax.dg.training import make_arrays
+        >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
+        >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
+        >>> network = make_network("linear", (3,), 2)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> unseen_accuracy(*network.init(spec.key), spec, Unseen(network, arrays), block=2).tolist()
+        [1.0]
+    """
     arrays = unseen.arrays
     _, right = evaluate(params, state, spec, arrays, network=unseen.network, block=block)
     number = len(arrays.counts)
@@ -167,6 +222,17 @@ def measure_probe(
 
     Returns:
         float32 [D] each. The held-out domain is absent from the perturbation and 0 at w + e.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> network = make_network("linear", (3,), 2)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> options = {"network": network, "method": METHODS["SAM"], "setting": Setting(rho=0.1)}
+        >>> inputs, labels = jnp.zeros((2, 1, 3)), jnp.zeros((2, 1), jnp.int32)
+        >>> losses = jax.jit(lambda: measure_probe(*network.init(spec.key), spec, inputs, labels, **options))()
+        >>> [[round(loss, 3) for loss in each.tolist()] for each in losses]
+        [[0.693, 0.693], [0.766, 0.0]]
     """
     number, size = labels.shape
     flat = inputs.reshape(number * size, *inputs.shape[2:])
@@ -200,6 +266,19 @@ def domain_sharpness(
 
     Returns:
         float32 [D], in nats.
+
+    Example:
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> from disam_jax.dg.training import make_arrays
+        >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
+        >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
+        >>> network = make_network("linear", (3,), 2)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> options = {"network": network, "setting": Setting(sharpness_rho=0.05), "probe": 2}
+        >>> sharpness = domain_sharpness(*network.init(spec.key), spec, arrays, **options)
+        >>> [round(each, 3) for each in sharpness.tolist()]
+        [0.036]
     """
 
     def one(rows: jax.Array) -> jax.Array:
@@ -232,6 +311,16 @@ def sharpness_of(
 
     Returns:
         float32 [], in nats.
+
+    Example:
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> network = make_network("linear", (3,), 2)
+        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> inputs, labels = jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32)
+        >>> options = {"network": network, "setting": Setting(sharpness_rho=0.05)}
+        >>> sharpness = jax.jit(lambda: sharpness_of(*network.init(spec.key), spec, inputs, labels, **options))()
+        >>> round(float(sharpness), 3)
+        0.036
     """
 
     def loss(params: Params) -> jax.Array:

@@ -83,7 +83,12 @@ class Hyperparameter(NamedTuple):
 
 
 def plainly(hyper: Hyper) -> Mapping[str, Any]:
-    """No further options: the perturbation of SAM, or of DISAM with the variance penalty."""
+    """No further options: the perturbation of SAM, or of DISAM with the variance penalty.
+
+    Example:
+        >>> plainly({"rho": jnp.float32(0.1)})
+        {}
+    """
     del hyper
     return {}
 
@@ -119,7 +124,14 @@ class Method:
 
 
 def stay(params: Params, forward: Forward, hyper: Hyper, memory: Memory) -> tuple[Params, State, Memory]:
-    """No step at all: for a network that is measured as it is."""
+    """No step at all: for a network that is measured as it is.
+
+    Example:
+        >>> forward = lambda w: Seen(w * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
+        >>> gradient, state, memory = stay(jnp.float32(2.0), forward, {}, memory=())
+        >>> float(gradient)
+        0.0
+    """
     del hyper
     return jax.tree.map(jnp.zeros_like, params), forward(params).state, memory
 
@@ -140,6 +152,12 @@ def descend(objective: Callable[[Seen, Hyper, Memory], tuple[jax.Array, Memory]]
 
     Returns:
         For `Method.gradient`.
+
+    Example:
+        >>> forward = lambda w: Seen(w * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
+        >>> gradient, state, memory = descend(mean_loss)(jnp.float32(5.0), forward, {}, ())
+        >>> float(gradient)
+        2.0
     """
 
     def gradient(params: Params, forward: Forward, hyper: Hyper, memory: Memory):
@@ -163,6 +181,12 @@ def perturb(ascent: Ascent = plainly, losses: Callable[[Seen, Hyper], jax.Array]
 
     Returns:
         For `Method.gradient`.
+
+    Example:
+        >>> forward = lambda w: Seen(w**2 * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
+        >>> gradient, state, memory = perturb()(jnp.float32(1.0), forward, {"rho": 0.5}, ())
+        >>> float(gradient)
+        6.0
     """
 
     def gradient(params: Params, forward: Forward, hyper: Hyper, memory: Memory):
@@ -182,13 +206,25 @@ def perturb(ascent: Ascent = plainly, losses: Callable[[Seen, Hyper], jax.Array]
 
 
 def mean_loss(seen: Seen, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memory]:
-    """Empirical risk minimisation: (1 / M) sum_i L_i."""
+    """Empirical risk minimisation: (1 / M) sum_i L_i.
+
+    Example:
+        >>> loss, memory = mean_loss(Seen(jnp.array([1.0, 3.0]), features=None, state={}), {}, memory=())
+        >>> float(loss)
+        2.0
+    """
     del hyper
     return seen.losses.mean(), memory
 
 
 def vrex(seen: Seen, hyper: Hyper, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Risk extrapolation: mean_i L_i + beta * mean_i (L_i - mean L)^2, with beta = 1 for the first `anneal` steps.
+
+    Example:
+        >>> seen = Seen(jnp.array([1.0, 3.0]), features=None, state={})
+        >>> loss, step = vrex(seen, {"beta": 10.0, "anneal": 5.0}, jnp.int32(5))
+        >>> float(loss), int(step)
+        (12.0, 6)
 
     References:
         Krueger et al., Out-of-Distribution Generalization via Risk Extrapolation, ICML 2021.
@@ -199,6 +235,12 @@ def vrex(seen: Seen, hyper: Hyper, step: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def group_dro(seen: Seen, hyper: Hyper, shares: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Distributionally robust optimisation over groups: sum_i q_i L_i with q_i <- q_i exp(eta L_i) / sum_j (...).
+
+    Example:
+        >>> seen = Seen(jnp.log(jnp.array([1.0, 3.0])), features=None, state={})
+        >>> loss, shares = group_dro(seen, {"eta": 1.0}, jnp.array([0.5, 0.5]))
+        >>> [round(share, 3) for share in shares.tolist()]
+        [0.25, 0.75]
 
     References:
         Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020.
@@ -238,12 +280,25 @@ def coral_penalty(features: jax.Array) -> jax.Array:
 
 
 def coral(seen: Seen, hyper: Hyper) -> jax.Array:
-    """Domain losses L_i + gamma * `coral_penalty`: a term common to all domains, which no spread of them feels."""
+    """Domain losses L_i + gamma * `coral_penalty`: a term common to all domains, which no spread of them feels.
+
+    Example:
+        >>> seen = Seen(jnp.array([1.0, 2.0]), jnp.array([[[0.0], [2.0]], [[1.0], [3.0]]]), state={})
+        >>> coral(seen, {"gamma": 0.5}).tolist()
+        [1.5, 2.5]
+    """
     return seen.losses + hyper["gamma"] * coral_penalty(seen.features)
 
 
 def mean_coral(seen: Seen, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memory]:
-    """The mean of `coral`: mean_i L_i + gamma * penalty."""
+    """The mean of `coral`: mean_i L_i + gamma * penalty.
+
+    Example:
+        >>> seen = Seen(jnp.array([1.0, 2.0]), jnp.array([[[0.0], [2.0]], [[1.0], [3.0]]]), state={})
+        >>> loss, memory = mean_coral(seen, {"gamma": 0.5}, memory=())
+        >>> float(loss)
+        2.0
+    """
     return coral(seen, hyper).mean(), memory
 
 

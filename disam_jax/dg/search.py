@@ -27,7 +27,12 @@ SGD = {"learning_rate": Hyperparameter(0.1, -0.7, 0.3, relative=True)}
 
 
 def shared_ranges(setting: Setting) -> Mapping[str, Hyperparameter]:
-    """The optimizer's hyperparameters that random search draws."""
+    """The optimizer's hyperparameters that random search draws.
+
+    Example:
+        >>> list(shared_ranges(Setting(model="resnet18", optimizer="adam")))
+        ['learning_rate', 'weight_decay']
+    """
     if setting.optimizer == "sgd":
         return SGD
     full = setting.tuning is not None and setting.tuning.peft == "full"
@@ -35,7 +40,13 @@ def shared_ranges(setting: Setting) -> Mapping[str, Hyperparameter]:
 
 
 def default_hyper(method: Method, setting: Setting) -> dict[str, float]:
-    """A method's hyperparameters, and the optimizer's, by default."""
+    """A method's hyperparameters, and the optimizer's, by default.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> default_hyper(METHODS["SAM"], Setting(rho=0.05))
+        {'learning_rate': 0.1, 'weight_decay': 0.0, 'rho': 0.05}
+    """
     defaults = setting.defaults
     own = {name: each.value(defaults, name) for name, each in method.hyper.items()}
     return {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay, **own}
@@ -52,6 +63,12 @@ def random_candidates(method: Method, setting: Setting, number: int, seed: int) 
 
     Returns:
         `number` dictionaries of hyperparameters.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> candidates = random_candidates(METHODS["SAM"], Setting(rho=0.5), number=3, seed=0)
+        >>> [round(each["rho"], 3) for each in candidates]
+        [0.5, 0.083, 0.338]
     """
     ranges = {**shared_ranges(setting), **method.hyper}
     candidates = [default_hyper(method, setting)]
@@ -80,6 +97,12 @@ def grid_candidates(method: Method, setting: Setting, grid: Mapping[str, Sequenc
 
     Returns:
         Dictionaries of hyperparameters, each once.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> candidates = grid_candidates(METHODS["SAM"], Setting(rho=0.5), {"rho": [0.25, 0.5, 1.0]})
+        >>> [each["rho"] for each in candidates]
+        [0.5, 0.25, 1.0]
     """
     start = default_hyper(method, setting)
     names = [name for name in grid if name in start]
@@ -97,6 +120,13 @@ def check_grid(grid: Mapping[str, Sequence[float]], methods: Mapping[str, Method
 
     Raises:
         InputError: naming what is not.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> check_grid({"rho": [-0.1]}, METHODS)
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --grid rho must not be negative, got -0.1
     """
     known = {"learning_rate", "weight_decay"}.union(*(method.hyper for method in methods.values()))
     for name, values in grid.items():

@@ -51,6 +51,16 @@ def select(results: Results, criterion: str) -> Selected:
     Raises:
         ValueError: on an unknown criterion, or if a run is missing.
 
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> runs = tuple(Run("ERM", target=0, seed=0, candidate=candidate, hyper={}) for candidate in range(2))
+        >>> accuracy, losses, rest = np.zeros((2, 3, 2, 2)), np.ones((2, 3, 2, 2)), np.zeros((2, 3, 2))
+        >>> accuracy[1, 2, VALIDATION, 1] = 0.75
+        >>> results = Results({"methods": ["ERM"]}, runs, np.arange(3), accuracy, losses, rest, rest, rest[:, 0])
+        >>> run, point = select(results, "validation")
+        >>> run.tolist(), point.tolist()
+        ([[[1]]], [[[2]]])
+
     References:
         Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, section 4 (model selection).
     """
@@ -89,6 +99,13 @@ def runs_table(results: Results) -> np.ndarray:
 
     Raises:
         ValueError: if a run is missing or there twice.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> runs = tuple(Run("ERM", target, seed=0, candidate=0, hyper={}) for target in range(3))
+        >>> results = Results({"methods": ["ERM"]}, runs, np.array([0]), *[np.zeros(0)] * 5)
+        >>> runs_table(results).tolist()
+        [[[[0], [1], [2]]]]
     """
     methods, seeds, targets = results.methods, results.seeds, results.targets
     candidates = sorted({run.candidate for run in results.runs})

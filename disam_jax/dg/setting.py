@@ -142,7 +142,14 @@ TUNED: Mapping[str, Setting] = MappingProxyType(
 
 
 def kind_of(data: Domains) -> str:
-    """Which of `DEFAULTS` suits a data set: "pixels" for images, "digits" for the bundled ones, else "features"."""
+    """Which of `DEFAULTS` suits a data set: "pixels" for images, "digits" for the bundled ones, else "features".
+
+    Example:
+        >>> import numpy as np
+        >>> pixels, zeros = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)
+        >>> kind_of(Domains("toy", pixels, zeros, zeros, ("photo",), ("dog",)))
+        'pixels'
+    """
     if data.inputs.ndim == 4:
         return "pixels"
     return "digits" if data.name.startswith("digits") else "features"
@@ -153,6 +160,12 @@ def check_setting(setting: Setting) -> None:
 
     Raises:
         InputError: naming the option of the command line.
+
+    Example:
+        >>> check_setting(Setting(rho=-1.0))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --rho must be finite and not negative, got -1.0
     """
     checks: Mapping[str, tuple[bool, str]] = {
         "steps": (setting.steps >= 1, "at least 1"),
@@ -183,6 +196,14 @@ def make_optimizer(setting: Setting, hyper: Hyper) -> optax.GradientTransformati
 
     Returns:
         Weight decay added to the gradient, then stochastic gradient descent or Adam, as PyTorch's and DomainBed's are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> optimizer = make_optimizer(Setting(), {"learning_rate": 0.5, "weight_decay": 0.25})
+        >>> params, gradient = jnp.array([4.0]), jnp.array([2.0])
+        >>> updates, state = optimizer.update(gradient, optimizer.init(params), params)
+        >>> updates.tolist()
+        [-1.5]
     """
     rate = hyper["learning_rate"]
     descend = optax.sgd(rate, setting.momentum) if setting.optimizer == "sgd" else optax.adam(rate)

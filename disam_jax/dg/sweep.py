@@ -86,7 +86,17 @@ def make_header(
     command: str,
     new: Domains | None = None,
 ) -> dict[str, Any]:
-    """What is run, as JSON values: by this a results file is recognised."""
+    """What is run, as JSON values: by this a results file is recognised.
+
+    Example:
+        >>> from disam_jax.dg.data.domains import join_domains
+        >>> from disam_jax.dg.methods import METHODS
+        >>> data = join_domains("toy", [np.ones((4, 2))] * 2, [np.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
+        >>> plan = Plan({"ERM": [{"learning_rate": 0.1}]}, targets=(1,), seeds=(0, 1))
+        >>> header = make_header(data, Setting(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
+        >>> header["targets"], header["seeds"], header["planned"]
+        (['sketch'], [0, 1], 2)
+    """
     new_classes = {} if new is None else {"new_classes": list(new.class_names), "new_fingerprint": fingerprint(new)}
     return {
         "schema": SCHEMA,
@@ -232,18 +242,37 @@ def run_sweep(
 
 
 def in_order(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """Parts of at most `size` runs."""
+    """Parts of at most `size` runs.
+
+    Example:
+        >>> runs = [Run("ERM", 0, seed, 0, {}) for seed in range(3)]
+        >>> [[run.seed for run in part] for part in in_order(runs, 2)]
+        [[0, 1], [2]]
+    """
     return [list(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
 def counting(show: OnProgress, what: str, done: float, step: float, total: float) -> Callable[[], None]:
-    """A function that shows `step` more at each call."""
+    """A function that shows `step` more at each call.
+
+    Example:
+        >>> one_more = counting(print, "training SAM", done=2.0, step=0.5, total=4.0)
+        >>> one_more()
+        training SAM 2.5 4.0
+        >>> one_more()
+        training SAM 3.0 4.0
+    """
     count = itertools.count(1)
     return lambda: show(what, done + step * next(count), total)
 
 
 def default_most_at_once(setting: Setting) -> int:
-    """The largest number of runs in one program, before memory is asked."""
+    """The largest number of runs in one program, before memory is asked.
+
+    Example:
+        >>> default_most_at_once(Setting(model="mlp"))
+        256
+    """
     cached = setting.tuning is not None and setting.tuning.cached
     if setting.model in ONE_BY_ONE_ON_CPU and jax.default_backend() == "cpu" and not cached:
         return jax.device_count()

@@ -80,6 +80,14 @@ def load(
 
     Raises:
         InputError: as `from_pretrained`, or if CLIP's vocabulary does not fit the model.
+
+    Example:
+        >>> import tempfile
+        >>> from disam_jax.dg.pretrained.tiny import write_tiny_vit
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pretrained = load("vit", write_tiny_vit(folder))
+        >>> type(pretrained.module).__name__, pretrained.image_size
+        ('ViT', 32)
     """
     path = Path(checkpoint)
     path = path if path.exists() else download(str(checkpoint), revision)
@@ -108,6 +116,15 @@ def make_networks(pretrained: Pretrained, tuning: Tuning, class_names: Sequence[
 
     Raises:
         InputError: if the model cannot be tuned so, a class has no name of its own, or a prompt is too long.
+
+    Example:
+        >>> from disam_jax.dg.models.vit import ViTConfig
+        >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
+        >>> pretrained = Pretrained(ViT(config, rngs=nnx.Rngs(0)), 8, images)
+        >>> network, zero_shot = make_networks(pretrained, Tuning("probe"), ["cat", "dog"])
+        >>> params, state = network.init(jax.random.key(0))
+        >>> [leaf.shape for leaf in jax.tree.leaves(params)], zero_shot
+        ([(2,), (8, 2)], None)
     """
     module: Any = pretrained.module
     number, size = len(class_names), feature_size(pretrained.tower)
@@ -200,6 +217,15 @@ def cache(
 
     Returns:
         The data set, inputs float32 [N, F].
+
+    Example:
+        >>> from disam_jax.dg.data.domains import join_domains
+        >>> from disam_jax.dg.models.vit import ViTConfig
+        >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
+        >>> pretrained = Pretrained(ViT(config, rngs=nnx.Rngs(0)), 8, images)
+        >>> data = join_domains("toy", [np.zeros((3, 8, 8, 3), np.uint8)], [np.zeros(3)], ["photo"], ["dog"])
+        >>> cache(pretrained, data).inputs.shape
+        (3, 8)
     """
     graph, variables = nnx.split(_evaluating(pretrained.tower))
 
@@ -239,7 +265,12 @@ def _evaluating(module: nnx.Module) -> nnx.Module:
 
 
 def weights_fingerprint(weights: Any) -> str:
-    """A hash of all arrays, 16 hexadecimal digits: tells one checkpoint from another."""
+    """A hash of all arrays, 16 hexadecimal digits: tells one checkpoint from another.
+
+    Example:
+        >>> weights_fingerprint({"kernel": np.zeros((2, 3), np.float32)})
+        '2bb6ae06ad472028'
+    """
     digest = hashlib.blake2b(digest_size=8)
     for leaf in jax.tree.leaves(weights):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
@@ -258,6 +289,10 @@ def check_tuning(model: str, tuning: Tuning) -> Tuning:
 
     Raises:
         InputError: naming the option.
+
+    Example:
+        >>> check_tuning("vit", Tuning("probe")).cached, check_tuning("vit", Tuning("lora")).cached
+        (True, False)
     """
     if tuning.peft == "coop" and model != "clip":
         raise InputError(f"--peft coop learns prompts and {model} has no text: write one of full, probe, norm-bias")

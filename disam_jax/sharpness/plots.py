@@ -60,6 +60,16 @@ def draw_landscape(landscape: Landscape, *, levels: Sequence[float] | int = 14, 
 
     Raises:
       ValueError: For a landscape along a line, or without two different finite losses.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from disam_jax import sharpness
+      >>> loss_fn = lambda w, x: jnp.sum((w[None] - x) ** 2, axis=1)
+      >>> surface = sharpness.loss_surface(loss_fn, jnp.array([[0.0, 1.0], [2.0, 1.0]]), [0, 1], names=("art", "photo"))
+      >>> directions = sharpness.random_directions(jnp.ones(2), jax.random.key(0), vectors="norm")
+      >>> plane = sharpness.loss_landscape(surface, jnp.ones(2), directions, points=5)
+      >>> [panel.get_title() for panel in sharpness.plots.draw_landscape(plane).axes[:3]]
+      ['art', 'photo', 'mixture']
     """
     _, y = _need(landscape, dimensions=2)
     names, values = _panels(landscape)
@@ -106,6 +116,15 @@ def draw_curves(landscape: Landscape, *, log: bool = False, title: str = "") -> 
 
     Raises:
       ValueError: For a landscape over a plane, or without finite losses.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from disam_jax import sharpness
+      >>> loss_fn = lambda w, x: jnp.sum((w[None] - x) ** 2, axis=1)
+      >>> surface = sharpness.loss_surface(loss_fn, jnp.array([[0.0, 1.0], [2.0, 1.0]]), [0, 1], names=("art", "photo"))
+      >>> line = sharpness.loss_landscape(surface, jnp.ones(2), [jnp.array([1.0, 0.0])], points=5)
+      >>> len(sharpness.plots.draw_curves(line).axes[0].lines)   # w, two domains, the mixture
+      4
     """
     _need(landscape, dimensions=1)
     names, values = _panels(landscape)
@@ -139,6 +158,15 @@ def draw_spectrum(eigenvalues: HessianEigenvalues, *, title: str = "") -> "Figur
 
     Returns:
       A figure. Whiskers: an eigenvalue lies within them; there are none where they would be too short to see.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from disam_jax import sharpness
+      >>> loss_fn = lambda w, x: jnp.sum((w[None] - x) ** 2, axis=1)
+      >>> surface = sharpness.loss_surface(loss_fn, jnp.array([[0.0, 1.0], [2.0, 1.0]]), [0, 1], names=("art", "photo"))
+      >>> top = sharpness.top_hessian_eigenvalues(surface, jnp.ones(2), k=1, key=jax.random.key(0), num_matvecs=2)
+      >>> len(sharpness.plots.draw_spectrum(top).axes[0].patches)   # a bar for each domain and one for the mixture
+      3
     """
     values = np.concatenate([eigenvalues.values, eigenvalues.mixture[None]])
     errors = np.concatenate([eigenvalues.errors, eigenvalues.mixture_errors[None]])
@@ -176,6 +204,15 @@ def draw_similarity(similarity: GradientSimilarity, *, title: str = "") -> "Figu
     Returns:
       A figure; the last column is the cosine with the gradient of the mixture, and a cell without a number has a
       gradient that is zero.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from disam_jax import sharpness
+      >>> loss_fn = lambda w, x: jnp.sum((w[None] - x) ** 2, axis=1)
+      >>> surface = sharpness.loss_surface(loss_fn, jnp.array([[0.0, 1.0], [2.0, 1.0]]), [0, 1], names=("art", "photo"))
+      >>> figure = sharpness.plots.draw_similarity(sharpness.gradient_similarity(surface, jnp.zeros(2)))
+      >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+      ['art', 'photo', 'mixture']
     """
     values = np.concatenate([similarity.cosines, similarity.mixture_cosines[:, None]], 1)
     names = _labels(similarity.names, similarity.held_out)
@@ -216,7 +253,14 @@ def draw_similarity(similarity: GradientSimilarity, *, title: str = "") -> "Figu
 
 @contextmanager
 def look() -> Generator[None]:
-    """Matplotlib's own defaults and `STYLE`, whatever the user's settings, until the end of the block."""
+    """Matplotlib's own defaults and `STYLE`, whatever the user's settings, until the end of the block.
+
+    Example:
+      >>> import matplotlib as mpl
+      >>> with look():
+      ...   mpl.rcParams["savefig.dpi"]
+      200.0
+    """
     try:
         from matplotlib import rc_context, style
     except ModuleNotFoundError as error:

@@ -128,6 +128,12 @@ def untrained(network: Network) -> Network:
 
     Returns:
         Network.
+
+    Example:
+        >>> network = Network(lambda key: ({}, {}), lambda params, state, x, key, train: Output(x, x, state))
+        >>> params, state = untrained(network).init(jax.random.key(0))
+        >>> untrained(network).apply(params, state, jnp.ones((5, 3)), jax.random.key(1), False).logits.shape
+        (5, 3)
     """
 
     def init(key: jax.Array, **weights: Any) -> tuple[Params, State]:

@@ -249,7 +249,12 @@ class TextTower(nnx.Module):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors [..., E] of length 1, float32 at least; zero stays zero."""
+    """Vectors [..., E] of length 1, float32 at least; zero stays zero.
+
+    Example:
+        >>> unit(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+    """
     x = x.astype(widened(x))
     square = jnp.sum(x**2, -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
@@ -265,6 +270,11 @@ def clip_logits(image_features: jax.Array, text_features: jax.Array, logit_scale
 
     Returns:
         [N, C], float32 at least.
+
+    Example:
+        >>> images, texts = jnp.array([[2.0, 0.0]]), jnp.array([[3.0, 0.0], [0.0, 5.0]])
+        >>> clip_logits(images, texts, jnp.float32(0.0)).tolist()
+        [[1.0, 0.0]]
     """
     cosines = unit(image_features) @ unit(text_features).T
     return jnp.exp(logit_scale.astype(cosines.dtype)) * cosines

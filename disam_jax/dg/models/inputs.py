@@ -19,6 +19,10 @@ def to_float(inputs: jax.Array) -> jax.Array:
 
     Raises:
         TypeError: on any other dtype.
+
+    Example:
+        >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
+        [0.0, 1.0]
     """
     if inputs.dtype == jnp.uint8:
         return inputs.astype(jnp.float32) / 255.0
@@ -55,6 +59,10 @@ def images(
 
     Returns:
         float32 [N, H, W, C]. Images of another number of channels are scaled to [0, 1] only.
+
+    Example:
+        >>> images(jnp.full((1, 1, 1, 3), 0.5), mean=(0.0, 0.25, 0.5), std=(0.5, 0.5, 0.5)).tolist()
+        [[[[1.0, 0.5, 0.0]]]]
     """
     scaled = to_float(inputs)
     if inputs.shape[-1] != len(mean):

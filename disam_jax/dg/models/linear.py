@@ -17,6 +17,10 @@ def make_head(in_features: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
 
     Returns:
         A module from float [N, F] to [N, C].
+
+    Example:
+        >>> make_head(8, 3, nnx.Rngs(0))(jax.numpy.ones((5, 8))).shape
+        (5, 3)
     """
     return nnx.Linear(in_features, num_classes, kernel_init=head_init, rngs=rngs)
 

@@ -27,6 +27,11 @@ def make_conv(m: int, n: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Con
 
     Returns:
         A module from [N, H, W, m] to [N, ceil(H / stride), ceil(W / stride), n].
+
+    Example:
+        >>> convolved = lambda x: make_conv(3, 8, size=3, stride=2, rngs=nnx.Rngs(0))(x)
+        >>> jax.eval_shape(convolved, jnp.ones((1, 5, 5, 3))).shape
+        (1, 3, 3, 8)
     """
     return nnx.Conv(
         m,
@@ -42,7 +47,14 @@ def make_conv(m: int, n: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Con
 
 
 def make_shortcut(m: int, n: int, stride: int, norm: str, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """What takes a block's input to its output's shape: nothing, or a 1 x 1 convolution and its normalisation."""
+    """What takes a block's input to its output's shape: nothing, or a 1 x 1 convolution and its normalisation.
+
+    Example:
+        >>> [type(layer).__name__ for layer in make_shortcut(4, 8, 2, "batch", nnx.Rngs(0))]
+        ['Conv', 'BatchNorm']
+        >>> make_shortcut(4, 4, 1, "batch", nnx.Rngs(0))
+        []
+    """
     if stride == 1 and m == n:
         return []
     return [make_conv(m, n, 1, stride, rngs), make_norm(norm, n, rngs)]

@@ -101,6 +101,13 @@ def merge_lora(module: nnx.Module) -> list[str]:
 
     Raises:
         ValueError: if the module has none.
+
+    Example:
+        >>> from disam_jax.dg.models.vit import ViT, ViTConfig
+        >>> vit = ViT(ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8), rngs=nnx.Rngs(0))
+        >>> added = add_lora(vit, 2, nnx.Rngs(1))   # ... train nnx.LoRAParam ...
+        >>> merge_lora(vit) == added
+        True
     """
     layers = dict(_at(module, LoRALinear))
     if not layers:
