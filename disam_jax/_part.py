@@ -97,22 +97,21 @@ def part_value_and_grad(
     )
 
     def fn(*args, **kwargs):
-        params, _ = select(args, argnums)
+        params, at = select(args, argnums)
         number = batch_argument("part_value_and_grad", args, argnums)
         part, rest = part_and_rest(args[number], fraction, axis=axis)
         sizes = [jax.tree.leaves(side)[0].shape[axis] for side in (part, rest)]
         share = sizes[0] / sum(sizes)
 
-        def of(batch):
-            return *args[:number], batch, *args[number + 1 :]
+        def with_batch(full, batch):
+            return *full[:number], batch, *full[number + 1 :]
 
-        (loss, extra), grads = perturbed(*of(part), **kwargs)
+        (loss, extra), grads = perturbed(*with_batch(args, part), **kwargs)
         aux, info = extra if has_aux else (None, extra)
         rest_aux = None
         if sizes[1]:
-            _, at = select(of(rest), argnums)
             form = closure_form(
-                lambda p: domain_loss_fn(*at(p), **kwargs),
+                lambda p: domain_loss_fn(*with_batch(at(p), rest), **kwargs),
                 has_aux=has_aux,
                 axis_name=axis_name,
                 argument="domain_loss_fn",
