@@ -37,6 +37,14 @@ def load_arrays(path: Path, allow_missing_classes: bool = False) -> Domains:
     Raises:
         InputError: if the file cannot be read, an array is missing, unknown or does not fit, a value of `x` is not
             finite, or there are fewer than two domains or two classes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "toy.npz")
+        ...     np.savez(path, x=np.zeros((4, 3)), y=["cat", "dog"] * 2, domain=["a", "a", "b", "b"])
+        ...     load_arrays(path).class_names
+        ('cat', 'dog')
     """
     arrays = _read(path)
     x, y, domain = (arrays[key] for key in REQUIRED)

@@ -170,6 +170,12 @@ def resize_crop(image: jax.Array, box: Crop) -> jax.Array:
 
     Returns:
         float32 [H, W, C].
+
+    Example:
+        >>> image = jnp.arange(4.0).reshape(1, 4, 1)
+        >>> right_half = Crop(*jnp.array([0, 2, 1, 2]))
+        >>> jax.jit(resize_crop)(image, right_half).ravel().tolist()
+        [2.0, 2.25, 2.75, 3.0]
     """
     # Two gathers; matrices of weights would be multiplied in reduced precision on some accelerators.
     upper, lower, down = _neighbours(box.top, box.height, image.shape[0])
@@ -207,6 +213,11 @@ def random_resized_crop(
 
     Returns:
         float32 [H, W, C].
+
+    Example:
+        >>> image = jax.jit(random_resized_crop)(jax.random.key(0), jnp.ones((4, 6, 3)))
+        >>> image.shape, float(image.min())
+        ((4, 6, 3), 1.0)
     """
     return resize_crop(image, draw_crop(key, image.shape[0], image.shape[1], scale, ratio))
 
@@ -221,6 +232,10 @@ def random_flip(key: jax.Array, image: jax.Array, p: float = 0.5) -> jax.Array:
 
     Returns:
         [H, W, C], the same dtype.
+
+    Example:
+        >>> random_flip(jax.random.key(0), jnp.array([[[1], [2], [3]]]), p=1.0).ravel().tolist()
+        [3, 2, 1]
     """
     columns = jnp.arange(image.shape[1], dtype=jnp.int32)
     # A gather: a selection between the image and its mirror image would compute what comes before it twice.
@@ -239,17 +254,33 @@ class Colours(NamedTuple):
 
 
 def split_colours(image: jax.Array) -> Colours:
-    """The planes of an image [H, W, 3]."""
+    """The planes of an image [H, W, 3].
+
+    Example:
+        >>> split_colours(jnp.array([[[0.25, 0.5, 1.0]]])).blue.tolist()
+        [[1.0]]
+    """
     return Colours(image[..., 0], image[..., 1], image[..., 2])
 
 
 def join_colours(colours: Colours) -> jax.Array:
-    """The image [H, W, 3] of three planes."""
+    """The image [H, W, 3] of three planes.
+
+    Example:
+        >>> join_colours(Colours(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.ones((1, 1)))).tolist()
+        [[[0.0, 0.0, 1.0]]]
+    """
     return jnp.stack(colours, -1)
 
 
 def grey(colours: Colours) -> jax.Array:
-    """The grey value of each pixel, 0.299 R + 0.587 G + 0.114 B: float32 [H, W]."""
+    """The grey value of each pixel, 0.299 R + 0.587 G + 0.114 B: float32 [H, W].
+
+    Example:
+        >>> red = Colours(jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        >>> round(float(grey(red)[0, 0]), 3)
+        0.299
+    """
     return 0.299 * colours.red + 0.587 * colours.green + 0.114 * colours.blue
 
 
@@ -262,6 +293,11 @@ def change_brightness(colours: Colours, factor: jax.Array) -> Colours:
 
     Returns:
         Colours.
+
+    Example:
+        >>> colours = split_colours(jnp.array([[[0.0, 0.25, 0.75]]]))
+        >>> join_colours(change_brightness(colours, jnp.array(2.0))).tolist()
+        [[[0.0, 0.5, 1.0]]]
     """
     return _blend(colours, jnp.zeros_like(colours.red), factor)
 
@@ -270,6 +306,11 @@ def change_contrast(colours: Colours, factor: jax.Array) -> Colours:
     """Each channel x becomes f x + (1 - f) m, cut to [0, 1], with the mean m of the grey value over the image.
 
     Args and Returns: as in `change_brightness`.
+
+    Example:
+        >>> black_and_white = split_colours(jnp.array([[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]]))
+        >>> [round(x, 3) for x in change_contrast(black_and_white, jnp.array(0.5)).red[0].tolist()]
+        [0.25, 0.75]
     """
     return _blend(colours, jnp.full_like(colours.red, jnp.mean(grey(colours))), factor)
 
@@ -278,6 +319,11 @@ def change_saturation(colours: Colours, factor: jax.Array) -> Colours:
     """Each channel x becomes f x + (1 - f) g, cut to [0, 1], with the grey value g of the pixel.
 
     Args and Returns: as in `change_brightness`.
+
+    Example:
+        >>> red = split_colours(jnp.array([[[1.0, 0.0, 0.0]]]))
+        >>> [round(float(x[0, 0]), 3) for x in change_saturation(red, jnp.array(0.0))]
+        [0.299, 0.299, 0.299]
     """
     return _blend(colours, grey(colours), factor)
 
@@ -298,6 +344,11 @@ def change_hue(colours: Colours, shift: jax.Array) -> Colours:
 
     Returns:
         Colours.
+
+    Example:
+        >>> red = split_colours(jnp.array([[[1.0, 0.0, 0.0]]]))
+        >>> join_colours(change_hue(red, jnp.array(0.5))).tolist()
+        [[[0.0, 1.0, 1.0]]]
 
     References:
         Smith, Color gamut transform pairs, SIGGRAPH 1978.
@@ -333,6 +384,11 @@ def draw_jitter(
 
     Returns:
         Jitter.
+
+    Example:
+        >>> jitter = draw_jitter(jax.random.key(0), brightness=0.0)
+        >>> float(jitter.brightness), sorted(jitter.order.tolist())
+        (1.0, [0, 1, 2, 3])
     """
     numbers = jax.random.uniform(key, (8,), jnp.float32)
     order = jnp.argsort(numbers[:4]).astype(jnp.int32)
@@ -351,6 +407,12 @@ def apply_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
 
     Returns:
         float32 [H, W, 3] in [0, 1].
+
+    Example:
+        >>> colourless = Jitter(jnp.arange(4), *jnp.array([1.0, 1.0, 0.0, 0.0]))
+        >>> image = apply_jitter(jnp.array([[[1.0, 0.0, 0.0]]]), colourless)
+        >>> [round(x, 3) for x in image[0, 0].tolist()]
+        [0.299, 0.299, 0.299]
     """
     changes = (
         lambda colours: change_brightness(colours, jitter.brightness),
@@ -386,6 +448,11 @@ def colour_jitter(
 
     Returns:
         float32 [H, W, 3] in [0, 1].
+
+    Example:
+        >>> image = colour_jitter(jax.random.key(0), jnp.full((1, 1, 3), 0.5), brightness=0.0, contrast=0.0)
+        >>> [round(x, 3) for x in image[0, 0].tolist()]
+        [0.5, 0.5, 0.5]
     """
     return apply_jitter(image, draw_jitter(key, brightness, contrast, saturation, hue))
 
@@ -400,6 +467,11 @@ def random_grayscale(key: jax.Array, image: jax.Array, p: float = 0.1) -> jax.Ar
 
     Returns:
         float32 [H, W, 3]: the image, or its grey value in all three channels.
+
+    Example:
+        >>> image = random_grayscale(jax.random.key(0), jnp.array([[[0.0, 1.0, 0.0]]]), p=1.0)
+        >>> [round(x, 3) for x in image[0, 0].tolist()]
+        [0.587, 0.587, 0.587]
     """
     return jnp.where(jax.random.bernoulli(key, p), grey(split_colours(image))[..., None], image)
 
@@ -416,6 +488,11 @@ def augment_image(key: jax.Array, image: jax.Array, config: Augmentation) -> jax
 
     Returns:
         float32 [H, W, 3] in [0, 1].
+
+    Example:
+        >>> image = augment_image(jax.random.key(0), jnp.array([[[0, 51, 255]]], jnp.uint8), OFF)
+        >>> [round(x, 3) for x in image[0, 0].tolist()]
+        [0.0, 0.2, 1.0]
     """
     crop_key, flip_key, colour_key, grey_key = jax.random.split(key, 4)
     out = image.astype(jnp.float32) / 255.0

@@ -47,28 +47,58 @@ def run_key(seed: jax.Array | int, target: jax.Array | int) -> jax.Array:
 
 
 def init_key(key: jax.Array) -> jax.Array:
-    """The key of the initial weights; `key` is the run's."""
+    """The key of the initial weights; `key` is the run's.
+
+    Example:
+        >>> key = run_key(seed=0, target=1)
+        >>> bool(init_key(key) == step_key(key, 0))
+        False
+    """
     # No step has this number: steps are int32 and count from 0.
     return jax.random.fold_in(key, np.uint32(2**32 - 1))
 
 
 def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
-    """The key of a step, counted from 0; `key` is the run's."""
+    """The key of a step, counted from 0; `key` is the run's.
+
+    Example:
+        >>> key = run_key(seed=0, target=1)
+        >>> bool(step_key(key, 2) == step_key(key, 2)), bool(step_key(key, 2) == step_key(key, 3))
+        (True, False)
+    """
     return jax.random.fold_in(key, step)
 
 
 def rows_key(key: jax.Array) -> jax.Array:
-    """What draws the rows of the batch; `key` is the step's."""
+    """What draws the rows of the batch; `key` is the step's.
+
+    Example:
+        >>> key = step_key(run_key(seed=0, target=1), 2)
+        >>> bool(rows_key(key) == augmentation_key(key))
+        False
+    """
     return jax.random.fold_in(key, np.uint32(0))
 
 
 def augmentation_key(key: jax.Array) -> jax.Array:
-    """What draws the augmentation of the batch; `key` is the step's."""
+    """What draws the augmentation of the batch; `key` is the step's.
+
+    Example:
+        >>> key = step_key(run_key(seed=0, target=1), 2)
+        >>> bool(augmentation_key(key) == dropout_key(key))
+        False
+    """
     return jax.random.fold_in(key, np.uint32(1))
 
 
 def dropout_key(key: jax.Array) -> jax.Array:
-    """What draws the dropout masks of both passes; `key` is the step's."""
+    """What draws the dropout masks of both passes; `key` is the step's.
+
+    Example:
+        >>> key = step_key(run_key(seed=0, target=1), 2)
+        >>> bool(dropout_key(key) == rows_key(key))
+        False
+    """
     return jax.random.fold_in(key, np.uint32(2))
 
 
@@ -113,7 +143,13 @@ def step_rows(
     sources: jax.Array,
     per_domain: int,
 ) -> jax.Array:
-    """The rows of the batch of a step of the run with this key, int32 [M, per_domain]; see `draw_rows`."""
+    """The rows of the batch of a step of the run with this key, int32 [M, per_domain]; see `draw_rows`.
+
+    Example:
+        >>> order, train_counts, starts = jnp.array([2, 0, 1, 4, 3]), jnp.array([2, 1]), jnp.array([0, 3])
+        >>> step_rows(run_key(0, 0), 7, order, train_counts, starts, sources=jnp.array([1]), per_domain=3).tolist()
+        [[4, 4, 4]]
+    """
     return draw_rows(rows_key(step_key(key, step)), order, train_counts, starts, sources, per_domain)
 
 
@@ -144,6 +180,11 @@ def arrange(x: Any, y: Any, form: str) -> Batch:
 
     Returns:
         Batch.
+
+    Example:
+        >>> batch = arrange(np.zeros((2, 3, 5)), np.array([[0, 1, 0], [1, 1, 0]]), "flat")
+        >>> batch.x.shape, batch.y.tolist(), batch.domain.tolist()
+        ((6, 5), [0, 1, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1])
     """
     domain = np.repeat(np.arange(y.shape[0], dtype=np.int32)[:, None], y.shape[1], axis=1)
     if form == "grouped":
@@ -231,6 +272,13 @@ def fingerprint(plan: Plan, labels: np.ndarray, shape: Sequence[int], dtype: Any
 
     Returns:
         16 hexadecimal digits, the same from memory and from files.
+
+    Example:
+        >>> split = Split(np.arange(4), np.array([1, 1]))
+        >>> plans = [Plan(np.array([2, 2]), split, (0,), seed, 1, 2, steps) for seed, steps in ((0, 5), (0, 9), (3, 5))]
+        >>> prints = [fingerprint(plan, np.zeros(4), (8,), np.float32, ["photo", "sketch"]) for plan in plans]
+        >>> prints[0] == prints[1], prints[0] == prints[2]
+        (True, False)
     """
     numbers = [*plan.sources, plan.seed, plan.target, plan.per_domain, *shape]
     text = json.dumps([[int(x) for x in numbers], plan.form, np.dtype(dtype).name, list(names)])

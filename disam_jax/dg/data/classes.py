@@ -94,6 +94,13 @@ def check_bases(data: Domains, classes: Sequence[str]) -> None:
 
     Raises:
         InputError: naming a domain without any.
+
+    Example:
+        >>> data = Domains("toy", np.zeros((1, 2)), np.array([0]), np.array([0]), ("photo", "sketch"), ("dog",))
+        >>> check_bases(data, ["dog"])
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: domain sketch has no image of the base classes dog: choose others
     """
     empty = [name for name, count in zip(data.domain_names, data.counts.tolist(), strict=True) if not count]
     if empty:

@@ -27,6 +27,10 @@ def clean(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Returns:
         Images of the same shape and range.
+
+    Example:
+        >>> clean(np.array([[[0.0, 1.0]]]), np.random.default_rng(0)).tolist()
+        [[[0.0, 1.0]]]
     """
     del rng
     return images
@@ -42,6 +46,11 @@ def rotation(images: np.ndarray, rng: np.random.Generator, degrees: float = 45.0
 
     Returns:
         Images of the same shape and range, bilinearly interpolated.
+
+    Example:
+        >>> image = np.array([[[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
+        >>> rotation(image, np.random.default_rng(0), degrees=90.0).round(3).tolist()
+        [[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]
     """
     from scipy import ndimage
 
@@ -51,7 +60,12 @@ def rotation(images: np.ndarray, rng: np.random.Generator, degrees: float = 45.0
 
 
 def inversion(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ink and paper exchanged: 1 - x."""
+    """Ink and paper exchanged: 1 - x.
+
+    Example:
+        >>> inversion(np.array([[[0.0, 0.25]]]), np.random.default_rng(0)).tolist()
+        [[[1.0, 0.75]]]
+    """
     del rng
     return 1.0 - images
 
@@ -66,6 +80,12 @@ def blur(images: np.ndarray, rng: np.random.Generator, sigma: float = 1.0) -> np
 
     Returns:
         Images of the same shape and range.
+
+    Example:
+        >>> image = np.zeros((1, 8, 8))
+        >>> image[0, 4, 4] = 1.0
+        >>> blur(image, np.random.default_rng(0))[0, 4, 3:6].round(2).tolist()
+        [0.1, 0.16, 0.1]
     """
     from scipy import ndimage
 
@@ -83,6 +103,11 @@ def noise(images: np.ndarray, rng: np.random.Generator, deviation: float = 0.5) 
 
     Returns:
         Images of the same shape and range.
+
+    Example:
+        >>> noisy = noise(np.zeros((1, 8, 8)), np.random.default_rng(0))
+        >>> noisy.shape, float(noisy.min())
+        ((1, 8, 8), 0.0)
     """
     return np.clip(images + deviation * rng.standard_normal(images.shape), 0.0, 1.0)
 
@@ -101,6 +126,11 @@ def texture(images: np.ndarray, rng: np.random.Generator, faintest: float = 0.5,
 
     Returns:
         Images of the same shape and range.
+
+    Example:
+        >>> striped = texture(np.zeros((1, 8, 8)), np.random.default_rng(0))
+        >>> bool(np.allclose(striped[:, :, :4], striped[:, :, 4:]))
+        True
     """
     rows, columns = np.meshgrid(np.arange(8.0), np.arange(8.0), indexing="ij")
     slope = rng.choice((-1.0, 1.0), size=(len(images), 1, 1))
@@ -191,6 +221,10 @@ def load_digits(seed: int = 0) -> Domains:
 
     Returns:
         About 300 examples of 64 pixels in [0, 1] per domain, each class evenly represented.
+
+    Example:
+        >>> load_digits().domain_names
+        ('clean', 'rotation', 'inversion', 'blur', 'noise', 'texture')
     """
     return make_digits(SHIFTS, "digits", seed)
 
@@ -203,6 +237,10 @@ def load_rotated_digits(seed: int = 0) -> Domains:
 
     Returns:
         About 300 examples of 64 pixels in [0, 1] per domain, each class evenly represented.
+
+    Example:
+        >>> load_rotated_digits().domain_names
+        ('0', '15', '30', '45', '60', '75')
 
     References:
         Ghifary et al., Domain Generalization for Object Recognition with Multi-task Autoencoders, ICCV 2015, turned

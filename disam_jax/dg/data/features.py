@@ -17,6 +17,13 @@ def check_image_size(size: int) -> None:
 
     Raises:
         InputError: if it is not a multiple of 4 or below 8, where a cell has no gradient.
+
+    Example:
+        >>> check_image_size(64)
+        >>> check_image_size(10)
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --image-size must be a multiple of 4, at least 8, got 10
     """
     if size < 2 * GRID or size % GRID:
         raise InputError(f"--image-size must be a multiple of {GRID}, at least {2 * GRID}, got {size}")

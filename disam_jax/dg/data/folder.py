@@ -70,6 +70,15 @@ def list_images(root: Path) -> Listing:
     Raises:
         InputError: if the folder is missing or can't be listed, has fewer than two domains or two
             classes, if a domain lacks a class that another one has, or a class is empty.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("photo/cat", "photo/dog", "sketch/cat", "sketch/dog"):
+        ...         Path(folder, name).mkdir(parents=True)
+        ...         Path(folder, name, "1.jpg").touch()
+        ...     list_images(Path(folder)).class_names
+        ('cat', 'dog')
     """
     if not root.exists():
         raise InputError(f"no such folder: {root}")
@@ -99,6 +108,14 @@ def subfolders(folder: Path) -> list[Path]:
 
     Raises:
         InputError: if it cannot be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("sketch", "photo", ".hidden"):
+        ...         Path(folder, name).mkdir()
+        ...     [path.name for path in subfolders(Path(folder))]
+        ['photo', 'sketch']
     """
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
@@ -112,6 +129,14 @@ def class_images(folder: Path) -> list[Path]:
 
     Raises:
         InputError: if it cannot be listed or has no image.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("2.PNG", "1.jpg", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in class_images(Path(folder))]
+        ['1.jpg', '2.PNG']
     """
     walked = sorted(os.walk(folder, onerror=lambda error: _cannot_list(error, folder), followlinks=True))
     images = [Path(inside, name) for inside, _, names in walked for name in sorted(names) if _is_image(name)]
@@ -133,6 +158,14 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
     Raises:
         InputError: if it is no readable UTF-8 text.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "list.txt")
+        ...     length = path.write_text(chr(10).join(["cat", "", "  dog"]))
+        ...     read_lines(path)
+        [(1, 'cat'), (3, 'dog')]
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -155,6 +188,14 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
     Raises:
         InputError: if the file is not a complete image of 8 bits per colour.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (2, 3), "red").save(Path(folder, "1.png"))
+        ...     read_image(Path(folder, "1.png"), size=1).tolist()
+        [[[255, 0, 0]]]
     """
     from PIL import Image
 
@@ -186,6 +227,15 @@ def load_features(listing: Listing, image_size: int = 64, on_progress: Progress 
 
     Raises:
         InputError: if an image cannot be read or the size does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8)).save(path := Path(folder, "1.png"))
+        ...     listing = Listing(path.parent, "toy", ("photo",), ("cat",), (((path, 0),),))
+        ...     load_features(listing, image_size=8).inputs.shape
+        (1, 176)
     """
     check_image_size(image_size)
     return _load(listing, lambda path: image_features(read_image(path, image_size)), on_progress)
@@ -204,6 +254,15 @@ def load_images(listing: Listing, image_size: int = 64, on_progress: Progress | 
 
     Raises:
         InputError: if an image cannot be read or the size is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8)).save(path := Path(folder, "1.png"))
+        ...     listing = Listing(path.parent, "toy", ("photo",), ("cat",), (((path, 0),),))
+        ...     load_images(listing, image_size=4).inputs.shape
+        (1, 4, 4, 3)
     """
     if image_size < 1:
         raise InputError(f"--image-size must be at least 1, got {image_size}")

@@ -168,6 +168,15 @@ def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Li
     Raises:
         InputError: if the name is unknown, or a domain, class or image is missing or not of this layout.
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for path in [Path(folder, domain, name) for domain in PACS.domain_names for name in PACS.class_names]:
+        ...         path.mkdir(parents=True)
+        ...         (path / "1.jpg").touch()
+        ...     len(list_layout("pacs", Path(folder)).paths)
+        28
+
     References:
         Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021 (DomainBed).
     """

@@ -41,7 +41,12 @@ class CachedFeatures(Domains):
 
 
 def names() -> list[str]:
-    """The data sets that have a name; everything else is a path."""
+    """The data sets that have a name; everything else is a path.
+
+    Example:
+        >>> names()
+        ['digits', 'digits-rotated', 'PACS', 'VLCS', 'OfficeHome', 'TerraIncognita', 'DomainNet']
+    """
     return [*DIGITS, *layouts.LAYOUTS]
 
 
@@ -78,6 +83,11 @@ def open_data(
 
     Raises:
         InputError: if the name is unknown, an option does not belong to the data, or the data is not as it should be.
+
+    Example:
+        >>> data = open_data("digits-rotated")
+        >>> data.domain_names, data.inputs.shape
+        (('0', '15', '30', '45', '60', '75'), (1797, 64))
     """
     name = name_or_path.casefold()
     path = Path(name_or_path).expanduser()
@@ -117,6 +127,15 @@ def list_data(
 
     Raises:
         InputError: as `open_data`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("photo/cat", "photo/dog", "sketch/cat", "sketch/dog"):
+        ...         Path(root, name).mkdir(parents=True)
+        ...         Path(root, name, "1.jpg").touch()
+        ...     list_data(root).domain_names
+        ('photo', 'sketch')
     """
     layout = layouts.find_layout(name_or_path)
     if layout is None:
@@ -131,7 +150,13 @@ def list_data(
 
 
 def pixel_bytes(listing: folder.Listing, image_size: int) -> int:
-    """What the images take in memory once they are scaled, one byte for each colour of a pixel."""
+    """What the images take in memory once they are scaled, one byte for each colour of a pixel.
+
+    Example:
+        >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
+        >>> pixel_bytes(folder.Listing(Path("toy"), "toy", ("photo",), ("cat",), images), image_size=10)
+        600
+    """
     return sum(map(len, listing.images)) * image_size**2 * 3
 
 
@@ -147,6 +172,12 @@ def stream_images(listing: folder.Listing, image_size: int) -> StreamedImages:
 
     Raises:
         InputError: if the size is not positive.
+
+    Example:
+        >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
+        >>> data = stream_images(folder.Listing(Path("toy"), "toy", ("photo",), ("cat",), images), image_size=10)
+        >>> data.inputs.shape, data.labels.tolist()
+        ((2, 10, 10, 3), [0, 0])
     """
     if image_size < 1:
         raise InputError(f"--image-size must be at least 1, got {image_size}")
@@ -180,6 +211,14 @@ def fingerprint(data: Domains) -> str:
 
     Raises:
         InputError: if a file of streamed images is gone.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> data = Domains("toy", np.zeros((1, 2)), np.array([0]), np.array([0]), ("photo",), ("dog",))
+        >>> fingerprint(data) == fingerprint(replace(data, name="other"))
+        True
+        >>> fingerprint(data) == fingerprint(replace(data, inputs=np.ones((1, 2))))
+        False
     """
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(data, StreamedImages):

@@ -32,7 +32,14 @@ class Split(NamedTuple):
 
 
 def whole(data: Domains) -> Split:
-    """All examples as training examples: of classes that no run is trained on."""
+    """All examples as training examples: of classes that no run is trained on.
+
+    Example:
+        >>> data = Domains("toy", np.zeros((3, 1)), np.zeros(3, int), np.array([0, 0, 1]), ("photo", "art"), ("dog",))
+        >>> order, train_counts = whole(data)
+        >>> order.tolist(), train_counts.tolist()
+        ([0, 1, 2], [2, 1])
+    """
     return Split(np.arange(len(data.labels), dtype=np.int32), data.counts)
 
 
@@ -64,6 +71,11 @@ def split(data: Domains, seed: int, holdout: float = 0.2) -> Split:
 
     Raises:
         InputError: as `fixed_split` and `seeded_split`.
+
+    Example:
+        >>> data = Domains("toy", np.zeros((10, 1)), np.zeros(10, int), np.zeros(10, int), ("photo",), ("dog",))
+        >>> split(data, seed=0, holdout=0.3).train_counts.tolist()
+        [7]
     """
     if data.validation is not None:
         return fixed_split(data)
@@ -139,6 +151,13 @@ def fixed_split(data: Domains) -> Split:
     Raises:
         InputError: if a domain has nothing to train or to validate on.
         ValueError: if the data has no `validation`.
+
+    Example:
+        >>> flags = np.array([True, False, False])
+        >>> data = Domains("toy", np.zeros((3, 1)), np.zeros(3, int), np.zeros(3, int), ("photo",), ("dog",), flags)
+        >>> order, train_counts = fixed_split(data)
+        >>> order.tolist(), train_counts.tolist()
+        ([1, 2, 0], [2])
     """
     if data.validation is None:
         raise ValueError(f"{data.name} has no validation flags")
@@ -166,6 +185,11 @@ def small_domains(data: Domains, split: Split, per_domain: int) -> list[str]:
 
     Returns:
         A sentence for each such domain.
+
+    Example:
+        >>> data = Domains("toy", np.zeros((3, 1)), np.zeros(3, int), np.zeros(3, int), ("photo",), ("dog",))
+        >>> len(small_domains(data, whole(data), per_domain=3)), len(small_domains(data, whole(data), per_domain=4))
+        (0, 1)
     """
     return [
         f"Domain {name} has {count} training examples, fewer than the {per_domain} that a batch draws of it: its "
@@ -197,6 +221,15 @@ def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
     Raises:
         InputError: if a line names no image of the listing, an image is in two places or in none, a label does not
             agree with a class folder, or there is no list for training or none for validation.
+
+    Example:
+        >>> import tempfile
+        >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name, number in (("photo_train.txt", 1), ("photo_val.txt", 2)):
+        ...         length = Path(folder, name).write_text(f"photo/cat/{number}.jpg")
+        ...     read_split_files(Path(folder), Listing(Path("toy"), "toy", ("photo",), ("cat",), images)).validation
+        ((False, True),)
     """
     files = _split_files(paths)
     index = _index(listing)

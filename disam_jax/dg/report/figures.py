@@ -46,7 +46,14 @@ STYLE = {
 
 @contextmanager
 def look() -> Generator[None]:
-    """Matplotlib's own defaults and `STYLE`, whatever the user's settings, until the end of the block."""
+    """Matplotlib's own defaults and `STYLE`, whatever the user's settings, until the end of the block.
+
+    Example:
+        >>> from matplotlib import rcParams
+        >>> with look():
+        ...     rcParams["font.size"]
+        8.0
+    """
     from matplotlib import rc_context, style
 
     with rc_context(), style.context(["default", STYLE]):
@@ -62,6 +69,11 @@ def render(figure: "Figure", suffix: str) -> bytes:
 
     Returns:
         Contents of the file.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> render(Figure(), "pdf")[:5]
+        b'%PDF-'
     """
     buffer = io.BytesIO()
     metadata = {"CreationDate": None} if suffix == "pdf" else None
@@ -117,6 +129,15 @@ def draw_losses(summary: Summary, methods: Sequence[str]) -> "Figure":
 
     Returns:
         A figure that belongs to no window.
+
+    Example:
+        >>> from disam_jax.dg.report.summary import summarise
+        >>> from disam_jax.dg.results import Results, Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> [panel.get_title() for panel in draw_losses(summarise(results, "last"), ["ERM"]).axes]
+        ['ERM']
     """
     curves = summary.curves
     columns = min(len(methods), 2 if len(methods) <= 2 else 4)
@@ -161,6 +182,12 @@ def convergence_groups(summary: Summary, at_most: int = 7) -> list[list[str]]:
 
     Returns:
         Names; every method is in one group at least.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> summary = SimpleNamespace(methods=("ERM", "SAM", "ASAM", "DISAM"), variants=(("DISAM", "SAM"),))
+        >>> convergence_groups(summary, at_most=3)
+        [['ERM', 'SAM', 'DISAM'], ['ERM', 'ASAM']]
     """
     if len(summary.methods) <= at_most:
         return [list(summary.methods)]
@@ -182,6 +209,15 @@ def draw_convergence(summary: Summary, groups: Sequence[Sequence[str]] | None = 
 
     Returns:
         A figure that belongs to no window.
+
+    Example:
+        >>> from disam_jax.dg.report.summary import summarise
+        >>> from disam_jax.dg.results import Results, Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> [panel.get_ylabel() for panel in draw_convergence(summarise(results, "last")).axes]
+        ['source loss, nats', 'accuracy, %']
     """
     groups = convergence_groups(summary) if groups is None else groups
     curves = summary.curves
@@ -236,6 +272,13 @@ def draw_sensitivity(grids: Sequence[Grid], labels: Mapping[str, str], title: st
 
     Returns:
         A figure that belongs to no window.
+
+    Example:
+        >>> each = Estimate(np.array([60.0, 61.0]), np.array([0.5, 0.5]))
+        >>> grid = Grid("SAM", np.array([0.05, 0.1]), np.zeros(2), np.array([True, False]), each, None)
+        >>> figure = draw_sensitivity([grid], {"SAM": "SAM"}, "toy")
+        >>> [panel.get_xlabel() for panel in figure.axes if panel.get_visible()]
+        ['rho']
     """
     from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
@@ -283,6 +326,13 @@ def draw_usable_range(grids: Sequence[Grid], labels: Mapping[str, str], title: s
 
     Returns:
         A figure that belongs to no window.
+
+    Example:
+        >>> each = Estimate(np.array([1.0, 0.1]), np.array([0.5, 0.5]))
+        >>> grid = Grid("SAM", np.array([0.05, 0.1]), np.zeros(2), np.array([True, False]), each, gain=each)
+        >>> figure = draw_usable_range([grid], {"SAM": "SAM"}, "toy")
+        >>> [label.get_text() for label in figure.axes[1].get_yticklabels()]
+        ['SAM']
     """
     with look():
         width = COLUMN if len(grids) <= 7 else PAGE
@@ -331,6 +381,15 @@ def draw_differences(summary: Summary, quantities: Sequence[tuple[str, str]] = F
 
     Returns:
         A figure that belongs to no window.
+
+    Example:
+        >>> from disam_jax.dg.report.summary import summarise
+        >>> from disam_jax.dg.results import Results, Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
+        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
+        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> [label.get_text() for label in draw_differences(summarise(results, "last")).axes[0].get_yticklabels()]
+        ['SAM - ERM']
     """
     rows = [
         f"{summary.labels[each.method]} - {summary.labels[each.baseline]}"

@@ -41,6 +41,14 @@ def open_scores(results: Results, criterion: str) -> OpenScores:
     Raises:
         ValueError: if the results have no new classes.
 
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> run, half, rest = Run("ERM", 0, 0, 0, {}), np.full((1, 2, 2, 2), 0.5), np.ones((1, 2, 2))
+        >>> results = Results({"methods": ["ERM"]}, (run,), np.arange(2), half, half, rest, rest, rest[:, 0], rest / 4)
+        >>> scores = open_scores(results, "last")
+        >>> scores.base.tolist(), scores.new.tolist(), scores.harmonic.round(1).tolist()
+        ([[[50.0]]], [[[25.0]]], [[[33.3]]])
+
     References:
         Xian et al., Zero-Shot Learning: A Comprehensive Evaluation, TPAMI 2019 (harmonic mean). Zhou et al.,
         Conditional Prompt Learning for Vision-Language Models, CVPR 2022 (each part among its own classes).
@@ -49,7 +57,16 @@ def open_scores(results: Results, criterion: str) -> OpenScores:
 
 
 def judge(results: Results, selected: Selected) -> OpenScores:
-    """Judges runs at points of training, see `open_scores`."""
+    """Judges runs at points of training, see `open_scores`.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> run, half, rest = Run("ERM", 0, 0, 0, {}), np.full((1, 2, 2, 2), 0.5), np.ones((1, 2, 2))
+        >>> results = Results({"methods": ["ERM"]}, (run,), np.arange(2), half, half, rest, rest, rest[:, 0], rest / 4)
+        >>> scores = judge(results, Selected(run=np.array([0]), point=np.array([1])))
+        >>> scores.base.tolist(), scores.new.tolist(), scores.harmonic.round(1).tolist()
+        ([50.0], [25.0], [33.3])
+    """
     if results.new_accuracy is None:
         raise ValueError("the results have no new classes")
     judged = score(results, selected)
@@ -64,7 +81,15 @@ def judge(results: Results, selected: Selected) -> OpenScores:
 
 
 def open_by_run(results: Results) -> dict[str, np.ndarray]:
-    """What every run reaches on the new classes after the last step, by column of `runs.csv`; nothing without them."""
+    """What every run reaches on the new classes after the last step, by column of `runs.csv`; nothing without them.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> run, half, rest = Run("ERM", 0, 0, 0, {}), np.full((1, 2, 2, 2), 0.5), np.ones((1, 2, 2))
+        >>> results = Results({"methods": ["ERM"]}, (run,), np.arange(2), half, half, rest, rest, rest[:, 0], rest / 4)
+        >>> {name: values.round(1).tolist() for name, values in open_by_run(results).items()}
+        {'new_accuracy': [25.0], 'harmonic': [33.3]}
+    """
     if results.new_accuracy is None:
         return {}
     every = np.arange(len(results.runs))
@@ -73,7 +98,17 @@ def open_by_run(results: Results) -> dict[str, np.ndarray]:
 
 
 def open_table(results: Results, summary: Summary) -> Table:
-    """Methods by base, new and harmonic mean; the difference of the latter from each method's base."""
+    """Methods by base, new and harmonic mean; the difference of the latter from each method's base.
+
+    Example:
+        >>> from disam_jax.dg.report.summary import summarise
+        >>> from disam_jax.dg.results import Run
+        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat"], "new_classes": ["dog"]}
+        >>> header, run, ones = {"data": data, "methods": {"ERM": {}}}, Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0], ones[:, 0])
+        >>> [cell.text for cell in open_table(results, summarise(results, "last")).rows[0]]
+        ['ERM', '100.0 ± -', '100.0 ± -', '100.0 ± -', '-', '-']
+    """
     scores = open_scores(results, summary.criterion)
     facts = results.header["data"]
     bases = {name: results.header["methods"][name].get("base") for name in summary.methods}

@@ -46,6 +46,13 @@ def held_out_of(results: Results, run: np.ndarray) -> np.ndarray:
 
     Returns:
         int, the same shape.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> runs = tuple(Run("ERM", target, 0, 0, {}) for target in (0, 2))
+        >>> results = Results({}, runs, np.arange(1), *[np.zeros(0)] * 5)
+        >>> held_out_of(results, np.array([[1, 0]])).tolist()
+        [[2, 0]]
     """
     return np.array([each.target for each in results.runs])[run]
 
@@ -71,7 +78,17 @@ def without(values: np.ndarray, held_out: np.ndarray) -> np.ndarray:
 
 
 def ever_diverged(results: Results) -> np.ndarray:
-    """Whether a loss of each run was ever not finite, bool [R]."""
+    """Whether a loss of each run was ever not finite, bool [R].
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> runs = tuple(Run("ERM", target=0, seed=seed, candidate=0, hyper={}) for seed in range(2))
+        >>> losses, rest = np.ones((2, 3, 2, 2)), np.ones((2, 3, 2))
+        >>> losses[1, 2] = np.nan
+        >>> results = Results({}, runs, np.arange(3), losses, losses, rest, rest, rest[:, 0])
+        >>> ever_diverged(results).tolist()
+        [False, True]
+    """
     held_out = held_out_of(results, np.arange(len(results.runs)))
     every = (results.losses, results.probe_losses, without(results.perturbed_losses, held_out))
     return np.logical_or.reduce([~np.isfinite(losses).all(tuple(range(1, losses.ndim))) for losses in every])
@@ -86,6 +103,14 @@ def score(results: Results, selected: Selected) -> Scores:
 
     Returns:
         Scores of that shape. A diverged run has none: as NaN it shows in every mean that it would enter.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> runs, half, rest = (Run("ERM", 0, 0, 0, {}),), np.full((1, 2, 2, 2), 0.5), np.ones((1, 2, 2))
+        >>> results = Results({}, runs, np.arange(2), half, half, rest, rest, rest[:, 0])
+        >>> scores = score(results, Selected(run=np.array([0]), point=np.array([1])))
+        >>> scores.accuracy.tolist(), scores.worst_loss.tolist(), scores.sharpness.tolist()
+        ([50.0], [0.5], [1.0])
 
     References:
         Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021 (which part of the

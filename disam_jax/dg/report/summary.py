@@ -130,7 +130,15 @@ class Summary:
 
 
 def title(results: Results) -> str:
-    """One line that says what was run; rho and lam where every run that has one has the same."""
+    """One line that says what was run; rho and lam where every run that has one has the same.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> runs = tuple(Run("SAM", 0, seed, 0, {"rho": 0.05}) for seed in range(3))
+        >>> results = Results({"data": {"name": "toy"}}, runs, np.array([0, 100]), *[np.zeros(0)] * 5)
+        >>> title(results)
+        'toy, leave one domain out: 3 seeds, 100 steps, rho 0.05'
+    """
     parts = [f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}", f"{results.steps[-1]} steps"]
     for name in ("rho", "lam"):
         values = {float(run.hyper[name]) for run in results.runs if run.hyper.get(name, 0.0) != 0.0}
@@ -163,6 +171,15 @@ def summarise(results: Results, criterion: str, seed: int = 0) -> Summary:
 
     Raises:
         ValueError: on an unknown criterion, or if a run is missing.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
+        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
+        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> summary = summarise(results, "last")
+        >>> summary.methods, summary.targets, summary.accuracy.mean.tolist()
+        (('ERM', 'SAM'), ('sketch',), [[100.0], [100.0]])
     """
     facts = results.header["methods"]
     methods = results.methods
@@ -209,6 +226,12 @@ def compare(
 
     Returns:
         A comparison for each pair.
+
+    Example:
+        >>> values = np.array([[[60.0], [61.0]], [[62.0], [63.5]]])  # two methods, two seeds, one target
+        >>> (found,) = compare(Scores(*[values] * 8), "accuracy", ["ERM", "SAM"], [("SAM", "ERM")])
+        >>> found.method, found.baseline, float(found.difference.mean), found.p
+        ('SAM', 'ERM', 2.25, 0.5)
     """
     values = dict(zip(methods, getattr(scores, quantity), strict=True))
     with np.errstate(invalid="ignore"):
@@ -274,7 +297,7 @@ FOUND = (
 
 
 def findings(summary: Summary) -> list[str]:
-    """What the paired differences allow to be said, and no more.
+    r"""What the paired differences allow to be said, and no more.
 
     Args:
         summary: of the runs.
@@ -283,6 +306,15 @@ def findings(summary: Summary) -> list[str]:
         Sentences. Only a difference with a corrected p-value below 0.05 is claimed; any other is called not
         shown; one that cannot be computed, since a run diverged, is said to be so. A claim about a variant is
         followed by what the controls of the same base do.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
+        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
+        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> print(*findings(summarise(results, "last")), sep="\n")
+        Against ERM's, the held-out accuracy is not shown to differ for SAM (+0.00, 1.000) (points, corrected p).
+        With 1 seed there is no standard error and nothing can be shown: use 10 or more.
     """
     pairs = [pair for pair in summary.variants if pair[0] not in summary.controls] or summary.variants
     lines = []
@@ -328,7 +360,14 @@ def finding(what: str, compared: Comparison, labels: Mapping[str, str], unit: st
 
 
 def not_shown(what: str, compared: Sequence[Comparison], labels: Mapping[str, str], unit: str, digits: int) -> str:
-    """One sentence about several differences of which none is shown."""
+    """One sentence about several differences of which none is shown.
+
+    Example:
+        >>> none, each = Interval(np.array(0.0), np.array(0.0)), Estimate(np.array(1.0), np.array(2.0))
+        >>> compared = [Comparison(name, "C", each, each, none, 0.7, 0.7) for name in ("A", "B")]
+        >>> not_shown("loss", compared, {"A": "A", "B": "B", "C": "C"}, "nats", 0)
+        'No difference in loss is shown between A and C (+1 ± 2, 0.700), B and C (+1 ± 2, 0.700) (nats, corrected p).'
+    """
     pairs = ", ".join(
         f"{labels[each.method]} and {labels[each.baseline]} "
         f"({difference_text(each.difference, digits)}, {p_text(each.corrected)})"
@@ -340,7 +379,14 @@ def not_shown(what: str, compared: Sequence[Comparison], labels: Mapping[str, st
 def not_comparable(
     what: str, compared: Sequence[Comparison], labels: Mapping[str, str], _unit: str, _digits: int
 ) -> str:
-    """One sentence about several differences that cannot be computed."""
+    """One sentence about several differences that cannot be computed.
+
+    Example:
+        >>> none, each = Interval(np.array(np.nan), np.array(np.nan)), Estimate(np.array(np.nan), np.array(np.nan))
+        >>> compared = [Comparison(name, "C", each, each, none, np.nan, np.nan) for name in ("A", "B")]
+        >>> not_comparable("loss", compared, {"A": "A", "B": "B", "C": "C"}, "nats", 0)
+        'Whether these differ in loss cannot be said, since a run diverged: A and C, B and C.'
+    """
     pairs = ", ".join(f"{labels[each.method]} and {labels[each.baseline]}" for each in compared)
     return f"Whether these differ in {what} cannot be said, since a run diverged: {pairs}."
 
@@ -355,7 +401,16 @@ def _controls(summary: Summary, quantity: str, claimed: Comparison, digits: int)
 
 
 def control_finding(claimed: Comparison, control: Comparison, labels: Mapping[str, str], digits: int) -> str:
-    """What a control of the wrong sign does where its variant differs from their base."""
+    """What a control of the wrong sign does where its variant differs from their base.
+
+    Example:
+        >>> def compared(name, mean, p):
+        ...     each = Estimate(np.array(mean), np.array(0.2))
+        ...     return Comparison(name, "SAM", each, each, Interval(each.mean, each.mean), p, p)
+        >>> one, other = compared("DISAM", 0.9, 0.004), compared("NEG", -0.8, 0.008)
+        >>> control_finding(one, other, {"DISAM": "DISAM", "NEG": "NEG", "SAM": "SAM"}, 1)
+        'The control NEG is lower (-0.8 ± 0.2, corrected p 0.008), the other way.'
+    """
     name, base = labels[control.method], labels[control.baseline]
     if not np.isfinite(control.difference.mean):
         return f"The control {name} diverged."
@@ -369,7 +424,16 @@ def control_finding(claimed: Comparison, control: Comparison, labels: Mapping[st
 
 
 def against_plain(summary: Summary) -> list[str]:
-    """One sentence on the held-out accuracy of every method against ERM's; nothing without such a comparison."""
+    """One sentence on the held-out accuracy of every method against ERM's; nothing without such a comparison.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
+        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
+        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> against_plain(summarise(results, "last"))
+        ["Against ERM's, the held-out accuracy is not shown to differ for SAM (+0.00, 1.000) (points, corrected p)."]
+    """
     groups: dict[str, list[str]] = {}
     for each in summary.comparisons["accuracy"]:
         if each.baseline != PLAIN:
@@ -389,7 +453,12 @@ def against_plain(summary: Summary) -> list[str]:
 
 
 def difference_text(difference: Estimate, digits: int) -> str:
-    """A difference with its sign and its standard error, if it has one."""
+    """A difference with its sign and its standard error, if it has one.
+
+    Example:
+        >>> difference_text(Estimate(np.array(0.5), np.array(0.25)), digits=2)
+        '+0.50 ± 0.25'
+    """
     if not np.isfinite(difference.error):
         return f"{difference.mean:+.{digits}f}"
     return f"{difference.mean:+.{digits}f} ± {difference.error:.{digits}f}"
@@ -410,7 +479,16 @@ def _direction(compared: Comparison) -> str:
 
 
 def few_seeds(summary: Summary) -> list[str]:
-    """Warnings if the seeds are too few for standard errors or for the tests; nothing otherwise."""
+    """Warnings if the seeds are too few for standard errors or for the tests; nothing otherwise.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> few_seeds(summarise(results, "last"))
+        ['With 1 seed there is no standard error and nothing can be shown: use 10 or more.']
+    """
     lines = []
     if summary.seeds == 1:
         lines.append("With 1 seed there is no standard error and nothing can be shown: use 10 or more.")
@@ -428,7 +506,16 @@ def few_seeds(summary: Summary) -> list[str]:
 
 
 def diverged_runs(summary: Summary) -> list[str]:
-    """Says how many runs of which method diverged; nothing if none did."""
+    """Says how many runs of which method diverged; nothing if none did.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, np.nan * ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> print(*diverged_runs(summarise(results, "last")))
+        1 of 1 runs of ERM diverged (seed 0): a loss was not finite. Every mean that they enter says 'diverged'.
+    """
     lines = []
     for name, each in summary.divergence.items():
         if each.diverged:

@@ -30,7 +30,12 @@ COMPARED = 4
 
 
 def machine() -> dict[str, Any]:
-    """Processor, number of cores and JAX's device."""
+    """Processor, number of cores and JAX's device.
+
+    Example:
+        >>> sorted(machine())
+        ['cores', 'cpu', 'device', 'system']
+    """
     import jax
 
     model = platform.processor() or platform.machine()
@@ -49,7 +54,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on."""
+    """Versions of Python and of the packages that the numbers depend on.
+
+    Example:
+        >>> list(versions())[:4]
+        ['python', 'disam_jax', 'jax', 'jaxlib']
+    """
     found = {"python": platform.python_version(), "disam_jax": disam_jax.__version__}
     for package in ("jax", "jaxlib", "numpy", "optax", "flax", "scipy", "scikit-learn", "scikit-image"):
         try:
@@ -112,6 +122,15 @@ def text_files(
 
     Returns:
         For each file's name, its bytes.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat", "dog"]}
+        >>> header = {"command": "", "data": data, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> sorted(text_files(results, {each: summarise(results, each) for each in CRITERIA}, "last"))[:5]
+        ['accuracy.csv', 'accuracy.tex', 'losses.csv', 'losses.tex', 'results.json']
     """
     of_grid = grids(results)
     made = report_tables(results, summaries, criterion)
@@ -142,6 +161,15 @@ def report_tables(results: Results, summaries: Mapping[str, Summary], criterion:
     Returns:
         The tables that the results allow: paired differences only with two methods to compare, FLOPs only if a
         method's are known.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
+        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
+        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> summaries = {criterion: summarise(results, criterion) for criterion in CRITERIA}
+        >>> list(report_tables(results, summaries, "last"))
+        ['accuracy', 'comparisons', 'loss_comparisons', 'losses', 'sharpness', 'selection']
     """
     summary = summaries[criterion]
     made = {}
@@ -171,6 +199,14 @@ def report_figures(summary: Summary, of_grid: tuple[Grid, ...]) -> dict[str, Any
     Returns:
         The figures that the results allow: paired differences only with two methods to compare, sensitivity only of
         methods with several rho or lam, the usable range only of those with several rho, and with ERM.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
+        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
+        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> list(report_figures(summarise(results, "last"), of_grid=()))
+        ['domain_losses', 'convergence', 'differences']
     """
     compared = {name for pair in summary.variants for name in pair}
     methods = [name for name in summary.methods if name in compared or not compared]
@@ -199,6 +235,15 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
 
     Returns:
         Markdown.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat", "dog"]}
+        >>> header = {"command": "", "data": data, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> page(results, summarise(results, "last"), made={}, drawn=()).splitlines()[-1]
+        'Data: photo 9, sketch 9; 2 classes.'
     """
     data = results.header["data"]
     classes = data["classes"] if isinstance(data["classes"], int) else len(data["classes"])
@@ -236,6 +281,14 @@ def runs_csv(results: Results) -> str:
 
     Returns:
         CSV with a header line.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> [line.split(",")[:4] for line in runs_csv(results).splitlines()]
+        [['method', 'target', 'seed', 'candidate'], ['ERM', 'sketch', '0', '0']]
     """
     every = np.arange(len(results.runs))
     last = score(results, Selected(every, np.full(len(every), len(results.steps) - 1)))
@@ -285,6 +338,15 @@ def report(
 
     Returns:
         A dictionary.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> found = report(results, {"last": summarise(results, "last")}, "last", made={}, of_grid=())
+        >>> found["title"], found["targets"], found["units"]["accuracy"]
+        ('toy, leave one domain out: 1 seed, 1 steps', ['sketch'], 'percent')
     """
     return {
         "schema": SCHEMA,
@@ -359,7 +421,15 @@ def _plain_estimate(each: Estimate) -> dict[str, Any]:
 
 
 def json_bytes(contents: Mapping[str, Any]) -> bytes:
-    """A dictionary as the bytes of a JSON file."""
+    """A dictionary as the bytes of a JSON file.
+
+    Example:
+        >>> print(json_bytes({"rho": 0.05, "gain": None}).decode(), end="")
+        {
+         "rho": 0.05,
+         "gain": null
+        }
+    """
     return (json.dumps(contents, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
@@ -371,6 +441,12 @@ def check_out(out: Path) -> None:
 
     Raises:
         InputError: naming the path that stands in the way.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_out(Path(folder, "new"))
+        ...     Path(folder, "new").exists()
+        False
     """
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -388,6 +464,12 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
 
     Raises:
         InputError: if the system refuses.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_files(Path(folder, "new"), {"table.md": b"# Title"})
+        ...     [(path.name, path.read_bytes()) for path in Path(folder, "new").iterdir()]
+        [('table.md', b'# Title')]
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
