@@ -66,30 +66,37 @@ def phases(work: Workload) -> tuple[float, float]:
     return first, second
 
 
-def in_pairs(step: Step) -> Step:
-    """The same step, with two turns of each of its scans in the body of one."""
+def trace(work: Workload, step: Step) -> tuple[Any, Any]:
+    return jax.make_jaxpr(step.step, return_shape=True)(*abstract(work, step))
 
-    def paired(*args):
-        jaxpr, shape = jax.make_jaxpr(step.step, return_shape=True)(*args)
-        eqns = [
-            eqn.replace(params={**eqn.params, "unroll": 2}) if eqn.primitive.name == "scan" else eqn
-            for eqn in jaxpr.jaxpr.eqns
-        ]
-        run = jaxpr_as_fun(jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns)))
-        return jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(args)))
 
-    return Step(step.init, paired)
+def scans(jaxpr: Any) -> list[int]:
+    """Where a program has scans, among its equations."""
+    return [place for place, eqn in enumerate(jaxpr.eqns) if eqn.primitive.name == "scan"]
+
+
+def in_pairs(work: Workload, step: Step, place: int) -> Step:
+    """The same step, with two turns of the scan of that place in the body of one."""
+    jaxpr, shape = trace(work, step)
+    eqns = list(jaxpr.jaxpr.eqns)
+    eqns[place] = eqns[place].replace(params={**eqns[place].params, "unroll": 2})
+    run = jaxpr_as_fun(jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns)))
+    return Step(step.init, lambda *args: jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(args))))
 
 
 def scan_flops(work: Workload, step: Step, counted: float, options: Mapping[str, Any] | None = None) -> float:
-    """FLOPs of all turns of a step's scans over the domains, where XLA counted one.
+    """FLOPs of all turns of a step's scans over the domains, where XLA counted one of each.
 
-    A program with two turns in the body, and a third after it if M is odd, has one or two turns more.
+    A program with two turns in a body, and a third after it if their number is odd, has one or two turns more.
     """
-    if work.num_domains == 1:
-        return counted
-    more = counts(lower(work, in_pairs(step)).compile(options)).flops - counted
-    return counted + (work.num_domains - 1) * more / (1 + work.num_domains % 2)
+    jaxpr = trace(work, step)[0].jaxpr
+    flops = counted
+    for place in scans(jaxpr):
+        turns = jaxpr.eqns[place].params["length"]
+        if turns > 1:
+            more = counts(lower(work, in_pairs(work, step, place)).compile(options)).flops - counted
+            flops += (turns - 1) * more / (1 + turns % 2)
+    return flops
 
 
 def true_flops(name: str, work: Workload, counted: float) -> float:

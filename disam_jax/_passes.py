@@ -129,8 +129,8 @@ def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux:
 
     value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
 
-    def empty_sum(params):
-        return jax.tree.map(lambda w: jnp.zeros(w.shape, accumulation_dtype(w)), params)
+    def domain(index):
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), batch)
 
     def add(total, grads, factor):
         return jax.tree.map(lambda t, g: t + factor.astype(t.dtype) * g.astype(t.dtype), total, grads)
@@ -140,17 +140,18 @@ def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux:
         return mean_over_axis(grads, axis_name)
 
     def clean(params):
-        def body(carry, indexed):
-            index, one_domain = indexed
-            first, plain, by_loss = carry
-            (loss, aux), grads = value_and_grad(params, one_domain)
+        def body(sums, index):
+            plain, by_loss = sums
+            (loss, aux), grads = value_and_grad(params, domain(index))
             # Losses relative to the first one: the two sums would cancel almost all digits of a small spread otherwise.
-            first = jnp.where(index == 0, loss, first)
-            return (first, add(plain, grads, jnp.ones(())), add(by_loss, grads, loss - first)), (loss, aux)
+            return (add(plain, grads, jnp.ones(())), add(by_loss, grads, loss - first)), (loss, aux)
 
-        loss = jax.eval_shape(lambda p, b: loss_at(p, jax.tree.map(lambda x: x[0], b))[0], params, batch)
-        carry = (jnp.zeros((), loss.dtype), empty_sum(params), empty_sum(params))
-        (first, plain, by_loss), (values, aux) = jax.lax.scan(body, carry, (jnp.arange(num_domains), batch))
+        # The first domain before the scan, for one sum starts from its gradient and the other without it.
+        (first, first_aux), grads = value_and_grad(params, domain(0))
+        plain = jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), grads)
+        sums = (plain, jax.tree.map(jnp.zeros_like, plain))
+        (plain, by_loss), others = jax.lax.scan(body, sums, jnp.arange(1, num_domains))
+        values, aux = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), (first, first_aux), others)
 
         def ascent_gradient(tilt):
             shift = (first - tilt.reference) - tilt.offset
@@ -168,7 +169,9 @@ def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux:
             (loss, _), grads = value_and_grad(params, one_domain)
             return add(plain, grads, jnp.ones(())), loss
 
-        plain, values = jax.lax.scan(body, empty_sum(params), batch)
+        # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
+        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, accumulation_dtype(w)), params)
+        plain, values = jax.lax.scan(body, zeros, batch)
         return PerturbedPass(as_domain_losses(values, "loss_fn"), mean(plain, params))
 
     return Form(clean, perturbed)
