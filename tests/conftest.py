@@ -1,20 +1,32 @@
 """Strict mode for every test: several simulated devices, strict promotion, NaN debugging, warnings as errors."""
 
+import atexit
 import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Read once, when jax starts; the sharding tests need more than one device and the others don't mind.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Compiling takes most of the time, and the processes of a run compile the same small programs: one cache for all of them,
+# which the others inherit from the first, and for this run alone.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.mkdtemp(prefix="compiled_")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax
 import pytest
 from support import enable_x64
 
-# Compiling takes most of the time, and what LLVM does for speed changes no property that is tested here. The processes
-# that tests start have it, and so has a run with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+# What LLVM does for speed changes no property that is tested here. The processes that tests start have it, and so has a
+# run with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 

@@ -317,14 +317,26 @@ def test_numbers_of_the_page_are_those_of_the_stored_tables(name, number):
         assert abs(float(digits[0]) - float(cost)) < 0.007, row
 
 
+@pytest.fixture(scope="module")
+def below_two():
+    spec = importlib.util.spec_from_file_location("below_two", ROOT / "benchmarks" / "below_two.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["digits", "PACS96"])
+def test_the_stored_command_makes_the_stored_rows(below_two, data):
+    lines = (ROOT / "benchmarks" / "results" / "below_two" / f"{data}.md").read_text().splitlines()
+    assert f"    python benchmarks/below_two.py --data {data}" in lines
+    rows = [line.split("|")[1].strip(" *") for line in lines if line.startswith("| ") and "±" in line]
+    assert rows == ["ERM", "SAM", "DISAM", *below_two.FIRST]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fraction", "alone"), [(1.0, False), (0.5, False), (0.25, False), (0.25, True)])
-def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(fraction, alone):
-    path = ROOT / "benchmarks" / "below_two.py"
-    spec = importlib.util.spec_from_file_location("below_two", path)
-    below_two = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(below_two)
-
+def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(below_two, fraction, alone):
     m, n, classes = 3, 16, 5
     network = below_two.make_network("mlp", (4,), classes, hidden=(8,))
     params, _ = network.init(jax.random.key(0))

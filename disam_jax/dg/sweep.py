@@ -167,6 +167,24 @@ def run_sweep(
 
     Raises:
         InputError: if something the user gave cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> from disam_jax.dg.data.domains import join_domains
+        >>> from disam_jax.dg.methods import METHODS
+        >>> from disam_jax.dg.models.registry import make_network
+        >>> from disam_jax.dg.search import default_hyper
+        >>> inputs, labels = np.random.default_rng(0).normal(size=(3, 8, 2)), np.arange(8) % 2
+        >>> data = join_domains("toy", inputs, [labels] * 3, ["photo", "sketch", "cartoon"], ["cat", "dog"])
+        >>> setting, methods = Setting(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
+        >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], setting)]}, targets=(2,), seeds=(0, 1))
+        >>> network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(4,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results, cost = run_sweep(data, network, setting, methods, plan, Path(folder))
+        >>> results.losses.shape  # runs, measured points, training and validation split, domains
+        (2, 3, 2, 3)
+        >>> sorted(cost["DISAM"])
+        ['flops', 'seconds_per_run']
     """
     check_setting(setting)
     if setting.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):

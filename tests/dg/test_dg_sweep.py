@@ -44,19 +44,6 @@ def run(data, out, methods=("erm", "sam", "disam"), setting=SETTING, on_progress
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Most tests compile the same few programs, in every process."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    # Beside the folders of the processes, so that they share it.
-    jax.config.update(names[0], str(tmp_path_factory.getbasetemp().parent / "programs"))
-    jax.config.update(names[1], 0.0)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def _flops():
     """Compiled from a program of its own, which only one test looks at."""
     with pytest.MonkeyPatch.context() as patch:

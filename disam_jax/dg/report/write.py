@@ -91,6 +91,16 @@ def report_files(
 
     Raises:
         ValueError: on an unknown criterion, or if a run is missing.
+
+    Example:
+        >>> from disam_jax.dg.results import Run
+        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat", "dog"]}
+        >>> header = {"command": "", "data": data, "methods": {"ERM": {}}}
+        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
+        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> files = report_files(results, "last")
+        >>> [name for name in files if not name.endswith((".csv", ".tex"))]
+        ['table.md', 'results.json', 'domain_losses.png', 'domain_losses.pdf', 'convergence.png', 'convergence.pdf']
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
