@@ -1,5 +1,6 @@
 """DISAM on a part of each domain's examples, the plain gradient on the rest: float64 by hand, cost, and its limits."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,20 +18,30 @@ RHO, LAM = 0.3, 0.7
 LOSSES = disam_jax.per_domain(loss)
 
 
-@given(n=st.integers(1, 40), fraction=st.floats(0.01, 1), axis=st.sampled_from([0, 1]), numpy=st.booleans())
-def test_every_example_is_on_one_side(n, fraction, axis, numpy):
-    shape = (n, 2) if axis == 0 else (2, n)
-    batch = {"x": np.arange(2 * n).reshape(shape), "y": np.ones((*shape, 3), np.float32)}
-    if not numpy:
-        batch = jax.tree.map(jnp.asarray, batch)
+@given(n=st.integers(1, 40), fraction=st.floats(0.01, 1), axis=st.sampled_from([0, 1]))
+def test_every_example_is_on_one_side(n, fraction, axis):
+    batch = numbered(n, axis)
     part, rest = disam_jax.part_and_rest(batch, fraction, axis=axis)
     of_one = disam_jax.ascent_part(batch, fraction, axis=axis)
     for name in batch:
         np.testing.assert_array_equal(part[name], of_one[name])
-        assert isinstance(rest[name], np.ndarray) == numpy
+        assert isinstance(rest[name], np.ndarray)
         assert rest[name].ndim == batch[name].ndim
     both = np.concatenate([part["x"], rest["x"]], axis)
-    np.testing.assert_array_equal(np.sort(both, axis), np.sort(np.asarray(batch["x"]), axis))
+    np.testing.assert_array_equal(np.sort(both, axis), np.sort(batch["x"], axis))
+
+
+@pytest.mark.parametrize(("n", "fraction", "axis"), [(1, 0.25, 1), (7, 0.25, 0), (12, 0.4, 1)])
+def test_arrays_of_jax_are_taken_apart_as_those_of_numpy(n, fraction, axis):
+    batch = numbered(n, axis)
+    got = disam_jax.part_and_rest(jax.tree.map(jnp.asarray, batch), fraction, axis=axis)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(got))
+    chex.assert_trees_all_equal(got, disam_jax.part_and_rest(batch, fraction, axis=axis))
+
+
+def numbered(n, axis):
+    shape = (n, 2) if axis == 0 else (2, n)
+    return {"x": np.arange(2 * n, dtype=np.int32).reshape(shape), "y": np.ones((*shape, 3), np.float32)}
 
 
 def expected(problem, fraction, options):

@@ -168,7 +168,7 @@ def flat_losses(p, b):
 
 
 MAPPED = {
-    "vmap with an axis name": lambda f, mesh: jax.vmap(f, in_axes=(None, 0), axis_name="data"),
+    "vmap with an axis name": lambda f, mesh: jax.jit(jax.vmap(f, in_axes=(None, 0), axis_name="data")),
     "pmap": lambda f, mesh: jax.pmap(f, in_axes=(None, 0), axis_name="data"),
     "shard_map, checking off": lambda f, mesh: _shard_map(f, mesh, False),
     "shard_map, checking on": lambda f, mesh: _shard_map(f, mesh, True),
