@@ -11,8 +11,8 @@ import tempfile
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Compiling takes most of the time, and the processes of a run compile the same small programs: one cache for all of them,
-# which the others inherit from the first, and for this run alone.
+# Compiling takes most of the time, and the processes of a run compile the same small programs: one cache for all of
+# them, which the others inherit from the first, and for this run alone.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = tempfile.mkdtemp(prefix="compiled_")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
