@@ -151,7 +151,8 @@ def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux:
         plain = jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), grads)
         sums = (plain, jax.tree.map(jnp.zeros_like, plain))
         (plain, by_loss), others = jax.lax.scan(body, sums, jnp.arange(1, num_domains))
-        values, aux = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), (first, first_aux), others)
+        stack = lambda x, xs: jnp.concatenate([jnp.asarray(x)[None], xs])
+        values, aux = jax.tree.map(stack, (first, first_aux), others)
 
         def ascent_gradient(tilt):
             shift = (first - tilt.reference) - tilt.offset

@@ -589,6 +589,30 @@ def test_accumulated_returns_the_stacked_aux_of_the_clean_pass():
     np.testing.assert_allclose(aux["mean"], np.mean(problem.batch["x"], axis=(1, 2)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_domains", [1, 3])
+def test_accumulated_takes_keys_and_flags_and_returns_whatever_scan_stacks(num_domains):
+    rng = np.random.default_rng(27)
+    batch = {
+        "x": rng.normal(size=(num_domains, 4, 2)).astype(np.float32),
+        "flag": np.arange(num_domains) > 0,
+        "key": jax.random.split(jax.random.key(0), num_domains),
+    }
+
+    def loss(w, one):
+        noise = jax.random.normal(one["key"], (4,))
+        value = jnp.mean(jnp.where(one["flag"], 1.0, 2.0) * (one["x"] @ w + noise) ** 2)
+        return value, {"number": 3, "none": None, "key": one["key"], "flag": one["flag"]}
+
+    w = jnp.ones(2)
+    (value, aux), grads = disam_jax.accumulated_value_and_grad(loss, 0.1, 0.5, has_aux=True)(w, batch)
+    np.testing.assert_array_equal(aux["number"], [3] * num_domains)
+    np.testing.assert_array_equal(aux["flag"], batch["flag"])
+    np.testing.assert_array_equal(jax.random.key_data(aux["key"]), jax.random.key_data(batch["key"]))
+    mapped = disam_jax.per_domain(lambda w, one: loss(w, one)[0])
+    expected = disam_jax.value_and_grad(mapped, 0.1, 0.5)(w, batch)
+    chex.assert_trees_all_close((value, grads), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("penalty", ["variance", "std"])
 def test_accumulated_keeps_its_digits_when_the_losses_are_close(penalty):
     # sum L_i g_i - mean(L) sum g_i cancels if the losses are summed as they are: 2.3 and a spread of 1e-4 in float32.
