@@ -99,7 +99,7 @@ def plain_gradient(form, problem):
     return jax.grad(mean_loss)(problem.params)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [jnp.float32, *slow(jnp.bfloat16)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["sam", *slow("asam")])  # whose result is the perturbed gradient itself
 @pytest.mark.parametrize("form", forms.FORMS)
 @pytest.mark.parametrize("traced", [True, *slow(False)])
