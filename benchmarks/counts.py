@@ -66,22 +66,11 @@ def phases(work: Workload) -> tuple[float, float]:
     return first, second
 
 
-def trace(work: Workload, step: Step) -> tuple[Any, Any]:
-    return jax.make_jaxpr(step.step, return_shape=True)(*abstract(work, step))
-
-
-def scans(jaxpr: Any) -> list[int]:
-    """Where a program has scans, among its equations."""
-    return [place for place, eqn in enumerate(jaxpr.eqns) if eqn.primitive.name == "scan"]
-
-
-def in_pairs(work: Workload, step: Step, place: int) -> Step:
-    """The same step, with two turns of the scan of that place in the body of one."""
-    jaxpr, shape = trace(work, step)
+def in_pairs(jaxpr: Any, place: int) -> Any:
+    """The same program, with two turns of the scan of that place among its equations in the body of one."""
     eqns = list(jaxpr.jaxpr.eqns)
     eqns[place] = eqns[place].replace(params={**eqns[place].params, "unroll": 2})
-    run = jaxpr_as_fun(jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns)))
-    return Step(step.init, lambda *args: jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(args))))
+    return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns))
 
 
 def scan_flops(work: Workload, step: Step, counted: float, options: Mapping[str, Any] | None = None) -> float:
@@ -89,14 +78,16 @@ def scan_flops(work: Workload, step: Step, counted: float, options: Mapping[str,
 
     A program with two turns in a body, and a third after it if their number is odd, has one or two turns more.
     """
-    jaxpr = trace(work, step)[0].jaxpr
-    flops = counted
-    for place in scans(jaxpr):
-        turns = jaxpr.eqns[place].params["length"]
-        if turns > 1:
-            more = counts(lower(work, in_pairs(work, step, place)).compile(options)).flops - counted
-            flops += (turns - 1) * more / (1 + turns % 2)
-    return flops
+    jaxpr, shape = jax.make_jaxpr(step.step, return_shape=True)(*abstract(work, step))
+
+    def flops_in_pairs(place: int) -> float:
+        run = jaxpr_as_fun(in_pairs(jaxpr, place))
+        paired = lambda *args: jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(args)))
+        return counts(lower(work, Step(step.init, paired)).compile(options)).flops
+
+    turns = {place: eqn.params["length"] for place, eqn in enumerate(jaxpr.eqns) if eqn.primitive.name == "scan"}
+    more = {place: (flops_in_pairs(place) - counted) / (1 + n % 2) for place, n in turns.items() if n > 1}
+    return counted + sum((turns[place] - 1) * of_a_turn for place, of_a_turn in more.items())
 
 
 def true_flops(name: str, work: Workload, counted: float) -> float:

@@ -153,8 +153,20 @@ RIGHT = {
 LABELS_MASK = {"hidden": True, "out": False}
 
 
-OTHER_OPTIMIZERS = ("prodigy", "muon", "dog", "cocob", "galore", "momo", "monitor", "snapshot", "named_chain", "adamw")
-OTHER_OPTIMIZERS += ("schedule_free inside", "polyak")
+OTHER_OPTIMIZERS = (
+    "prodigy",
+    "muon",
+    "dog",
+    "cocob",
+    "galore",
+    "momo",
+    "monitor",
+    "snapshot",
+    "named_chain",
+    "adamw",
+    "schedule_free inside",
+    "polyak",
+)
 
 
 @pytest.mark.parametrize("name", [slow(name)[0] if name.startswith(OTHER_OPTIMIZERS) else name for name in RIGHT])
