@@ -410,9 +410,10 @@ def test_several_modules_are_perturbed_together(batch):
     sum_of = lambda a, b, batch: disam_jax.mean_by_domain(
         optax.softmax_cross_entropy_with_integer_labels(a(batch["x"]) + b(batch["x"]), batch["y"]), batch["domain"], M
     )
-    both = nnx.Dict(a=nnx.clone(a), b=nnx.clone(b))
+    both = nnx.Module()
+    both.a, both.b = nnx.clone(a), nnx.clone(b)
     step = lambda f, **options: disam_jax.nnx.value_and_grad(f, RHO, LAM, **options)
-    _, want = step(lambda m, batch: sum_of(m["a"], m["b"], batch))(both, batch)
+    _, want = step(lambda m, batch: sum_of(m.a, m.b, batch))(both, batch)
     cases = {
         "argnums": step(sum_of, argnums=(0, 1))(a, b, batch)[1],
         "tuple": step(lambda m, batch: sum_of(*m, batch))((a, b), batch)[1],
