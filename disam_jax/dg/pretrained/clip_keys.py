@@ -7,7 +7,8 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.clip import CLIP, CLIPConfig
 from disam_jax.dg.pretrained.files import CONFIG, Checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, Rule, linear_kernel
-from disam_jax.dg.pretrained.transformer_keys import Settings, linear_rules, norm_rules, patch_rule
+from disam_jax.dg.pretrained.transformer_keys import Settings, count_blocks, linear_rules, norm_rules, patch_rule
+from disam_jax.dg.reading import brief
 
 
 def clip_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
@@ -28,7 +29,11 @@ def clip_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
             f"{checkpoint.where}: num_classes is {num_classes}, but CLIP classifies by texts and has no head to make; "
             "leave num_classes out"
         )
-    config = clip_config(checkpoint.config or {}, checkpoint.where)
+    given = checkpoint.config or {}
+    config = clip_config(given, checkpoint.where)
+    for part, model in (("text_config", "text_model"), ("vision_config", "vision_model")):
+        found = count_blocks(checkpoint.tensors, rf"{_block(model)}\.")
+        _part(given, part, f"{checkpoint.where}: {CONFIG}").layers("num_hidden_layers", 12, found)
     return Recipe(lambda rngs: CLIP(config, rngs=rngs), clip_rules(config.patch_size))
 
 
@@ -86,9 +91,9 @@ def clip_config(config: Mapping[str, Any], where: str) -> CLIPConfig:
 def _part(config: Mapping[str, Any], name: str, where: str) -> Settings:
     entries: dict[str, Any] = {}
     for key in (name, f"{name}_dict"):
-        part = config.get(key) or {}
+        part = {} if config.get(key) is None else config[key]
         if not isinstance(part, Mapping):
-            raise InputError(f"{where}: {key} is {part!r}, must be an object {{...}}")
+            raise InputError(f"{where}: {key} is {brief(part)}, must be an object {{...}}")
         entries |= part
     return Settings(entries, f"{where}: {name}")
 
@@ -128,7 +133,7 @@ def clip_rules(patch_size: int) -> list[Rule]:
 
 
 def _block_rules(model: str, tower: str) -> list[Rule]:
-    block, path = rf"{model}\.encoder\.layers\.(\d+)", rf"{tower}.blocks.\1"
+    block, path = _block(model), rf"{tower}.blocks.\1"
     return [
         *norm_rules(rf"{block}\.layer_norm1", f"{path}.norm1"),
         *linear_rules(rf"{block}\.self_attn\.q_proj", f"{path}.attention.query"),
@@ -138,3 +143,7 @@ def _block_rules(model: str, tower: str) -> list[Rule]:
         *norm_rules(rf"{block}\.layer_norm2", f"{path}.norm2"),
         *linear_rules(rf"{block}\.mlp\.(fc[12])", rf"{path}.mlp.\2"),
     ]
+
+
+def _block(model: str) -> str:
+    return rf"{model}\.encoder\.layers\.(\d+)"

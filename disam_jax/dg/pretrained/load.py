@@ -16,6 +16,7 @@ from disam_jax.dg.pretrained.files import CONFIG, Checkpoint, read_checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, fill
 from disam_jax.dg.pretrained.resnet_keys import NAMED, resnet_recipe
 from disam_jax.dg.pretrained.vit_keys import vit_recipe
+from disam_jax.dg.reading import brief
 
 
 class Architecture(NamedTuple):
@@ -120,17 +121,18 @@ def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
             "model='resnet' for a ResNet with torchvision's or timm's keys"
         )
     said = config.get("model_type") or config.get("architecture")
-    if said is None:
+    if not said:
         if asked is not None:
             return asked
         raise InputError(
             f"{_config_place(checkpoint)}: has neither model_type nor architecture; write model= and one of "
             f"{', '.join(ARCHITECTURES)}"
         )
-    found = "resnet" if str(said) in NAMED else str(said)
+    named = said if isinstance(said, str) and said.isprintable() else brief(said)
+    found = "resnet" if named in NAMED else named
     if found not in ARCHITECTURES or (asked is not None and asked != found):
         wanted = asked if asked is not None else ", ".join(ARCHITECTURES)
-        raise InputError(f"{checkpoint.where}: is a checkpoint of {said}; give one of {wanted}")
+        raise InputError(f"{checkpoint.where}: is a checkpoint of {named[:80]}; give one of {wanted}")
     return found
 
 
