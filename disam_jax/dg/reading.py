@@ -48,8 +48,8 @@ def brief(value: object, most: int = 80) -> str:
         >>> brief("gelu"), brief([0] * 1000, most=9)
         ("'gelu'", '[0, 0, 0,...')
     """
-    text = shown(repr(value))
-    return text if len(text) <= most else f"{text[:most]}..."
+    text = repr(value)
+    return shown(text) if len(text) <= most else f"{shown(text[:most])}..."
 
 
 def reason(error: Exception) -> str:

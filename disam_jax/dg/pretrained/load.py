@@ -97,7 +97,7 @@ def from_pretrained(
         known = ", ".join(architecture.options) or "none of its own"
         raise InputError(f"model {kind} has no option {unknown[0]!r}; it has {known}")
     if architecture.needs_config and checkpoint.config is None:
-        raise InputError(f"{_config_place(checkpoint)}: no such file, but it tells the sizes of a {kind}; get it too")
+        raise InputError(f"{checkpoint.where}: {CONFIG}: no such file, but it tells the sizes of a {kind}; get it too")
     if model in NAMED:
         options["name"] = model
     recipe = architecture.recipe(checkpoint, num_classes, **options)
@@ -117,7 +117,7 @@ def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
         if asked is not None:
             return asked
         raise InputError(
-            f"{_config_place(checkpoint)}: no such file, so the architecture is unknown; get it too, or write "
+            f"{checkpoint.where}: {CONFIG}: no such file, so the architecture is unknown; get it too, or write "
             "model='resnet' for a ResNet with torchvision's or timm's keys"
         )
     said = config.get("model_type") or config.get("architecture")
@@ -125,7 +125,7 @@ def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
         if asked is not None:
             return asked
         raise InputError(
-            f"{_config_place(checkpoint)}: has neither model_type nor architecture; write model= and one of "
+            f"{checkpoint.where}: {CONFIG}: has neither model_type nor architecture; write model= and one of "
             f"{', '.join(ARCHITECTURES)}"
         )
     named = said if isinstance(said, str) and said.isprintable() else brief(said)
@@ -134,8 +134,3 @@ def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
         wanted = asked if asked is not None else ", ".join(ARCHITECTURES)
         raise InputError(f"{checkpoint.where}: is a checkpoint of {named[:80]}; give one of {wanted}")
     return found
-
-
-def _config_place(checkpoint: Checkpoint) -> Path:
-    path = Path(checkpoint.where)
-    return (path if path.is_dir() else path.parent) / CONFIG

@@ -42,9 +42,10 @@ def vit_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
     Settings(said, f"{where}: {CONFIG}").layers("num_hidden_layers", 12, found)
     if num_classes is not None:
         return _recipe(config, None, partial(add_head, num_classes=num_classes))
+    architectures = _architectures(said, where)
     sizes = shapes(checkpoint.tensors)
     head = [sizes[key] for key in ("classifier.weight", "classifier.bias") if key in sizes]
-    if not head and "ViTForImageClassification" in _architectures(said, where):
+    if not head and "ViTForImageClassification" in architectures:
         raise InputError(
             f"{where}: no tensor classifier.weight, but {CONFIG} says ViTForImageClassification; get it anew, or write "
             "num_classes for a new head"
