@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import slow
 
 from disam_jax.dg.data.arrays import load_arrays
 from disam_jax.dg.data.npz import FREE_BYTES, open_npz, read_header
@@ -254,12 +255,12 @@ def test_an_archive_of_no_arrays(tmp_path):
     refused(tmp_path / "toy.npz", tmp_path / "toy.npz", "has no array 'x'")
 
 
-@pytest.mark.parametrize("name", ["x", "y", "more"])
+@pytest.mark.parametrize("name", ["x", *slow("y", "more")])
 def test_a_bomb_is_not_unpacked(tmp_path, name):
-    # A hundredth of a percent of what it stands for.
+    # Less than a hundredth of what it stands for.
     path = tmp_path / "toy.npz"
     rows = FREE_BYTES // 48
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for key in CONTENT.keys() - {name}:
             archive.writestr(f"{key}.npy", npy(CONTENT[key]))
         with archive.open(f"{name}.npy", "w") as member:

@@ -90,6 +90,39 @@ def from_pretrained(
     if model is not None and model not in (*ARCHITECTURES, *NAMED):
         raise InputError(f"unknown model {model!r}; write one of {', '.join((*ARCHITECTURES, *NAMED))}")
     checkpoint = read_checkpoint(path_or_repo, revision)
+    recipe = recipe_of(checkpoint, model, num_classes, **options)
+    module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
+    fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)
+    if recipe.add_head is not None and rngs is not None:
+        recipe.add_head(module, rngs)
+        nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module, nnx.Param)))
+    return module
+
+
+def recipe_of(
+    checkpoint: Checkpoint, model: str | None = None, num_classes: int | None = None, **options: Any
+) -> Recipe:
+    """How a checkpoint becomes a module: all that is checked before the module is made.
+
+    Args:
+        checkpoint: Checkpoint, its tensors not yet read.
+        model: As for `from_pretrained`.
+        num_classes: As for `from_pretrained`.
+        **options: As for `from_pretrained`.
+
+    Returns:
+        Recipe.
+
+    Raises:
+        InputError: If it is of another architecture, config.json is missing or has an entry that cannot be, or the
+            architecture has no such option.
+
+    Example:
+        >>> recipe_of(Checkpoint("weights", {"model_type": "bert"}, None, {}))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: weights: is a checkpoint of bert; give one of clip, vit, resnet
+    """
     kind = _architecture(checkpoint, model)
     architecture = ARCHITECTURES[kind]
     unknown = [option for option in options if option not in architecture.options]
@@ -100,13 +133,7 @@ def from_pretrained(
         raise InputError(f"{checkpoint.where}: {CONFIG}: no such file, but it tells the sizes of a {kind}; get it too")
     if model in NAMED:
         options["name"] = model
-    recipe = architecture.recipe(checkpoint, num_classes, **options)
-    module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
-    fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)
-    if recipe.add_head is not None and rngs is not None:
-        recipe.add_head(module, rngs)
-        nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module, nnx.Param)))
-    return module
+    return architecture.recipe(checkpoint, num_classes, **options)
 
 
 def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
