@@ -284,16 +284,13 @@ def test_an_index_may_name_a_folder_inside(tmp_path):
         (PARTS | {"c": PARTS["a"]}, PARTS["a"]),
         ({"a": PARTS["b"], "b": PARTS["a"]}, PARTS["b"]),
         ({"a": PARTS["a"]} | {"more": PARTS["b"]}, PARTS["b"]),
-        (dict.fromkeys(["a"], PARTS["a"]), None),
+        # A line got lost, but the names of the parts tell how many there are.
+        ({"a": PARTS["a"]}, INDEX),
     ],
 )
 def test_an_index_and_its_parts_say_the_same(tmp_path, weight_map, name):
     sharded(tmp_path, weight_map)
-    if name is None:
-        # A part that is not named is not read.
-        assert list(read_checkpoint(tmp_path).tensors) == ["a"]
-    else:
-        refused(lambda: read_checkpoint(tmp_path), tmp_path / name)
+    refused(lambda: read_checkpoint(tmp_path), tmp_path / name)
 
 
 def test_a_tensor_that_the_index_does_not_name(tmp_path):

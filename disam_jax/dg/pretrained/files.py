@@ -27,7 +27,7 @@ HUB_PATTERNS = ("*.safetensors", "*.json", "merges.txt", "vocab.txt")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # "model-00001-of-00002.safetensors"; one of one is whole.
-_PART = re.compile(r".*-[0-9]+-of-0*+(?!1\.)[0-9]+\.safetensors", re.DOTALL)
+_PART = re.compile(r".*-[0-9]+-of-0*+((?!1\.)[0-9]+)\.safetensors", re.DOTALL)
 _NO_PICKLE = (
     "pickle is never read; convert it once where torch is installed: safetensors.torch.save_file("
     "torch.load('{name}', weights_only=True), 'model.safetensors')"
@@ -229,6 +229,12 @@ def _joined(folder: Path, index: Path) -> Tensors:
     for key, name in weight_map.items():
         if not isinstance(name, str) or name not in parts:
             parts[name] = _part(folder, index, key, name)
+    said = {match and int(match[1]) for match in map(_PART.fullmatch, parts)}
+    if None not in said and said != {len(parts)}:
+        raise InputError(
+            f"{shown(index)}: weight_map names {len(parts)} parts, but {brief(min(parts))} is one of another number; "
+            "get it anew"
+        )
     tensors = Tensors(sorted(set(parts.values())))
     for key, name in weight_map.items():
         if key not in tensors or tensors.entries[key].file != parts[name]:
