@@ -237,7 +237,7 @@ def _two_files(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tup
                 f"{shown(vocabulary)}: {brief(token)} has the id {brief(number)}; ids must be 0 to {len(tokens) - 1}"
             )
     try:
-        lines = read_bytes(merges).decode("utf-8").splitlines()
+        lines = read_bytes(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{shown(merges)}: is no text in UTF-8 ({reason(error)}); get it anew") from error
     pairs = []
