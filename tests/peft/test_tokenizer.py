@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from odd_files import ODD
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.pretrained import tokenizer as module
@@ -145,10 +146,7 @@ def make_large(path):
 @pytest.mark.parametrize(
     "make",
     [
-        os.mkdir,
-        os.mkfifo,
-        lambda path: path.symlink_to("/dev/zero"),
-        lambda path: path.symlink_to("nowhere"),
+        *ODD.values(),
         lambda path: path.symlink_to("../outside"),
         lambda path: path.write_bytes(b"\xff\xfe\xff"),
         lambda path: path.write_bytes(b"[" * 100_000),
@@ -157,7 +155,7 @@ def make_large(path):
         lambda path: path.write_bytes(b'"a"'),
         make_large,
     ],
-    ids=["folder", "pipe", "device", "lost", "outside", "bytes", "lists", "objects", "twice", "string", "large"],
+    ids=[*ODD, "outside", "bytes", "lists", "objects", "twice", "string", "large"],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, name, make):
     (tmp_path / "outside").write_text("{}")

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import struct
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_files import ODD, without_rights
 from safetensors.numpy import save, save_file
 from support import slow
 
@@ -153,55 +153,26 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
 # What is no file, under any name that is read.
 
 
-def make_pipe(path):
-    os.mkfifo(path)
-
-
-def make_socket(path):
-    here = os.getcwd()
-    # A socket's address is short.
-    os.chdir(path.parent)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path.name)
-    os.chdir(here)
-
-
-def make_device(path):
-    path.symlink_to("/dev/zero")
-
-
-def make_loop(path):
-    path.symlink_to(path.name)
-
-
-def make_lost(path):
-    path.symlink_to("nowhere")
-
-
-def make_unreadable(path):
-    path.write_bytes(b"{}")
-    path.chmod(0)
-
-
-@pytest.mark.parametrize("make", [os.mkdir, make_pipe, make_socket, make_device, make_loop, make_lost])
+@pytest.mark.parametrize("make", ODD)
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "config.json", "preprocessor_config.json", INDEX, "x.safetensors"]
 )
 def test_only_regular_files_are_opened(tmp_path, name, make):
     if not name.endswith(".safetensors"):
         save_file(A, tmp_path / ("part.safetensors" if name == INDEX else "model.safetensors"))
-    make(tmp_path / name)
+    ODD[make](tmp_path / name)
     refused(lambda: read_checkpoint(tmp_path), tmp_path / name)
-    if name.endswith(".safetensors") and make is not os.mkdir:
+    if name.endswith(".safetensors") and make != "folder":
         refused(lambda: read_checkpoint(tmp_path / name), tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_files_without_permission(tmp_path, name):
-    save_file(A, tmp_path / "x.safetensors")
-    make_unreadable(tmp_path / name)
-    refused(lambda: read_checkpoint(tmp_path), tmp_path / name, "Permission denied")
+    save_file(A, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).chmod(0)
+    with without_rights():
+        refused(lambda: read_checkpoint(tmp_path), tmp_path, "Permission denied")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ def load_arrays(path: Path, allow_missing_classes: bool = False) -> Domains:
       the values in `domain`, sorted.
     - `validation`: bool [N], True for the examples to validate on. Without it the split is drawn, see `splits`.
 
+    What the file declares is checked before memory is taken for it. Compressed arrays may take 256 MiB, or 100 times as
+    much as the file; write larger ones with `np.savez`, which does not compress.
+
     Args:
         path: the file.
         allow_missing_classes: let domains lack classes. They are held out in turn, and what a model is asked about a
@@ -34,8 +37,8 @@ def load_arrays(path: Path, allow_missing_classes: bool = False) -> Domains:
         The data set, named after the file. The rows of a domain keep their order.
 
     Raises:
-        InputError: if the file cannot be read, an array is missing, unknown or does not fit, a value of `x` is not
-            finite, or there are fewer than two domains or two classes.
+        InputError: if the file cannot be read or is damaged, an array is missing, unknown, of size zero or does not
+            fit, a value of `x` is not finite, or there are fewer than two domains or two classes.
 
     Example:
         >>> import tempfile

@@ -63,8 +63,9 @@ def read_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> Ch
         Checkpoint.
 
     Raises:
-        InputError: if there is no such path, no safetensors file, more than one, a file that is damaged, a revision of
-            a path; and if a repository is meant and `huggingface_hub` is not installed or cannot get it.
+        InputError: if there is no such path, no safetensors file, more than one, a file that is damaged, parts of a
+            checkpoint that are not all there, a link or a part out of the folder, a revision of a path; and if a
+            repository is meant and `huggingface_hub` is not installed or cannot get it.
     """
     path = checkpoint_path(path_or_repo, revision)
     whole = is_folder(path)

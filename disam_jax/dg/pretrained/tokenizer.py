@@ -142,7 +142,7 @@ def load_tokenizer(folder: str | Path | None = None) -> Tokenizer:
         Tokenizer.
 
     Raises:
-        InputError: if a package is missing or a file is none of a tokenizer.
+        InputError: if a package is missing, or a file is none of a tokenizer or a link that leads out of the folder.
     """
     if importlib.util.find_spec("tokenizers") is None:
         raise InputError("text needs the package tokenizers: pip install tokenizers")
