@@ -434,7 +434,7 @@ ENTRIES = {
     "clip-openai": [
         *((part, key) for part in ("text_config", "vision_config") for key in (*WHOLE[:4], "hidden_act")),
         *(("vision_config", key) for key in (*WHOLE[4:], "num_channels", "layer_norm_eps")),
-        *(("text_config", key) for key in ("vocab_size", "max_position_embeddings")),
+        *(("text_config", key) for key in ("vocab_size", "max_position_embeddings", "eos_token_id")),
         (None, "projection_dim"),
     ],
     "vit-classifier": [(None, key) for key in (*WHOLE, "hidden_act", "num_channels", "qkv_bias", "layer_norm_eps")],
@@ -442,8 +442,8 @@ ENTRIES = {
         (None, key) for key in ("depths", "hidden_sizes", "embedding_size", "num_channels", "layer_type", "hidden_act")
     ],
 }
-# What may be: true for a flag, any number above zero for an epsilon.
-RIGHT = {"qkv_bias": ["True"], "layer_norm_eps": ["1.5", str(10**30)]}
+# What may be: true for a flag, any number above zero for an epsilon, any token.
+RIGHT = {"qkv_bias": ["True"], "layer_norm_eps": ["1.5", str(10**30)], "eos_token_id": ["0", "12"]}
 
 
 def change_config(folder, part, key, value):

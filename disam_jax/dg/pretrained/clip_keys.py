@@ -63,6 +63,7 @@ def clip_config(config: Mapping[str, Any], where: str) -> CLIPConfig:
     text, vision = _part(config, "text_config", where), _part(config, "vision_config", where)
     if (channels := vision.whole("num_channels", 3)) != 3:
         raise InputError(f"{vision.where}: num_channels is {channels}, but only images of 3 channels are supported")
+    vocab_size = text.whole("vocab_size", 49408)
     try:
         return CLIPConfig(
             image_size=vision.square("image_size", 224),
@@ -75,14 +76,14 @@ def clip_config(config: Mapping[str, Any], where: str) -> CLIPConfig:
             text_layers=text.whole("num_hidden_layers", 12),
             text_heads=text.whole("num_attention_heads", 8),
             text_hidden=text.whole("intermediate_size", 2048),
-            vocab_size=text.whole("vocab_size", 49408),
+            vocab_size=vocab_size,
             embed_dim=Settings(config, where).whole("projection_dim", 512),
             context_length=text.whole("max_position_embeddings", 77),
             activation=_common("hidden_act", text.activation("quick_gelu"), vision.activation("quick_gelu"), where),
             eps=_common(
                 "layer_norm_eps", text.positive("layer_norm_eps", 1e-5), vision.positive("layer_norm_eps", 1e-5), where
             ),
-            eos_token_id=text.whole("eos_token_id", 49407, least=0),
+            eos_token_id=text.whole("eos_token_id", 49407, least=0, most=vocab_size - 1),
         )
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
