@@ -204,6 +204,7 @@ PARTS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.saf
     "name",
     [
         "../outside.safetensors",
+        "../checkpoint/model-00002-of-00002.safetensors",
         "sub/../../outside.safetensors",
         "/etc/passwd",
         "{outside}",
