@@ -151,7 +151,8 @@ def subfolders(folder: Path, data: Places | None = None) -> list[Path]:
         ['photo', 'sketch']
     """
     known = places([folder]) if data is None else data
-    return [entry.path for entry in _entries(folder) if entry.is_folder and _why_passed_over(entry, known) is None]
+    entries = _entries(folder, os.path.realpath(folder))
+    return [entry.path for entry in entries if entry.is_folder and _why_passed_over(entry, known) is None]
 
 
 def why_passed_over(folder: Path, data: Places) -> str | None:
@@ -168,7 +169,7 @@ def why_passed_over(folder: Path, data: Places) -> str | None:
         >>> why_passed_over(Path("nothing here"), places([Path(".")])) is None
         True
     """
-    for entry in _entries(folder.parent) if folder.parent.is_dir() else ():
+    for entry in _entries(folder.parent, os.path.realpath(folder.parent)) if folder.parent.is_dir() else ():
         if entry.path.name == folder.name and entry.is_folder:
             return _why_passed_over(entry, data)
     return None
@@ -270,17 +271,21 @@ def _walk(folder: Path, classes: Places, data: Places) -> Iterator[Entry]:
     """The files and links with an image's name in a folder and the folders within."""
     start = os.path.realpath(folder)
     seen = {start}
-    # Each folder with the folders that links have led to on the way there.
-    waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, (start,))]
+    # Each folder with where it lies and with the places to which links have led on the way there.
+    waiting: list[tuple[Path, str, tuple[str, ...]]] = [(folder, start, (start,))]
     while waiting:
-        inside, linked = waiting.pop()
-        for entry in _entries(inside):
+        inside, real, linked = waiting.pop()
+        entries = _entries(inside, real)
+        if inside != folder and any(entry.path.name == FILE for entry in entries) and is_results(inside):
+            continue
+        for entry in entries:
             if entry.is_folder:
-                leads_up = entry.is_link and any(_lies_in(place, entry.real) for place in linked)
-                if leads_up or entry.real in seen or entry.real in classes.folders or _why_passed_over(entry, data):
-                    continue
-                seen.add(entry.real)
-                waiting.append((entry.path, (*linked, entry.real) if entry.is_link else linked))
+                back = entry.is_link and (
+                    data.lead_back(entry.real) or any(_lies_in(place, entry.real) for place in linked)
+                )
+                if not back and entry.real not in seen and entry.real not in classes.folders:
+                    seen.add(entry.real)
+                    waiting.append((entry.path, entry.real, (*linked, entry.real) if entry.is_link else linked))
             elif is_image(entry.path.name):
                 if not entry.is_file:
                     raise InputError(
@@ -307,7 +312,7 @@ def is_results(folder: Path) -> bool:
         folder: Folder to look at.
 
     Returns:
-        Whether it has a results file, or folders that do, and no other folder that is not hidden.
+        Whether it has a results file and no folders but such ones, or such folders and no images.
 
     Raises:
         InputError: If it cannot be listed.
@@ -327,19 +332,18 @@ def is_results(folder: Path) -> bool:
         folders = [inside / name for name, kind in kinds.items() if kind == "folder"]
         # A link to a folder leads to data: results are written to folders of their own.
         linked = any(kind == "link" and (inside / name).is_dir() for name, kind in kinds.items())
-        if linked or (FILE not in kinds and not folders):
+        if linked or (FILE not in kinds and (not folders or any(map(is_image, kinds)))):
             return False
         waiting += folders
     return True
 
 
-def _entries(folder: Path) -> list[Entry]:
-    """What is visible in a folder, sorted by name.
+def _entries(folder: Path, real: str) -> list[Entry]:
+    """What is visible in a folder, sorted by name; `real` is where the folder lies.
 
     Raises:
         InputError: If it cannot be listed or has a link that leads nowhere.
     """
-    real = os.path.realpath(folder)
     found = []
     for name, kind in sorted(_scan(folder)):
         path = folder / name
