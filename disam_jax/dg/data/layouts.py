@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from disam_jax.dg.data.folder import Listing, check_folder, list_classes, read_lines
+from disam_jax.dg.data.folder import Listing, list_classes, read_lines
 from disam_jax.dg.data.names import how_they_differ, near
 from disam_jax.dg.data.walk import Places, places, subfolders, why_passed_over
 from disam_jax.dg.errors import InputError
@@ -210,7 +210,8 @@ def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Li
 
 
 def _find_root(layout: Layout, data_dir: Path) -> Path:
-    check_folder(data_dir)
+    if not exists(data_dir):
+        raise InputError(f"no such folder: {shown(data_dir)}, which should hold {layout.folder}/; {HOW_TO_GET}")
     if is_folder(data_dir / layout.folder):
         return data_dir / layout.folder
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.reading import reason, shown
+from disam_jax.dg.reading import is_folder, reason, shown
 from disam_jax.dg.store import FILE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -169,7 +169,7 @@ def why_passed_over(folder: Path, data: Places) -> str | None:
         >>> why_passed_over(Path("nothing here"), places([Path(".")])) is None
         True
     """
-    for entry in _entries(folder.parent, os.path.realpath(folder.parent)) if folder.parent.is_dir() else ():
+    for entry in _entries(folder.parent, os.path.realpath(folder.parent)) if is_folder(folder.parent) else ():
         if entry.path.name == folder.name and entry.is_folder:
             return _why_passed_over(entry, data)
     return None
@@ -331,7 +331,7 @@ def is_results(folder: Path) -> bool:
         kinds = dict(_scan(inside))
         folders = [inside / name for name, kind in kinds.items() if kind == "folder"]
         # A link to a folder leads to data: results are written to folders of their own.
-        linked = any(kind == "link" and (inside / name).is_dir() for name, kind in kinds.items())
+        linked = any(kind == "link" and is_folder(inside / name) for name, kind in kinds.items())
         if linked or (FILE not in kinds and (not folders or any(map(is_image, kinds)))):
             return False
         waiting += folders
