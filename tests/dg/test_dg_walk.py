@@ -277,6 +277,15 @@ def test_results_in_the_data_folder_are_no_data(root, where):
     (root / where / ".unfinished-xyz").mkdir()
     (root / where / ".unfinished-xyz" / "losses.png").touch()
     assert found(root) == PLAIN
+    # An own picture beside the results, a report in a folder within, and earlier results set aside there.
+    (root / where / "own.png").touch()
+    for within in ("select-oracle", "earlier-1", "earlier-2"):
+        (root / where / within).mkdir()
+        for name in ("table.md", "convergence.png", "convergence.pdf"):
+            (root / where / within / name).touch()
+    (root / where / "earlier-2" / FILE).touch()
+    (root / where / "empty").mkdir()
+    assert found(root) == PLAIN
 
 
 def test_results_in_the_folder_of_a_domain_do_not_hide_it(root):

@@ -8,13 +8,16 @@ a store of files. One that leads back into it is passed over, because what is th
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import is_folder, reason, shown
 from disam_jax.dg.store import FILE
+
+# Files that only a folder of results has.
+MARKS = frozenset({FILE})
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -276,7 +279,7 @@ def _walk(folder: Path, classes: Places, data: Places) -> Iterator[Entry]:
     while waiting:
         inside, real, linked = waiting.pop()
         entries = _entries(inside, real)
-        if inside != folder and any(entry.path.name == FILE for entry in entries) and is_results(inside):
+        if inside != folder and any(entry.path.name in MARKS for entry in entries) and is_results(inside):
             continue
         for entry in entries:
             if entry.is_folder:
@@ -306,13 +309,13 @@ def _why_passed_over(entry: Entry, data: Places) -> str | None:
 
 
 def is_results(folder: Path) -> bool:
-    """Whether a folder holds results of this program and nothing else that could be data.
+    """Whether a folder holds results of this program and no data.
 
     Args:
         folder: Folder to look at.
 
     Returns:
-        Whether it has a results file and no folders but such ones, or such folders and no images.
+        Whether it, or a folder within, has a results file, and no folder within has images but figures of a report.
 
     Raises:
         InputError: If it cannot be listed.
@@ -325,17 +328,25 @@ def is_results(folder: Path) -> bool:
         ...     is_results(Path(folder, "runs"))
         True
     """
+    marked = False
     waiting = [folder]
     while waiting:
         inside = waiting.pop()
         kinds = dict(_scan(inside))
-        folders = [inside / name for name, kind in kinds.items() if kind == "folder"]
+        has_mark = not MARKS.isdisjoint(kinds)
+        marked |= has_mark
         # A link to a folder leads to data: results are written to folders of their own.
         linked = any(kind == "link" and is_folder(inside / name) for name, kind in kinds.items())
-        if linked or (FILE not in kinds and (not folders or any(map(is_image, kinds)))):
+        if linked or (not has_mark and any(is_image(name) and not _is_figure(name, kinds) for name in kinds)):
             return False
-        waiting += folders
-    return True
+        waiting += [inside / name for name, kind in kinds.items() if kind == "folder"]
+    return marked
+
+
+def _is_figure(name: str, beside: Collection[str]) -> bool:
+    """A report has every figure as PNG and as PDF."""
+    stem, suffix = os.path.splitext(name)
+    return suffix == ".png" and f"{stem}.pdf" in beside
 
 
 def _entries(folder: Path, real: str) -> list[Entry]:
