@@ -116,6 +116,17 @@ def test_a_class_that_is_missing_by_a_hair_is_named_with_the_one_that_is_there(t
         assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(("one", "other"), [(NFC, NFD), ("cat", "cat "), ("cat", " cat")])
+@pytest.mark.parametrize("what", ["domain", "class"])
+def test_two_names_that_look_the_same_are_refused(tmp_path, what, one, other):
+    classes = {one: ("x", "y"), other: ("x", "y")} if what == "domain" else dict.fromkeys("ab", (one, other))
+    with pytest.raises(InputError, match=f"two names of a {what} look the same: .* differ in "):
+        folder.list_images(build(tmp_path, classes))
+    given = {"domain_names": "ab", "class_names": "xy"} | {f"{what}_names": (one, other)}
+    with pytest.raises(InputError, match=f"two names of a {what} look the same"):
+        join_domains("toy", inputs=[np.zeros((2, 1))] * 2, labels=[np.array([0, 1])] * 2, **given)
+
+
 def test_a_class_that_is_missing_altogether_has_no_hint(tmp_path):
     root = build(tmp_path, {"a": ("cow", "dog"), "b": ("dog",)})
     with pytest.raises(InputError, match=r"b/cow does not exist$"):

@@ -207,11 +207,15 @@ def test_hard_links_are_files_of_their_own(root):
         ("a/cat/m", "b/cat/m", "{store}"),
         ("a/cat/m.jpg", "a/dog/n.jpg", "{store}/x.jpg"),
         ("a/cat/m.jpg", "b/cat/m.jpg", "{store}/x.jpg"),
+        ("a/cat/m.jpg", "a/dog/m.jpg", "{data}/a/cat/.hidden/1.jpg"),
+        ("a/cat/m", "b/dog/m", "{data}/a/cat/.hidden"),
     ],
 )
 def test_an_image_that_two_classes_link_to_is_refused(root, store, one, other, target):
     for link in (one, other):
-        (root / link).symlink_to(target.format(store=store))
+        (root / link).symlink_to(target.format(store=store, data=root))
+    (root / "a" / "cat" / ".hidden").mkdir()
+    (root / "a" / "cat" / ".hidden" / "1.jpg").touch()
     with pytest.raises(InputError, match=rf"{root / one}.* and {root / other}.* are the same file"):
         folder.list_images(root)
 
@@ -384,6 +388,8 @@ def test_places_know_what_lies_in_them_and_around_them(tmp_path):
         False,
     ]
     assert known.lead_back("/")
+    # What is hidden above a data set hides nothing in it.
+    assert walk.places([tmp_path / ".cache" / "data"]).has(os.path.realpath(tmp_path / ".cache" / "data" / "cat"))
     assert not known.lead_back(f"{data}2")
 
 

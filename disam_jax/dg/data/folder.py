@@ -13,7 +13,7 @@ import numpy as np
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.features import check_image_size, image_features
 from disam_jax.dg.data.images import read_image
-from disam_jax.dg.data.names import check_name, hint
+from disam_jax.dg.data.names import check_different, check_name, hint
 from disam_jax.dg.data.walk import Places, images_of_classes, places, subfolders, why_passed_over
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import read_bytes, reason, shown
@@ -112,6 +112,8 @@ def list_images(root: Path) -> Listing:
         for each in names:
             if each not in classes[domain]:
                 _class_missing(domain / each, list(classes[domain]), data)
+    check_different([domain.name for domain in domains], "domain")
+    check_different(names, "class")
     folders = [[(classes[domain][each], label) for label, each in enumerate(names)] for domain in domains]
     images, left_out = list_classes(folders, data)
     return Listing(root, name, tuple(domain.name for domain in domains), tuple(names), images, left_out)

@@ -115,7 +115,7 @@ def hint(name: str, others: Iterable[str]) -> str:
 
 
 def check_names(name: str, domain_names: Sequence[str], class_names: Sequence[str]) -> None:
-    """Checks that all names of a data set can be written into tables and figures.
+    """Checks that all names of a data set can be written into tables and figures, and told apart there.
 
     Args:
         name: Name of the data set.
@@ -123,14 +123,36 @@ def check_names(name: str, domain_names: Sequence[str], class_names: Sequence[st
         class_names: C names.
 
     Raises:
-        InputError: As `check_name`.
+        InputError: As `check_name` and `check_different`.
 
     Example:
         >>> check_names("toy", ["photo", "sketch"], ["cat", "dog"])
     """
-    for each, what in [
-        (name, "data set"),
-        *((d, "domain") for d in domain_names),
-        *((c, "class") for c in class_names),
-    ]:
-        check_name(each, what)
+    for what, names in (("data set", [name]), ("domain", domain_names), ("class", class_names)):
+        for each in names:
+            check_name(each, what)
+        check_different(names, what)
+
+
+def check_different(names: Iterable[str], what: str) -> None:
+    r"""Checks that no two names look the same.
+
+    Args:
+        names: Different names.
+        what: What has them, for the message.
+
+    Raises:
+        InputError: If two names differ only in the Unicode form of their letters or in spaces around them.
+
+    Example:
+        >>> check_different(["cat", "Cat"], "class")
+        >>> check_different(["cat", "cat "], "class")
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: two names of a class look the same: 'cat' and 'cat ' differ in spaces
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if first != name:
+            raise InputError(f"two names of a {what} look the same: {how_they_differ(first, name)}")

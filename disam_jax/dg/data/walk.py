@@ -260,7 +260,8 @@ def _images_of_class(folder: Path, classes: Places, data: Places, taken: dict[st
                 "and one class; remove one of the links"
             )
         own.add(file.real)
-        if not file.real.startswith(start):
+        # Where no link led on the way, no other class can lead to it: see `_why_passed_over`.
+        if file.real != start + str(file.path)[len(str(folder)) + 1 :]:
             outside[file.real] = file.path
         images.append(file.path)
     if not images:
