@@ -142,6 +142,32 @@ def test_a_store_of_files_that_links_back_and_in_circles_ends(root, store):
     }
 
 
+def test_a_link_to_the_folder_above_another_link_s_end_is_passed_over(root, store):
+    (root / "a" / "cat" / "more").symlink_to(store / "deep")
+    (store / "deep" / "up").symlink_to("..")
+    assert found(root)["a", "cat"] == ["0.jpg", "1.jpg", "more/z.jpg"]
+
+
+def test_folders_that_all_link_to_each_other_end(root, store):
+    (root / "a" / "cat" / "more").symlink_to(store)
+    names = [f"n{k}" for k in range(12)]
+    for name in names:
+        (store / name).mkdir()
+        (store / name / f"{name}.jpg").touch()
+        for other in names:
+            (store / name / f"to_{other}").symlink_to(f"../{other}")
+    listed = found(root)["a", "cat"]
+    assert len(listed) == 2 + 3 + 12
+    assert len({os.path.basename(name) for name in listed}) == len(listed)
+
+
+def test_a_link_to_a_file_whose_name_is_no_image_s_is_an_image(root):
+    (root / "a" / "cat" / "blob").touch()
+    for name in ("m.jpg", "n.jpg"):
+        (root / "a" / "cat" / name).symlink_to("blob")
+    assert found(root)["a", "cat"] == ["0.jpg", "1.jpg", "m.jpg"]
+
+
 def test_links_to_another_disk_are_followed_at_every_level(root, tmp_path):
     shutil.move(root / "a", tmp_path / "disk_a")
     (root / "a").symlink_to(tmp_path / "disk_a")

@@ -249,7 +249,7 @@ def _images_of_class(folder: Path, classes: Places, data: Places, taken: dict[st
     left_out: list[Path] = []
     own: set[str] = set()
     outside: dict[str, Path] = {}
-    files = sorted(_walk(folder, classes, data), key=lambda file: (str(file.path.parent), file.path.name))
+    files = sorted(_walk(folder, data), key=lambda file: (str(file.path.parent), file.path.name))
     for file in files:
         if file.real in own or (file.is_link and is_image(os.path.basename(file.real)) and classes.has(file.real)):
             left_out.append(file.path)
@@ -271,7 +271,7 @@ def _images_of_class(folder: Path, classes: Places, data: Places, taken: dict[st
     return ClassImages(tuple(images), tuple(left_out))
 
 
-def _walk(folder: Path, classes: Places, data: Places) -> Iterator[Entry]:
+def _walk(folder: Path, data: Places) -> Iterator[Entry]:
     """The files and links with an image's name in a folder and the folders within."""
     start = os.path.realpath(folder)
     seen = {start}
@@ -287,7 +287,7 @@ def _walk(folder: Path, classes: Places, data: Places) -> Iterator[Entry]:
                 back = entry.is_link and (
                     data.lead_back(entry.real) or any(_lies_in(place, entry.real) for place in linked)
                 )
-                if not back and entry.real not in seen and entry.real not in classes.folders:
+                if not back and entry.real not in seen:
                     seen.add(entry.real)
                     waiting.append((entry.path, entry.real, (*linked, entry.real) if entry.is_link else linked))
             elif is_image(entry.path.name):
