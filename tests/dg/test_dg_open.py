@@ -113,7 +113,7 @@ def test_split_files_and_duplicates_are_passed_on(pacs, tmp_path):
         (
             "PACS",
             {},
-            r"PACS needs --data-dir DIR, the folder that holds PACS/ .*https://github.com/facebookresearch/DomainBed",
+            r"PACS is read from a data directory: give --data-dir DIR .*that holds PACS/; .*https://github.com/facebookresearch/DomainBed",
         ),
         ("domain_net", {"data_dir": "{tmp}"}, "no DomainNet in {tmp}: expected {tmp}/domain_net"),
         ("digits", {"split_files": "{tmp}"}, "digits is no folder of images and has no split files"),
@@ -136,7 +136,8 @@ def test_a_data_set_by_name_without_its_folder_says_what_to_give_and_where_to_ge
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", "--data", form(name)]) == 2
     error = capsys.readouterr().err
-    assert f"{name} needs --data-dir DIR, the folder that holds {layouts.LAYOUTS[name].folder}/" in error
+    assert f"{name} is read from a data directory: give --data-dir DIR" in error
+    assert f"the folder that holds {layouts.LAYOUTS[name].folder}/" in error
     assert "https://github.com/facebookresearch/DomainBed" in error
     assert "./" not in error
     # The name goes before the folder.

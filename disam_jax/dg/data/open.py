@@ -156,10 +156,10 @@ def list_data(
         _check_data_dir(name_or_path, data_dir)
         listing = folder.list_images(expand(Path(name_or_path)))
     elif data_dir is None:
-        of_that_name = f"; for the folder of that name here write ./{name_or_path}"
+        here = f"; for the folder of that name here write ./{name_or_path}" if is_folder(Path(name_or_path)) else ""
         raise InputError(
-            f"{layout.name} needs --data-dir DIR, the folder that holds {layout.folder}/ (data_dir in Python); "
-            f"{layouts.HOW_TO_GET}{of_that_name if is_folder(Path(name_or_path)) else ''}"
+            f"{layout.name} is read from a data directory: give --data-dir DIR (data_dir in Python), the folder that "
+            f"holds {layout.folder}/; {layouts.HOW_TO_GET}{here}"
         )
     else:
         listing = layouts.list_layout(layout.name, expand(data_dir), duplicates)
