@@ -319,6 +319,7 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
         stream=options.stream,
         most_bytes=pixel_budget(memory_budget),
         on_progress=lambda done, total: show("reading images", done, total),
+        out=options.out,
     )
     if isinstance(data, StreamedImages):
         print(f"reading the images of {data.name} from disk as they are needed", file=sys.stderr)

@@ -1,7 +1,10 @@
 """Labelled data made of domains: readers, splits, batches and augmentation.
 
 domains     a data set in memory
+names       names of data sets, domains and classes
 digits      handwritten digits under named shifts, no download
+walk        which files in a folder of domains and classes are its images
+images      one image from a file
 folder      images in `DIR/domain/class/*.jpg`
 layouts     PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed stores them
 arrays      `{"x", "y", "domain"}` in an npz file
