@@ -1,7 +1,8 @@
 """Results on disk: one file of lines, appended to as the runs come and whole after any interruption.
 
-The first line says what is run. Each further line holds the runs of one chunk, and is written in one piece; what an
-interruption leaves of a line is cut off when the sweep goes on.
+The first line says what is run. Each further line holds what was settled for a method's program, or the runs of one
+chunk, with a checksum, and is written in one piece; what an interruption leaves of a line is cut off when the sweep
+goes on. Every line is checked wherever the file is read: a number that is read is one that was written.
 """
 
 import collections
@@ -10,13 +11,16 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.folder import RESULTS, claim, set_aside
+from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
 from disam_jax.dg.results import Results, Run
 
 try:
@@ -25,10 +29,20 @@ except ImportError:  # Windows has no such lock.
     fcntl = None
 
 SCHEMA = 2
-FILE = "results.jsonl"
+FILE = RESULTS
 MEASURED = ("accuracy", "losses", "probe_losses", "perturbed_losses", "sharpness")
 # Only if some classes are not trained on.
 OPTIONAL = ("new_accuracy",)
+CHECKSUM = "crc32"
+# Not a part of what is run.
+UNCOMPARED = ("command",)
+# What a line can take: 256 runs of 100 domains that are measured a hundred times are a quarter of it.
+MOST_LINE_BYTES = 2**28
+LARGEST = float(np.finfo(np.float64).max)
+WHOLE_NUMBERS = 2**63
+
+# (method, target, seed, candidate)
+Name = tuple[str, int, int, int]
 
 
 def plain(values: Any) -> Any:
@@ -47,8 +61,18 @@ def _array(values: Any) -> np.ndarray:
     return np.array(values, np.float64)  # None becomes NaN
 
 
-def _line(value: Any) -> bytes:
-    return (json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n").encode()
+def _line(value: Mapping[str, Any]) -> bytes:
+    marked = value if "header" in value else {**value, CHECKSUM: _checksum(value)}
+    return _dump(marked) + b"\n"
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _checksum(value: Mapping[str, Any]) -> int:
+    """Of what a line says, however it is spaced."""
+    return zlib.crc32(_dump({key: each for key, each in value.items() if key != CHECKSUM}))
 
 
 def difference(one: Any, other: Any, where: str = "") -> str | None:
@@ -69,69 +93,492 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
     return None if one == other else f"{where} is {short(one)} there and {short(other)} here"
 
 
-class Store:
-    """The results file of a sweep, open for appending by one process.
+# What a line may say.
+
+
+class _WrongError(Exception):
+    """What is wrong with a line, in words that follow its number."""
+
+
+def _wrong(what: str) -> NoReturn:
+    raise _WrongError(what)
+
+
+def _keys(value: Any, required: Sequence[str], optional: Sequence[str], where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        _wrong(f"{where} must be an object {{...}}, got {brief(value, 40)}")
+    for key in required:
+        if key not in value:
+            _wrong(f"{where} has no {key!r}")
+    for key in value:
+        if key not in required and key not in optional:
+            _wrong(f"{where} has {brief(key, 40)}, which is unknown")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        _wrong(f"{where} must be a text, got {brief(value, 40)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        _wrong(f"{where} is no Unicode text: {brief(value, 40)}")
+    return value
+
+
+def _whole(value: Any, where: str, least: int = 0, below: int = WHOLE_NUMBERS) -> int:
+    if type(value) is not int or not least <= value < below:
+        most = "" if below == WHOLE_NUMBERS else f" and below {below}"
+        _wrong(f"{where} must be a whole number of at least {least}{most}, got {brief(value, 40)}")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if type(value) not in (int, float) or not -LARGEST <= value <= LARGEST:
+        _wrong(f"{where} must be a finite number, got {brief(value, 40)}")
+    return value
+
+
+def _list(value: Any, where: str, each: Callable[[Any, str], Any], least: int = 1) -> list[Any]:
+    if not isinstance(value, list) or len(value) < least:
+        _wrong(f"{where} must be a list of {least} or more, got {brief(value, 40)}")
+    for entry in value:
+        each(entry, f"an entry of {where}")
+    return value
+
+
+def _distinct(value: Any, where: str, each: Callable[[Any, str], Any], least: int = 1) -> list[Any]:
+    entries = _list(value, where, each, least)
+    if len(set(entries)) < len(entries):
+        _wrong(f"{where} has an entry twice")
+    return entries
+
+
+def _named(value: Any, where: str, each: Callable[[Any, str], Any], least: int = 1) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or len(value) < least:
+        _wrong(f"{where} must be an object {{...}} of {least} or more, got {brief(value, 40)}")
+    for key, entry in value.items():
+        each(entry, f"{where} of {_text(key, where)!r}")
+    return value
+
+
+def _numbers(value: Any, shape: Sequence[int], where: str, most: float = LARGEST) -> None:
+    """Checks nested lists of numbers, or None for what is not finite."""
+    if not isinstance(value, list) or len(value) != shape[0]:
+        _wrong(f"{where} must have the shape {list(shape)}, got {brief(value, 40)}")
+    if len(shape) > 1:
+        for entry in value:
+            _numbers(entry, shape[1:], where, most)
+        return
+    for entry in value:
+        if entry is not None and (type(entry) not in (int, float) or not -LARGEST <= entry <= most):
+            kind = "a finite number" if most == LARGEST else f"a number up to {most:g}"
+            _wrong(f"{where} must have {kind} or null everywhere, got {brief(entry, 40)}")
+
+
+def _setting(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        _named(value, where, _setting)
+    elif isinstance(value, str):
+        _text(value, where)
+    elif value is not None and not isinstance(value, bool):
+        _number(value, where)
+
+
+def _check_header(header: Any) -> Mapping[str, Any]:
+    """Checks what a results file says about all of its runs.
+
+    Raises:
+        _WrongError: If it cannot be what `sweep.make_header` made.
+    """
+    required = ("schema", "version", "command", "data", "setting", "methods", "candidates", "targets", "seeds", "steps")
+    _keys(header, (*required, "notes", "planned"), (), "the header")
+    _named(header["version"], "version", _text)
+    _text(header["command"], "command")
+    fields = ("name", "domains", "classes", "shape", "streamed", "fingerprint")
+    data = _keys(header["data"], fields, ("new_classes", "new_fingerprint"), "data")
+    _text(data["name"], "data.name")
+    domains = _named(data["domains"], "data.domains", _whole)
+    _list(data["classes"], "data.classes", _text)
+    _list(data["shape"], "data.shape", _whole)
+    _text(data["fingerprint"], "data.fingerprint")
+    if not isinstance(data["streamed"], bool):
+        _wrong(f"data.streamed must be true or false, got {brief(data['streamed'], 40)}")
+    if ("new_classes" in data) != ("new_fingerprint" in data):
+        _wrong("data has only one of new_classes and new_fingerprint")
+    if "new_classes" in data:
+        _list(data["new_classes"], "data.new_classes", _text)
+        _text(data["new_fingerprint"], "data.new_fingerprint")
+    _named(header["setting"], "setting", _setting)
+    methods = _named(header["methods"], "methods", _check_method)
+    hypers = lambda value, where: _list(value, where, lambda each, of: _named(each, of, _number))
+    candidates = _named(header["candidates"], "candidates", hypers)
+    if list(candidates) != list(methods):
+        _wrong("candidates are of other methods than methods")
+    for name, facts in methods.items():
+        if facts["candidates"] != len(candidates[name]):
+            _wrong(f"methods says that {name} has {facts['candidates']} candidates, candidates has another number")
+    for target in _distinct(header["targets"], "targets", _text):
+        if target not in domains:
+            _wrong(f"targets has {brief(target, 40)}, which is none of the domains")
+    _distinct(header["seeds"], "seeds", _whole)
+    steps = _distinct(header["steps"], "steps", _whole, 2)
+    if steps != sorted(steps) or steps[0] != 0:
+        _wrong("steps must ascend from 0")
+    _list(header["notes"], "notes", _text, 0)
+    runs = sum(map(len, candidates.values())) * len(header["targets"]) * len(header["seeds"])
+    if type(header["planned"]) is not int or header["planned"] != runs:
+        _wrong(f"planned must be {runs}, the number of all runs, got {brief(header['planned'], 40)}")
+    return header
+
+
+def _check_method(value: Any, where: str) -> None:
+    facts = _keys(value, ("base", "control", "candidates"), (), where)
+    if facts["base"] is not None:
+        _text(facts["base"], f"base in {where}")
+    if not isinstance(facts["control"], bool):
+        _wrong(f"control in {where} must be true or false, got {brief(facts['control'], 40)}")
+    _whole(facts["candidates"], f"candidates in {where}", 1)
+
+
+def _check_program(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    _keys(line, ("program", "runs_at_once", "flops"), (CHECKSUM,), "the line")
+    method = _known_method(line["program"], header)
+    _whole(line["runs_at_once"], "runs_at_once", 1)
+    if line["flops"] is not None and _number(line["flops"], "flops") <= 0:
+        _wrong(f"flops must be positive, got {brief(line['flops'], 40)}")
+    return method, {"runs_at_once": line["runs_at_once"], "flops": line["flops"]}
+
+
+def _known_method(value: Any, header: Mapping[str, Any]) -> str:
+    if not isinstance(value, str) or value not in header["methods"]:
+        _wrong(f"{brief(value, 40)} is none of the methods {', '.join(header['methods'])}")
+    return value
+
+
+def _check_chunk(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, int, list[dict[str, Any]]]:
+    _keys(line, ("chunk", "runs"), (CHECKSUM,), "the line")
+    if not isinstance(line["chunk"], list) or len(line["chunk"]) != 2:
+        _wrong(f"chunk must be [method, number], got {brief(line['chunk'], 40)}")
+    method = _known_method(line["chunk"][0], header)
+    number = _whole(line["chunk"][1], "the number of the chunk")
+    runs = _list(line["runs"], "runs", lambda record, where: _check_record(record, where, method, header))
+    if len({_name(record) for record in runs}) < len(runs):
+        _wrong("a run is there twice")
+    return method, number, runs
+
+
+def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any]) -> None:
+    """Checks one run against what the header says of all of them."""
+    optional = OPTIONAL if "new_classes" in header["data"] else ()
+    _keys(record, (*Run._fields, *MEASURED, *optional), (), where)
+    if record["method"] != method:
+        _wrong(f"{where} is of {brief(record['method'], 40)} in a chunk of {method}")
+    names = list(header["data"]["domains"])
+    target = _whole(record["target"], "target", 0, len(names))
+    if names[target] not in header["targets"]:
+        _wrong(f"target {target}, {brief(names[target], 40)}, is none of the targets")
+    if _whole(record["seed"], "seed") not in header["seeds"]:
+        _wrong(f"seed {record['seed']} is none of the seeds")
+    candidates = header["candidates"][method]
+    hyper = candidates[_whole(record["candidate"], "candidate", 0, len(candidates))]
+    if _named(record["hyper"], "hyper", _number, 0) != hyper:
+        _wrong(f"hyper is not that of candidate {record['candidate']} of {method}")
+    points, number = len(header["steps"]), len(names)
+    shapes = {
+        "accuracy": (points, 2, number),
+        "losses": (points, 2, number),
+        "probe_losses": (points, number),
+        "perturbed_losses": (points, number),
+        "sharpness": (number,),
+        "new_accuracy": (points, number),
+    }
+    for name in (*MEASURED, *optional):
+        _numbers(record[name], shapes[name], name, 1.0 if name.endswith("accuracy") else LARGEST)
+
+
+def _name(record: Mapping[str, Any]) -> Name:
+    return record["method"], record["target"], record["seed"], record["candidate"]
+
+
+# The file as it is read.
+
+
+class _Line(NamedTuple):
+    number: int
+    value: dict[str, Any]
+
+
+class Written:
+    """What the lines of a results file say, each checked as it is taken.
 
     Attributes:
-        path: of the file.
-        programs: for each method, what was settled when it was first compiled: "runs_at_once" and "flops".
-        chunks: for each (method, number of the chunk), its runs as they were written.
+        header: What is run.
+        programs: For each method, what was settled when it was first compiled: "runs_at_once" and "flops".
+        records: For each run, by (method, target, seed, candidate), what was measured.
     """
 
-    def __init__(self, path: Path, file: Any):
-        self.path = path
-        self._file = file
+    def __init__(self, header: Mapping[str, Any]):
+        self.header = header
         self.programs: dict[str, dict[str, Any]] = {}
-        self.chunks: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self.records: dict[Name, dict[str, Any]] = {}
+        self._chunks: dict[tuple[str, int], tuple[int, list[Name]]] = {}
+        self._program_lines: dict[str, int] = {}
+        self._run_lines: dict[Name, int] = {}
 
-    def program(self, method: str, settled: Mapping[str, Any]) -> None:
-        """Writes down what was settled for a method's program, so that a later start chunks its runs alike."""
-        self.programs[method] = dict(settled)
-        self._append({"program": method, **settled})
+    def take(self, line: _Line) -> None:
+        """Takes a line after the first.
 
-    def chunk(self, method: str, number: int, runs: Sequence[Run], measured: Mapping[str, np.ndarray]) -> None:
-        """Writes a chunk of runs.
-
-        Args:
-            method: name.
-            number: of the chunk among the method's.
-            runs: R of them.
-            measured: the arrays of `Results` by name, [R, ...].
+        Raises:
+            _WrongError: If it is none that follows on this header, or contradicts an earlier line.
         """
-        records = [
-            {
-                **run._asdict(),
-                "hyper": dict(run.hyper),
-                **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
-            }
-            for place, run in enumerate(runs)
-        ]
-        self.chunks[method, number] = records
-        self._append({"chunk": [method, number], "runs": records})
+        if "header" in line.value:
+            self._again(line.value)
+        elif "program" in line.value:
+            method, settled = _check_program(line.value, self.header)
+            if self.programs.setdefault(method, settled) != settled:
+                _wrong(f"it contradicts line {self._program_lines[method]}: another program of {method}")
+            self._program_lines.setdefault(method, line.number)
+        elif "chunk" in line.value:
+            self._take_chunk(line.number, *_check_chunk(line.value, self.header))
+        else:
+            _wrong("it is neither a program nor a chunk of runs")
 
-    def _append(self, value: Any) -> None:
-        before = self._file.seek(0, os.SEEK_END)
+    def _again(self, value: Mapping[str, Any]) -> None:
+        """The first line of a file that was put behind this one."""
+        _keys(value, ("header",), (), "the line")
+        found = _other(value["header"], self.header)
+        if found:
+            _wrong(f"a second header, of another sweep: {found} at the top")
+
+    def _take_chunk(self, number: int, method: str, place: int, records: Sequence[dict[str, Any]]) -> None:
+        if method not in self.programs:
+            _wrong(f"a chunk of {method} before the line of its program")
+        if len(records) > self.programs[method]["runs_at_once"]:
+            _wrong(f"a chunk of {len(records)} runs, of a program of {self.programs[method]['runs_at_once']}")
+        names = [_name(record) for record in records]
+        before, same = self._chunks.setdefault((method, place), (number, names))
+        if same != names:
+            _wrong(f"it contradicts line {before}: other runs in chunk {place} of {method}")
+        for name, record in zip(names, records, strict=True):
+            if self.records.setdefault(name, record) != record:
+                _wrong(
+                    f"it contradicts line {self._run_lines[name]}: other numbers for {method}, target {name[1]}, "
+                    f"seed {name[2]}, candidate {name[3]}"
+                )
+            self._run_lines.setdefault(name, number)
+
+
+def _other(there: Any, header: Mapping[str, Any]) -> str | None:
+    """What differs between two headers, "there" and "here"; None if both are of the same runs."""
+    if not isinstance(there, dict):
+        return "it has no header of disam-jax"
+    without = lambda value: {key: each for key, each in value.items() if key not in UNCOMPARED}
+    # As it will read when it comes back from the file.
+    here, there = json.loads(json.dumps(without(header))), without(there)
+    found = difference(there, here)
+    return found and _as_typed(found, there, here)
+
+
+def _as_typed(found: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """A difference with the option that makes it, where one does."""
+    key = found.partition(" is ")[0]
+    first, _, rest = key.partition(".")
+    if first == "seeds" and isinstance(there.get("seeds"), list) and isinstance(here.get("seeds"), list):
+        return f"--seeds is {len(there['seeds'])} there and {len(here['seeds'])} here"
+    if first == "methods" and isinstance(there.get("methods"), dict) and isinstance(here.get("methods"), dict):
+        ours, theirs = list(here["methods"]), list(there["methods"])
+        if ours != theirs:
+            return f"--method is {brief(' '.join(theirs))} there and {brief(' '.join(ours))} here"
+    options = {
+        "targets": "--target",
+        "steps": "--steps or --evaluations",
+        "methods": "--candidates or --grid",
+        "candidates": "--candidates or --grid",
+        "data": "--data and its options",
+    }
+    if first == "setting":
+        name = rest.rpartition(".")[2]
+        renamed = {"initial": "context_words", "cached": "cache_features"}
+        option = "--" + renamed.get(name, name).replace("_", "-")
+    else:
+        option = options.get(first)
+    return f"{option}: {found}" if option else found
+
+
+def _lines(file: Any, name: str) -> Iterator[tuple[int, bytes]]:
+    """Number and content of each line of a file, an end of line included where there is one.
+
+    Raises:
+        InputError: If a line is longer than any that we write, or the file cannot be read.
+    """
+    number = 0
+    while True:
+        number += 1
         try:
-            left = memoryview(_line(value))
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+            content = file.readline(MOST_LINE_BYTES + 1)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(before)
+            raise InputError(f"cannot read {name}: {reason(error)}") from error
+        if len(content) > MOST_LINE_BYTES:
+            raise InputError(f"{name}, line {number}: it has more than {MOST_LINE_BYTES:,} bytes")
+        if not content:
+            return
+        yield number, content
+
+
+def _parsed(number: int, content: bytes) -> _Line:
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        _wrong(f"it {error}")
+    if CHECKSUM in value and value[CHECKSUM] != _checksum_or_none(value):
+        _wrong("it was changed since it was written: its checksum is wrong")
+    return _Line(number, value)
+
+
+def _checksum_or_none(value: Mapping[str, Any]) -> int | None:
+    """None for what cannot be written as it was read, such as a number that is too large."""
+    try:
+        return _checksum(value)
+    except ValueError:
+        return None
+
+
+def _is_torn(content: bytes) -> bool:
+    """Whether this is the beginning of a line that we write, and no more."""
+    starts = (b'{"chunk":["', b'{"program":"')
+    return any(content.startswith(start) or start.startswith(content) for start in starts)
+
+
+def _first_line(content: bytes, name: str) -> Mapping[str, Any]:
+    """The header as it is there, of this version of the file or another one.
+
+    Raises:
+        InputError: If it is none of ours.
+    """
+    try:
+        value = parse_json(content).get("header")
+    except ValueError as error:
+        raise InputError(f"{name} is no results file of disam-jax: line 1 {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("schema"), int) or isinstance(value["schema"], bool):
+        raise InputError(f"{name} is no results file of disam-jax: line 1 has no header with a schema")
+    return value
+
+
+def _read(lines: Iterator[tuple[int, bytes]], header: Mapping[str, Any], name: str) -> tuple[Written, int]:
+    """All lines after the first.
+
+    Args:
+        lines: Of which the first was taken.
+        header: From the first.
+        name: Of the file.
+
+    Returns:
+        What they say, and how many bytes at the end are of a line that was not finished.
+
+    Raises:
+        InputError: If a line is not one that follows on this header, naming it.
+    """
+    written, checked = Written(header), False
+    for number, content in lines:
+        try:
+            try:
+                line = _parsed(number, content)
+            except _WrongError:
+                if not content.endswith(b"\n") and _is_torn(content):
+                    return written, len(content)
+                raise
+            if not checked:
+                checked = bool(_check_header_line(header, name))
+            written.take(line)
+        except _WrongError as error:
             raise InputError(
-                f"cannot write to {self.path}: {error.strerror}; what was finished before is kept, and the same "
-                "command goes on from there"
+                f"{name}, line {number}: {error}; remove that line, and a sweep trains its runs again"
             ) from error
-
-    def results(self, header: Mapping[str, Any], order: Sequence[Run], steps: Sequence[int]) -> Results:
-        """The results of the runs, in their order, as they are in the file."""
-        found = {_name(record): record for records in self.chunks.values() for record in records}
-        return _results(header, self.programs, [found[_name(run._asdict())] for run in order], steps)
+    return written, 0
 
 
-def _name(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return record["method"], record["target"], record["seed"], record["candidate"]
+def _check_header_line(header: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    try:
+        return _check_header(header)
+    except _WrongError as error:
+        raise InputError(f"{name}, line 1: {error}") from error
+
+
+def load_results(out: Path) -> Results:
+    """The runs that a folder's results file holds, all or as far as they have come.
+
+    Args:
+        out: Folder.
+
+    Returns:
+        Results; the header's "planned" says how many runs there will be.
+
+    Raises:
+        InputError: If there is no such file, it was written by another version, a line is damaged, or no run is
+            finished.
+    """
+    path = out / FILE
+    name = shown(path)
+    regular_file(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {reason(error)}") from error
+    with file:
+        lines = _lines(file, name)
+        _, content = next(lines, (1, b""))
+        if not content:
+            raise InputError(f"{name} is empty: no run is finished yet")
+        header = _first_line(content, name)
+        if header["schema"] != SCHEMA:
+            raise InputError(
+                f"{name} has results of version {brief(header['schema'], 40)} of the file, this disam-jax reads "
+                f"version {SCHEMA}"
+            )
+        written, _ = _read(lines, header, name)
+    if not written.records:
+        raise InputError(f"{name} has no finished run yet")
+    return _results(header, written.programs, list(written.records.values()), header["steps"])
+
+
+def check_results(out: Path) -> None:
+    """Checks, before anything takes long, that a folder has no foreign file in the place of its results.
+
+    Args:
+        out: Folder, which need not exist.
+
+    Raises:
+        InputError: If it has.
+    """
+    path = out / FILE
+    if not exists(path):
+        return
+    _check_no_link(path)
+    if regular_file(path):
+        with path.open("rb") as file:
+            _, content = next(_lines(file, shown(path)))
+        _ours_or_torn(content, shown(path), None)
+
+
+def _check_no_link(path: Path) -> None:
+    if path.is_symlink():
+        raise InputError(f"{shown(path)} is a link: give another --out, or put the file itself there")
+
+
+def _ours_or_torn(content: bytes, name: str, expected: bytes | None) -> Mapping[str, Any] | None:
+    """The header that the first line of a file holds; None for the beginning of one, where nothing else was written.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    start = b'{"header":{"schema":'
+    if not content.endswith(b"\n") and content.startswith(start) and (expected is None or expected.startswith(content)):
+        return None
+    try:
+        return _first_line(content, name)
+    except InputError as error:
+        raise InputError(f"{error}; give another --out, or move that file") from error
 
 
 def _results(
@@ -147,131 +594,193 @@ def _results(
     return Results(header={**header, "methods": methods}, runs=runs, steps=np.array(steps), **arrays)
 
 
+# The file as it is written.
+
+
+class Store:
+    """The results file of a sweep, open for appending by one process.
+
+    Attributes:
+        path: Path of the file.
+        programs: For each method, what was settled when it was first compiled: "runs_at_once" and "flops".
+        records: For each run, by (method, target, seed, candidate), what was measured.
+        aside: Folder to which results of something else were moved, if there were any.
+    """
+
+    def __init__(self, path: Path, file: Any, written: Written, aside: Path | None = None):
+        self.path = path
+        self._file = file
+        self.programs, self.records, self.aside = written.programs, written.records, aside
+
+    def program(self, method: str, settled: Mapping[str, Any]) -> None:
+        """Writes down what was settled for a method's program, so that a later start chunks its runs alike."""
+        self.programs[method] = dict(settled)
+        self._append({"program": method, **settled})
+
+    def has(self, method: str, number: int, runs: Sequence[Run]) -> bool:
+        """Whether a chunk of runs is there.
+
+        Args:
+            method: Name of the method.
+            number: Number of the chunk among the method's.
+            runs: Runs of the chunk.
+
+        Raises:
+            InputError: If some of its runs are there and others are not.
+        """
+        there = sum(_name(run._asdict()) in self.records for run in runs)
+        if 0 < there < len(runs):
+            raise InputError(
+                f"{shown(self.path)} has {there} of the {len(runs)} runs of chunk {number} of {method}, which are "
+                "trained together: put the other lines back, or remove the one that has them"
+            )
+        return there == len(runs)
+
+    def chunk(self, method: str, number: int, runs: Sequence[Run], measured: Mapping[str, np.ndarray]) -> None:
+        """Writes a chunk of runs.
+
+        Args:
+            method: Name of the method.
+            number: Number of the chunk among the method's.
+            runs: R runs.
+            measured: The arrays of `Results` by name, [R, ...].
+        """
+        records = [
+            {
+                **run._asdict(),
+                "hyper": dict(run.hyper),
+                **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
+            }
+            for place, run in enumerate(runs)
+        ]
+        self.records.update({_name(record): record for record in records})
+        self._append({"chunk": [method, number], "runs": records})
+
+    def _append(self, value: Mapping[str, Any]) -> None:
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(_line(value))
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise InputError(
+                f"cannot write to {shown(self.path)}: {reason(error)}; what was finished before is kept, and the same "
+                "command goes on from there"
+            ) from error
+
+    def results(self, header: Mapping[str, Any], order: Sequence[Run], steps: Sequence[int]) -> Results:
+        """The results of the runs, in their order, as they are in the file."""
+        return _results(header, self.programs, [self.records[_name(run._asdict())] for run in order], steps)
+
+
 @contextlib.contextmanager
-def open_store(out: Path, header: Mapping[str, Any], replace: bool = False) -> Iterator[Store]:
+def open_store(
+    out: Path, header: Mapping[str, Any], replace: bool = False, select: str = "validation"
+) -> Iterator[Store]:
     """Opens the results file of a folder, new or to go on with.
 
     Args:
-        out: the folder, made if need be.
-        header: what is run, JSON values. Everything in it but "command" must be as in the file.
-        replace: whether results of anything else are removed; otherwise they are an error.
+        out: Folder, made if need be.
+        header: What is run, JSON values. Everything in it but "command" must be as in the file.
+        replace: Whether results of anything else are moved into a folder of their own; otherwise they are an error.
+        select: Which runs and points the folder's report will have, unless it says so already.
 
     Yields:
         The store, with what the file already holds.
 
     Raises:
-        InputError: if the file holds results of something else, another process writes to it, or it cannot be written.
+        InputError: If the file holds results of something else, a line is damaged, another process writes to it, or it
+            cannot be written.
     """
     path = out / FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, so that nothing is written a second time after a full disk.
-        file = path.open("a+b", buffering=0)
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from error
-    with file:
+        raise InputError(f"cannot write to {shown(path)}: {reason(error)}") from error
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(_open_locked(path))
+        name, first = shown(path), _line({"header": header})
+        # The file itself has no buffer, and reads a line byte by byte.
+        lines = _lines(opened.enter_context(path.open("rb")), name)
+        _, content = next(lines, (1, b""))
+        there, aside = _ours_or_torn(content, name, first) if content else None, None
+        found = None if there is None else _other(there, header)
+        if found and not replace:
+            raise InputError(
+                f"{name} holds results of something else: {found}; give another --out, or --overwrite to move them "
+                "aside"
+            )
+        if found:
+            aside = set_aside(out)
+            file, there = opened.enter_context(_open_locked(path)), None
+        claim(out, select)
+        if there is None:
+            store = Store(path, file, Written(header), aside)
+            file.truncate(0)
+            store._append({"header": header})
+        else:
+            written, torn = _read(lines, there, name)
+            store = Store(path, file, written)
+            _end_last_line(file, torn)
+        yield store
+
+
+def _open_locked(path: Path) -> Any:
+    """The file, open for appending, made if need be, and locked for this process.
+
+    Raises:
+        InputError: If it cannot be, or another process has it.
+    """
+    _check_no_link(path)
+    while True:
+        if exists(path):
+            regular_file(path)
+        try:
+            # Without a buffer, so that nothing is written a second time after a full disk.
+            file = path.open("a+b", buffering=0)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write to {shown(path)}: {reason(error)}") from error
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"another process is writing to {path}: wait for it, or give another --out") from error
-        store = Store(path, file)
-        file.seek(0)
-        lines = _whole_lines(file)
-        if lines and replace and _other(lines[0], header):
-            file.truncate(0)
-            lines = []
-        if not lines:
-            file.truncate(0)
-            file.seek(0)
-            store._append({"header": header})
-        else:
-            found = _other(lines[0], header)
-            if found:
-                raise InputError(
-                    f"{path} holds results of something else: {found}; give another --out, or remove that file"
-                )
-            for line in lines[1:]:
-                _take(store, line)
-        file.seek(0, os.SEEK_END)
-        yield store
+            file.close()
+            raise InputError(
+                f"another process is writing to {shown(path)}: wait for it, or give another --out"
+            ) from error
+        # Another process may have moved it aside before it was locked.
+        if exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+        file.close()
 
 
-def _whole_lines(file: Any) -> list[Any]:
-    """The lines of a file, after cutting off one without its end."""
-    content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        file.truncate(len(whole))
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise InputError(f"{file.name} is damaged: {error}; give another --out, or remove that file") from error
-
-
-def _other(first: Any, header: Mapping[str, Any]) -> str | None:
-    there = first.get("header") if isinstance(first, dict) else None
-    if there is None:
-        return "it has no header of disam-jax"
-    without = lambda value: {key: each for key, each in value.items() if key != "command"}
-    # As it will read when it comes back from the file.
-    return difference(without(there), json.loads(json.dumps(without(header))))
-
-
-def _take(store: Store, line: Mapping[str, Any]) -> None:
-    if "program" in line:
-        store.programs[line["program"]] = {key: value for key, value in line.items() if key != "program"}
-    else:
-        method, number = line["chunk"]
-        store.chunks[method, number] = line["runs"]
-
-
-def load_results(out: Path) -> Results:
-    """The runs that a folder's results file holds, all or as far as they have come.
-
-    Args:
-        out: the folder.
-
-    Returns:
-        Results; the header's "planned" says how many runs there will be.
-
-    Raises:
-        InputError: if there is no such file, it was written by another version, or no run is finished.
-    """
-    path = out / FILE
-    try:
-        with path.open("rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        lines = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-        header = lines[0]["header"]
-        schema = header["schema"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} is no results file of disam-jax") from error
-    if schema != SCHEMA:
-        raise InputError(f"{path} has results of version {schema} of the file, this disam-jax reads version {SCHEMA}")
-    store = Store(path, None)
-    for line in lines[1:]:
-        _take(store, line)
-    records = [record for records in store.chunks.values() for record in records]
-    if not records:
-        raise InputError(f"{path} has no finished run yet")
-    return _results(header, store.programs, records, header["steps"])
+def _end_last_line(file: Any, torn: int) -> None:
+    """Cuts off what was not finished, and ends a last line that lost its end."""
+    size = file.seek(0, os.SEEK_END)
+    if torn:
+        file.truncate(size - torn)
+    elif size:
+        file.seek(size - 1)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    file.seek(0, os.SEEK_END)
 
 
 def complete_part(results: Results) -> Results:
     """The runs of those methods that have every seed, target and candidate, for a report before a sweep has ended.
 
     Args:
-        results: as far as they have come.
+        results: As far as they have come.
 
     Returns:
-        Results whose header names only these methods; "finished" in it says how many runs there are.
+        Results whose header names only these methods; "finished" in it says how many runs there are, and a note which
+        methods are left out.
 
     Raises:
-        InputError: if no method is complete.
+        InputError: If no method is complete.
     """
     header = results.header
     per_method = {
@@ -284,9 +793,11 @@ def complete_part(results: Results) -> Results:
         raise InputError(f"no method is complete yet: {len(results.runs)} of {header['planned']} runs are finished")
     kept = [place for place, run in enumerate(results.runs) if run.method in whole]
     methods = {name: header["methods"][name] for name in whole}
+    left_out = [f"{name} ({there[name]} of {number} runs)" for name, number in per_method.items() if name not in whole]
+    note = [f"Left out, for runs are missing: {', '.join(left_out)}."] if left_out else []
     return dataclasses.replace(
         results,
-        header={**header, "methods": methods, "finished": len(kept)},
+        header={**header, "methods": methods, "finished": len(kept), "notes": [*header["notes"], *note]},
         runs=tuple(results.runs[place] for place in kept),
         **{name: value[kept] for name in (*MEASURED, *OPTIONAL) if (value := getattr(results, name)) is not None},
     )
