@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.progress import say
+from disam_jax.dg.reading import exists, shown
 
 if TYPE_CHECKING:
     from disam_jax.dg.data.domains import Domains
@@ -437,11 +438,16 @@ def report(
         command: what was typed.
         seconds: that it took, if runs were trained just now.
     """
-    from disam_jax.dg.folder import report_folder, write_report
+    from disam_jax.dg.folder import RECORD, report_folder, write_report
     from disam_jax.dg.report import formats, write
     from disam_jax.dg.report.summary import findings, summarise
     from disam_jax.dg.selection import CRITERIA
 
+    folder = report_folder(out, criterion)
+    trained = any(each["seconds_per_run"] is not None for each in (cost or {}).values())
+    if not trained and exists(folder / RECORD):
+        # What was measured when they were trained is not lost.
+        cost, seconds = None, None
     summaries = {each: summarise(results, each) for each in CRITERIA}
     contents = write.report_files(results, criterion, cost, summaries)
     if seconds is not None:
@@ -453,8 +459,7 @@ def report(
             "versions": write.versions(),
             "cost": cost,
         }
-        contents["record.json"] = (json.dumps(record, indent=1) + "\n").encode()
-    folder = report_folder(out, criterion)
+        contents[RECORD] = (json.dumps(record, indent=1) + "\n").encode()
     write_report(folder, contents, criterion)
     made = write.report_tables(results, summaries, criterion)
     for name in ("compare", "open") if "compare" in made else PRINTED:
@@ -462,7 +467,9 @@ def report(
             formats.print_table(made[name])
             print()
     found = findings(summaries[criterion])
-    formats.print_lines([*found, *results.header["notes"], "", f"written to {folder}: {', '.join(sorted(contents))}"])
+    formats.print_lines(
+        [*found, *results.header["notes"], "", f"written to {shown(folder)}: {', '.join(sorted(contents))}"]
+    )
 
 
 def run_report(options: "Report", command: str) -> None:

@@ -27,7 +27,8 @@ RESULTS = "results.jsonl"
 MANIFEST = "report.json"
 WRITER = "disam-jax"
 # Of what was measured while runs were trained: a report of stored results cannot make them again.
-OF_TRAINING = ("record.json", "cost.md", "cost.tex", "cost.csv")
+RECORD = "record.json"
+OF_TRAINING = (RECORD, "cost.md", "cost.tex", "cost.csv")
 TABLES = (
     "compare",
     "accuracy",

@@ -18,11 +18,13 @@ from disam_jax.sharpness._similarity import GradientSimilarity
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow and its black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", ":", "-.")
 COLUMN, PAGE = 3.5, 7.0
+NO_WIDTH = "\N{ZERO WIDTH SPACE}"
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -138,7 +140,7 @@ def draw_curves(landscape: Landscape, *, log: bool = False, title: str = "") -> 
                 style["linestyle"] = (0, (4, 1.5))
             if place == len(names) - 1:
                 style = {"color": "black", "linewidth": 1.8, "zorder": 1.5}
-            panel.plot(landscape.x, np.where(np.isfinite(losses), losses, np.nan), label=name, **style)
+            panel.plot(landscape.x, np.where(np.isfinite(losses), losses, np.nan), label=curve_label(name), **style)
         if log:
             _logarithmic(panel)
         panel.set_xlim(landscape.x[0], landscape.x[-1])
@@ -251,6 +253,59 @@ def draw_similarity(similarity: GradientSimilarity, *, title: str = "") -> "Figu
     return figure
 
 
+def visible(name: str) -> str:
+    r"""A name as a figure can show it: in one line, with what cannot be printed escaped.
+
+    Args:
+      name: Of a domain, a class or a method.
+
+    Returns:
+      Text for a title or a tick.
+
+    Example:
+      >>> print(visible("a\nb"), visible("\x1b[31m"))
+      a b \x1b[31m
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(name.split()))
+
+
+def curve_label(name: str) -> str:
+    """A name for a curve that a legend then has, also where it begins with an underscore.
+
+    Matplotlib leaves those out, so a space of no width stands before it; `name_legend` takes it away again.
+
+    Args:
+      name: Of a domain, a class or a method.
+
+    Returns:
+      Text for the `label` of a curve.
+
+    Example:
+      >>> curve_label("photo"), curve_label("_photo").startswith("_")
+      ('photo', False)
+    """
+    text = visible(name)
+    return NO_WIDTH + text if text.startswith("_") else text
+
+
+def name_legend(legend: "Legend") -> None:
+    """Gives a legend the names behind its curves' labels.
+
+    Args:
+      legend: Of curves with labels by `curve_label`.
+
+    Example:
+      >>> from matplotlib.figure import Figure
+      >>> panel = Figure().subplots()
+      >>> curve = panel.plot([0, 1], [1, 0], label=curve_label("_photo"))
+      >>> name_legend(legend := panel.legend())
+      >>> legend.get_texts()[0].get_text()
+      '_photo'
+    """
+    for text in legend.get_texts():
+        text.set_text(text.get_text().removeprefix(NO_WIDTH))
+
+
 @contextmanager
 def look() -> Generator[None]:
     """Matplotlib's own defaults and `STYLE`, whatever the user's settings, until the end of the block.
@@ -277,7 +332,7 @@ def _new(width: float, height: float, title: str) -> "Figure":
 
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     if title:
-        figure.suptitle(textwrap.fill(title, int(16 * width)))
+        figure.suptitle(textwrap.fill(visible(title), int(16 * width)))
     return figure
 
 
@@ -285,7 +340,7 @@ def _legend(figure: "Figure", panel: "Axes", width: float) -> None:
     """Under the panel, in as many columns as the longest label allows."""
     handles, labels = panel.get_legend_handles_labels()
     columns = max(1, min(len(labels), int(14 * width / (5 + max(map(len, labels))))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2)
+    name_legend(figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2))
 
 
 def _name_ticks(panel: "Axes", names: Sequence[str], width: float) -> None:
@@ -295,7 +350,7 @@ def _name_ticks(panel: "Axes", names: Sequence[str], width: float) -> None:
 
 
 def _labels(names: Sequence[str], held_out: int | None) -> list[str]:
-    return [name + (" (held out)" if d == held_out else "") for d, name in enumerate(names)] + ["mixture"]
+    return [visible(name) + (" (held out)" if d == held_out else "") for d, name in enumerate(names)] + ["mixture"]
 
 
 def _line(place: int) -> str:

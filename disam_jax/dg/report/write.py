@@ -255,15 +255,18 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     """
     data = results.header["data"]
     classes = data["classes"] if isinstance(data["classes"], int) else len(data["classes"])
+    text = formats.markdown_text
     counts = ", ".join(f"{name} {count}" for name, count in data["domains"].items())
-    lines = [f"# {summary.title}", "", f"    {results.header['command']}", ""]
+    # A command can have an end of line in a name, which would end the block of code.
+    command = " ".join(results.header["command"].splitlines())
+    lines = [f"# {text(summary.title)}", "", f"    {command}", ""]
     lines += [f"Runs and points of training chosen by {NAMES[summary.criterion]}.", ""]
     first, said = made.get("compare"), set()
     if first is not None:
         lines += [formats.to_markdown(replace(first, notes=()))]
-    lines += [f"- {line}" for line in [*findings(summary), *results.header.get("notes", ())]]
+    lines += [f"- {text(line)}" for line in [*findings(summary), *results.header.get("notes", ())]]
     if first is not None:
-        lines += ["", *(f"- {note}" for note in first.notes)]
+        lines += ["", *(f"- {text(note)}" for note in first.notes)]
         said.update(first.notes)
     for name, table in made.items():
         if name != "compare":
@@ -274,7 +277,7 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     if drawn:
         lines += ["", "## Figures", ""]
     lines += [f"![{name.replace('_', ' ')}]({name}.png)" for name in drawn]
-    lines += ["", f"Data: {counts}; {classes} classes.", ""]
+    lines += ["", f"Data: {text(counts)}; {classes} classes.", ""]
     return "\n".join(lines)
 
 
