@@ -47,11 +47,11 @@ def check(options: "Compare") -> None:
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    check_numbers(options)
     if options.image_size is not None and takes_features(options):
         from disam_jax.dg.data.features import check_image_size
 
         check_image_size(options.image_size)
-    check_numbers(options)
     check_out(options.out)
     check_results(options.out)
     for package in (*PACKAGES, *(PRETRAINED if options.checkpoint else ())):

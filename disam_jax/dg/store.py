@@ -38,6 +38,8 @@ CHECKSUM = "crc32"
 UNCOMPARED = ("command",)
 # What a line can take: 256 runs of 100 domains that are measured a hundred times are a quarter of it.
 MOST_LINE_BYTES = 2**28
+# Of a message about a line.
+MOST_TEXT = 400
 LARGEST = float(np.finfo(np.float64).max)
 WHOLE_NUMBERS = 2**63
 
@@ -62,8 +64,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    marked = value if "header" in value else {**value, CHECKSUM: _checksum(value)}
-    return _dump(marked) + b"\n"
+    return _dump({**value, CHECKSUM: _checksum(value)}) + b"\n"
 
 
 def _dump(value: Any) -> bytes:
@@ -71,7 +72,7 @@ def _dump(value: Any) -> bytes:
 
 
 def _checksum(value: Mapping[str, Any]) -> int:
-    """Of what a line says, however it is spaced."""
+    """Of all else that a line says, however it is spaced."""
     return zlib.crc32(_dump({key: each for key, each in value.items() if key != CHECKSUM}))
 
 
@@ -102,6 +103,15 @@ class _WrongError(Exception):
 
 def _wrong(what: str) -> NoReturn:
     raise _WrongError(what)
+
+
+def _refused(name: str, number: int, error: _WrongError, more: str = "") -> InputError:
+    """An error of one line, whatever the file's line has in it."""
+    return InputError(f"{name}, line {number}: {_brief_line(str(error))}{more}")
+
+
+def _brief_line(text: str) -> str:
+    return shown(text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}...")
 
 
 def _keys(value: Any, required: Sequence[str], optional: Sequence[str], where: str) -> Mapping[str, Any]:
@@ -158,7 +168,7 @@ def _named(value: Any, where: str, each: Callable[[Any, str], Any], least: int =
     if not isinstance(value, dict) or len(value) < least:
         _wrong(f"{where} must be an object {{...}} of {least} or more, got {brief(value, 40)}")
     for key, entry in value.items():
-        each(entry, f"{where} of {_text(key, where)!r}")
+        each(entry, f"{where} of {brief(_text(key, where), 40)}")
     return value
 
 
@@ -346,7 +356,7 @@ class Written:
 
     def _again(self, value: Mapping[str, Any]) -> None:
         """The first line of a file that was put behind this one."""
-        _keys(value, ("header",), (), "the line")
+        _keys(value, ("header",), (CHECKSUM,), "the line")
         found = _other(value["header"], self.header)
         if found:
             _wrong(f"a second header, of another sweep: {found} at the top")
@@ -431,17 +441,19 @@ def _parsed(number: int, content: bytes) -> _Line:
         value = parse_json(content)
     except ValueError as error:
         _wrong(f"it {error}")
-    if CHECKSUM in value and value[CHECKSUM] != _checksum_or_none(value):
-        _wrong("it was changed since it was written: its checksum is wrong")
+    _check_sum(value)
     return _Line(number, value)
 
 
-def _checksum_or_none(value: Mapping[str, Any]) -> int | None:
-    """None for what cannot be written as it was read, such as a number that is too large."""
+def _check_sum(value: Mapping[str, Any]) -> None:
+    """Checks that a line says what it said when it was written; one without a checksum was not written by us."""
     try:
-        return _checksum(value)
+        right = CHECKSUM not in value or value[CHECKSUM] == _checksum(value)
     except ValueError:
-        return None
+        # A number was read that cannot be written, since it is too large.
+        right = False
+    if not right:
+        _wrong("it was changed since it was written: its checksum is wrong")
 
 
 def _is_torn(content: bytes) -> bool:
@@ -457,12 +469,18 @@ def _first_line(content: bytes, name: str) -> Mapping[str, Any]:
         InputError: If it is none of ours.
     """
     try:
-        value = parse_json(content).get("header")
+        value = parse_json(content)
     except ValueError as error:
         raise InputError(f"{name} is no results file of disam-jax: line 1 {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("schema"), int) or isinstance(value["schema"], bool):
+    header = value.get("header")
+    if not isinstance(header, dict) or type(header.get("schema")) is not int:
         raise InputError(f"{name} is no results file of disam-jax: line 1 has no header with a schema")
-    return value
+    try:
+        _check_sum(value)
+        _keys(value, ("header",), (CHECKSUM,), "the line")
+    except _WrongError as error:
+        raise _refused(name, 1, error) from error
+    return header
 
 
 def _read(lines: Iterator[tuple[int, bytes]], header: Mapping[str, Any], name: str) -> tuple[Written, int]:
@@ -492,9 +510,7 @@ def _read(lines: Iterator[tuple[int, bytes]], header: Mapping[str, Any], name: s
                 checked = bool(_check_header_line(header, name))
             written.take(line)
         except _WrongError as error:
-            raise InputError(
-                f"{name}, line {number}: {error}; remove that line, and a sweep trains its runs again"
-            ) from error
+            raise _refused(name, number, error, "; remove that line, and a sweep trains its runs again") from error
     return written, 0
 
 
@@ -502,7 +518,7 @@ def _check_header_line(header: Mapping[str, Any], name: str) -> Mapping[str, Any
     try:
         return _check_header(header)
     except _WrongError as error:
-        raise InputError(f"{name}, line 1: {error}") from error
+        raise _refused(name, 1, error) from error
 
 
 def load_results(out: Path) -> Results:
@@ -710,7 +726,7 @@ def open_store(
         found = None if there is None else _other(there, header)
         if found and not replace:
             raise InputError(
-                f"{name} holds results of something else: {found}; give another --out, or --overwrite to move them "
+                f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite to move them "
                 "aside"
             )
         if found:
