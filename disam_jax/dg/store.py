@@ -12,9 +12,9 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,19 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.folder import RESULTS, claim, set_aside
 from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
 from disam_jax.dg.results import Results, Run
+from disam_jax.dg.schema import (
+    CHECKSUM,
+    MEASURED,
+    OPTIONAL,
+    Name,
+    WrongError,
+    check_chunk,
+    check_header,
+    check_keys,
+    check_program,
+    name_of,
+    wrong,
+)
 
 try:
     import fcntl
@@ -30,21 +43,12 @@ except ImportError:  # Windows has no such lock.
 
 SCHEMA = 2
 FILE = RESULTS
-MEASURED = ("accuracy", "losses", "probe_losses", "perturbed_losses", "sharpness")
-# Only if some classes are not trained on.
-OPTIONAL = ("new_accuracy",)
-CHECKSUM = "crc32"
 # Not a part of what is run.
 UNCOMPARED = ("command",)
-# What a line can take: 256 runs of 100 domains that are measured a hundred times are a quarter of it.
+# What a line can take: 256 runs of 100 domains that are measured a hundred times are two thirds of it.
 MOST_LINE_BYTES = 2**28
 # Of a message about a line.
 MOST_TEXT = 400
-LARGEST = float(np.finfo(np.float64).max)
-WHOLE_NUMBERS = 2**63
-
-# (method, target, seed, candidate)
-Name = tuple[str, int, int, int]
 
 
 def plain(values: Any) -> Any:
@@ -94,224 +98,16 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
     return None if one == other else f"{where} is {short(one)} there and {short(other)} here"
 
 
-# What a line may say.
+# The file as it is read.
 
 
-class _WrongError(Exception):
-    """What is wrong with a line, in words that follow its number."""
-
-
-def _wrong(what: str) -> NoReturn:
-    raise _WrongError(what)
-
-
-def _refused(name: str, number: int, error: _WrongError, more: str = "") -> InputError:
+def _refused(name: str, number: int, error: WrongError, more: str = "") -> InputError:
     """An error of one line, whatever the file's line has in it."""
     return InputError(f"{name}, line {number}: {_brief_line(str(error))}{more}")
 
 
 def _brief_line(text: str) -> str:
     return shown(text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}...")
-
-
-def _keys(value: Any, required: Sequence[str], optional: Sequence[str], where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        _wrong(f"{where} must be an object {{...}}, got {brief(value, 40)}")
-    for key in required:
-        if key not in value:
-            _wrong(f"{where} has no {key!r}")
-    for key in value:
-        if key not in required and key not in optional:
-            _wrong(f"{where} has {brief(key, 40)}, which is unknown")
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        _wrong(f"{where} must be a text, got {brief(value, 40)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _wrong(f"{where} is no Unicode text: {brief(value, 40)}")
-    return value
-
-
-def _whole(value: Any, where: str, least: int = 0, below: int = WHOLE_NUMBERS) -> int:
-    if type(value) is not int or not least <= value < below:
-        most = "" if below == WHOLE_NUMBERS else f" and below {below}"
-        _wrong(f"{where} must be a whole number of at least {least}{most}, got {brief(value, 40)}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not -LARGEST <= value <= LARGEST:
-        _wrong(f"{where} must be a finite number, got {brief(value, 40)}")
-    return value
-
-
-def _list(value: Any, where: str, each: Callable[[Any, str], Any], least: int = 1) -> list[Any]:
-    if not isinstance(value, list) or len(value) < least:
-        _wrong(f"{where} must be a list of {least} or more, got {brief(value, 40)}")
-    for entry in value:
-        each(entry, f"an entry of {where}")
-    return value
-
-
-def _distinct(value: Any, where: str, each: Callable[[Any, str], Any], least: int = 1) -> list[Any]:
-    entries = _list(value, where, each, least)
-    if len(set(entries)) < len(entries):
-        _wrong(f"{where} has an entry twice")
-    return entries
-
-
-def _named(value: Any, where: str, each: Callable[[Any, str], Any], least: int = 1) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or len(value) < least:
-        _wrong(f"{where} must be an object {{...}} of {least} or more, got {brief(value, 40)}")
-    for key, entry in value.items():
-        each(entry, f"{where} of {brief(_text(key, where), 40)}")
-    return value
-
-
-def _numbers(value: Any, shape: Sequence[int], where: str, most: float = LARGEST) -> None:
-    """Checks nested lists of numbers, or None for what is not finite."""
-    if not isinstance(value, list) or len(value) != shape[0]:
-        _wrong(f"{where} must have the shape {list(shape)}, got {brief(value, 40)}")
-    if len(shape) > 1:
-        for entry in value:
-            _numbers(entry, shape[1:], where, most)
-        return
-    for entry in value:
-        if entry is not None and (type(entry) not in (int, float) or not -LARGEST <= entry <= most):
-            kind = "a finite number" if most == LARGEST else f"a number up to {most:g}"
-            _wrong(f"{where} must have {kind} or null everywhere, got {brief(entry, 40)}")
-
-
-def _setting(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        _named(value, where, _setting)
-    elif isinstance(value, str):
-        _text(value, where)
-    elif value is not None and not isinstance(value, bool):
-        _number(value, where)
-
-
-def _check_header(header: Any) -> Mapping[str, Any]:
-    """Checks what a results file says about all of its runs.
-
-    Raises:
-        _WrongError: If it cannot be what `sweep.make_header` made.
-    """
-    required = ("schema", "version", "command", "data", "setting", "methods", "candidates", "targets", "seeds", "steps")
-    _keys(header, (*required, "notes", "planned"), (), "the header")
-    _named(header["version"], "version", _text)
-    _text(header["command"], "command")
-    fields = ("name", "domains", "classes", "shape", "streamed", "fingerprint")
-    data = _keys(header["data"], fields, ("new_classes", "new_fingerprint"), "data")
-    _text(data["name"], "data.name")
-    domains = _named(data["domains"], "data.domains", _whole)
-    _list(data["classes"], "data.classes", _text)
-    _list(data["shape"], "data.shape", _whole)
-    _text(data["fingerprint"], "data.fingerprint")
-    if not isinstance(data["streamed"], bool):
-        _wrong(f"data.streamed must be true or false, got {brief(data['streamed'], 40)}")
-    if ("new_classes" in data) != ("new_fingerprint" in data):
-        _wrong("data has only one of new_classes and new_fingerprint")
-    if "new_classes" in data:
-        _list(data["new_classes"], "data.new_classes", _text)
-        _text(data["new_fingerprint"], "data.new_fingerprint")
-    _named(header["setting"], "setting", _setting)
-    methods = _named(header["methods"], "methods", _check_method)
-    hypers = lambda value, where: _list(value, where, lambda each, of: _named(each, of, _number))
-    candidates = _named(header["candidates"], "candidates", hypers)
-    if list(candidates) != list(methods):
-        _wrong("candidates are of other methods than methods")
-    for name, facts in methods.items():
-        if facts["candidates"] != len(candidates[name]):
-            _wrong(f"methods says that {name} has {facts['candidates']} candidates, candidates has another number")
-    for target in _distinct(header["targets"], "targets", _text):
-        if target not in domains:
-            _wrong(f"targets has {brief(target, 40)}, which is none of the domains")
-    _distinct(header["seeds"], "seeds", _whole)
-    steps = _distinct(header["steps"], "steps", _whole, 2)
-    if steps != sorted(steps) or steps[0] != 0:
-        _wrong("steps must ascend from 0")
-    _list(header["notes"], "notes", _text, 0)
-    runs = sum(map(len, candidates.values())) * len(header["targets"]) * len(header["seeds"])
-    if type(header["planned"]) is not int or header["planned"] != runs:
-        _wrong(f"planned must be {runs}, the number of all runs, got {brief(header['planned'], 40)}")
-    return header
-
-
-def _check_method(value: Any, where: str) -> None:
-    facts = _keys(value, ("base", "control", "candidates"), (), where)
-    if facts["base"] is not None:
-        _text(facts["base"], f"base in {where}")
-    if not isinstance(facts["control"], bool):
-        _wrong(f"control in {where} must be true or false, got {brief(facts['control'], 40)}")
-    _whole(facts["candidates"], f"candidates in {where}", 1)
-
-
-def _check_program(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    _keys(line, ("program", "runs_at_once", "flops"), (CHECKSUM,), "the line")
-    method = _known_method(line["program"], header)
-    _whole(line["runs_at_once"], "runs_at_once", 1)
-    if line["flops"] is not None and _number(line["flops"], "flops") <= 0:
-        _wrong(f"flops must be positive, got {brief(line['flops'], 40)}")
-    return method, {"runs_at_once": line["runs_at_once"], "flops": line["flops"]}
-
-
-def _known_method(value: Any, header: Mapping[str, Any]) -> str:
-    if not isinstance(value, str) or value not in header["methods"]:
-        _wrong(f"{brief(value, 40)} is none of the methods {', '.join(header['methods'])}")
-    return value
-
-
-def _check_chunk(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, int, list[dict[str, Any]]]:
-    _keys(line, ("chunk", "runs"), (CHECKSUM,), "the line")
-    if not isinstance(line["chunk"], list) or len(line["chunk"]) != 2:
-        _wrong(f"chunk must be [method, number], got {brief(line['chunk'], 40)}")
-    method = _known_method(line["chunk"][0], header)
-    number = _whole(line["chunk"][1], "the number of the chunk")
-    runs = _list(line["runs"], "runs", lambda record, where: _check_record(record, where, method, header))
-    if len({_name(record) for record in runs}) < len(runs):
-        _wrong("a run is there twice")
-    return method, number, runs
-
-
-def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any]) -> None:
-    """Checks one run against what the header says of all of them."""
-    optional = OPTIONAL if "new_classes" in header["data"] else ()
-    _keys(record, (*Run._fields, *MEASURED, *optional), (), where)
-    if record["method"] != method:
-        _wrong(f"{where} is of {brief(record['method'], 40)} in a chunk of {method}")
-    names = list(header["data"]["domains"])
-    target = _whole(record["target"], "target", 0, len(names))
-    if names[target] not in header["targets"]:
-        _wrong(f"target {target}, {brief(names[target], 40)}, is none of the targets")
-    if _whole(record["seed"], "seed") not in header["seeds"]:
-        _wrong(f"seed {record['seed']} is none of the seeds")
-    candidates = header["candidates"][method]
-    hyper = candidates[_whole(record["candidate"], "candidate", 0, len(candidates))]
-    if _named(record["hyper"], "hyper", _number, 0) != hyper:
-        _wrong(f"hyper is not that of candidate {record['candidate']} of {method}")
-    points, number = len(header["steps"]), len(names)
-    shapes = {
-        "accuracy": (points, 2, number),
-        "losses": (points, 2, number),
-        "probe_losses": (points, number),
-        "perturbed_losses": (points, number),
-        "sharpness": (number,),
-        "new_accuracy": (points, number),
-    }
-    for name in (*MEASURED, *optional):
-        _numbers(record[name], shapes[name], name, 1.0 if name.endswith("accuracy") else LARGEST)
-
-
-def _name(record: Mapping[str, Any]) -> Name:
-    return record["method"], record["target"], record["seed"], record["candidate"]
-
-
-# The file as it is read.
 
 
 class _Line(NamedTuple):
@@ -340,39 +136,39 @@ class Written:
         """Takes a line after the first.
 
         Raises:
-            _WrongError: If it is none that follows on this header, or contradicts an earlier line.
+            WrongError: If it is none that follows on this header, or contradicts an earlier line.
         """
         if "header" in line.value:
             self._again(line.value)
         elif "program" in line.value:
-            method, settled = _check_program(line.value, self.header)
+            method, settled = check_program(line.value, self.header)
             if self.programs.setdefault(method, settled) != settled:
-                _wrong(f"it contradicts line {self._program_lines[method]}: another program of {method}")
+                wrong(f"it contradicts line {self._program_lines[method]}: another program of {method}")
             self._program_lines.setdefault(method, line.number)
         elif "chunk" in line.value:
-            self._take_chunk(line.number, *_check_chunk(line.value, self.header))
+            self._take_chunk(line.number, *check_chunk(line.value, self.header))
         else:
-            _wrong("it is neither a program nor a chunk of runs")
+            wrong("it is neither a program nor a chunk of runs")
 
     def _again(self, value: Mapping[str, Any]) -> None:
         """The first line of a file that was put behind this one."""
-        _keys(value, ("header",), (CHECKSUM,), "the line")
+        check_keys(value, ("header",), (CHECKSUM,), "the line")
         found = _other(value["header"], self.header)
         if found:
-            _wrong(f"a second header, of another sweep: {found} at the top")
+            wrong(f"a second header, of another sweep: {found} at the top")
 
     def _take_chunk(self, number: int, method: str, place: int, records: Sequence[dict[str, Any]]) -> None:
         if method not in self.programs:
-            _wrong(f"a chunk of {method} before the line of its program")
+            wrong(f"a chunk of {method} before the line of its program")
         if len(records) > self.programs[method]["runs_at_once"]:
-            _wrong(f"a chunk of {len(records)} runs, of a program of {self.programs[method]['runs_at_once']}")
-        names = [_name(record) for record in records]
+            wrong(f"a chunk of {len(records)} runs, of a program of {self.programs[method]['runs_at_once']}")
+        names = [name_of(record) for record in records]
         before, same = self._chunks.setdefault((method, place), (number, names))
         if same != names:
-            _wrong(f"it contradicts line {before}: other runs in chunk {place} of {method}")
+            wrong(f"it contradicts line {before}: other runs in chunk {place} of {method}")
         for name, record in zip(names, records, strict=True):
             if self.records.setdefault(name, record) != record:
-                _wrong(
+                wrong(
                     f"it contradicts line {self._run_lines[name]}: other numbers for {method}, target {name[1]}, "
                     f"seed {name[2]}, candidate {name[3]}"
                 )
@@ -440,7 +236,7 @@ def _parsed(number: int, content: bytes) -> _Line:
     try:
         value = parse_json(content)
     except ValueError as error:
-        _wrong(f"it {error}")
+        wrong(f"it {error}")
     _check_sum(value)
     return _Line(number, value)
 
@@ -453,7 +249,7 @@ def _check_sum(value: Mapping[str, Any]) -> None:
         # A number was read that cannot be written, since it is too large.
         right = False
     if not right:
-        _wrong("it was changed since it was written: its checksum is wrong")
+        wrong("it was changed since it was written: its checksum is wrong")
 
 
 def _is_torn(content: bytes) -> bool:
@@ -477,8 +273,8 @@ def _first_line(content: bytes, name: str) -> Mapping[str, Any]:
         raise InputError(f"{name} is no results file of disam-jax: line 1 has no header with a schema")
     try:
         _check_sum(value)
-        _keys(value, ("header",), (CHECKSUM,), "the line")
-    except _WrongError as error:
+        check_keys(value, ("header",), (CHECKSUM,), "the line")
+    except WrongError as error:
         raise _refused(name, 1, error) from error
     return header
 
@@ -502,22 +298,22 @@ def _read(lines: Iterator[tuple[int, bytes]], header: Mapping[str, Any], name: s
         try:
             try:
                 line = _parsed(number, content)
-            except _WrongError:
+            except WrongError:
                 if not content.endswith(b"\n") and _is_torn(content):
                     return written, len(content)
                 raise
             if not checked:
                 checked = bool(_check_header_line(header, name))
             written.take(line)
-        except _WrongError as error:
+        except WrongError as error:
             raise _refused(name, number, error, "; remove that line, and a sweep trains its runs again") from error
     return written, 0
 
 
 def _check_header_line(header: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     try:
-        return _check_header(header)
-    except _WrongError as error:
+        return check_header(header)
+    except WrongError as error:
         raise _refused(name, 1, error) from error
 
 
@@ -606,7 +402,7 @@ def _results(
     methods = {name: {**each, **programs.get(name, {})} for name, each in header["methods"].items()}
     names = (*MEASURED, *(name for name in OPTIONAL if name in records[0]))
     arrays = {name: np.stack([_array(record[name]) for record in records]) for name in names}
-    runs = tuple(Run(*_name(record), hyper=dict(record["hyper"])) for record in records)
+    runs = tuple(Run(*name_of(record), hyper=dict(record["hyper"])) for record in records)
     return Results(header={**header, "methods": methods}, runs=runs, steps=np.array(steps), **arrays)
 
 
@@ -644,7 +440,7 @@ class Store:
         Raises:
             InputError: If some of its runs are there and others are not.
         """
-        there = sum(_name(run._asdict()) in self.records for run in runs)
+        there = sum(name_of(run._asdict()) in self.records for run in runs)
         if 0 < there < len(runs):
             raise InputError(
                 f"{shown(self.path)} has {there} of the {len(runs)} runs of chunk {number} of {method}, which are "
@@ -669,7 +465,7 @@ class Store:
             }
             for place, run in enumerate(runs)
         ]
-        self.records.update({_name(record): record for record in records})
+        self.records.update({name_of(record): record for record in records})
         self._append({"chunk": [method, number], "runs": records})
 
     def _append(self, value: Mapping[str, Any]) -> None:
@@ -689,7 +485,7 @@ class Store:
 
     def results(self, header: Mapping[str, Any], order: Sequence[Run], steps: Sequence[int]) -> Results:
         """The results of the runs, in their order, as they are in the file."""
-        return _results(header, self.programs, [self.records[_name(run._asdict())] for run in order], steps)
+        return _results(header, self.programs, [self.records[name_of(run._asdict())] for run in order], steps)
 
 
 @contextlib.contextmanager
@@ -726,8 +522,8 @@ def open_store(
         found = None if there is None else _other(there, header)
         if found and not replace:
             raise InputError(
-                f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite to move them "
-                "aside"
+                f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite "
+                "to move them aside"
             )
         if found:
             aside = set_aside(out)
