@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disam_jax._labels import curve_label, name_legend, visible
 from disam_jax.sharpness._hessian import HessianEigenvalues
 from disam_jax.sharpness._landscape import Landscape
 from disam_jax.sharpness._similarity import GradientSimilarity
@@ -18,13 +19,11 @@ from disam_jax.sharpness._similarity import GradientSimilarity
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow and its black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", ":", "-.")
 COLUMN, PAGE = 3.5, 7.0
-NO_WIDTH = "\N{ZERO WIDTH SPACE}"
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -251,59 +250,6 @@ def draw_similarity(similarity: GradientSimilarity, *, title: str = "") -> "Figu
         panel.spines[:].set_visible(False)
         figure.colorbar(drawn, ax=panel, label="cosine of the gradients", ticks=[-1, -0.5, 0, 0.5, 1], shrink=0.8)
     return figure
-
-
-def visible(name: str) -> str:
-    r"""A name as a figure can show it: in one line, with what cannot be printed escaped.
-
-    Args:
-      name: Of a domain, a class or a method.
-
-    Returns:
-      Text for a title or a tick.
-
-    Example:
-      >>> print(visible("a\nb"), visible("\x1b[31m"))
-      a b \x1b[31m
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(name.split()))
-
-
-def curve_label(name: str) -> str:
-    """A name for a curve that a legend then has, also where it begins with an underscore.
-
-    Matplotlib leaves those out, so a space of no width stands before it; `name_legend` takes it away again.
-
-    Args:
-      name: Of a domain, a class or a method.
-
-    Returns:
-      Text for the `label` of a curve.
-
-    Example:
-      >>> curve_label("photo"), curve_label("_photo").startswith("_")
-      ('photo', False)
-    """
-    text = visible(name)
-    return NO_WIDTH + text if text.startswith("_") else text
-
-
-def name_legend(legend: "Legend") -> None:
-    """Gives a legend the names behind its curves' labels.
-
-    Args:
-      legend: Of curves with labels by `curve_label`.
-
-    Example:
-      >>> from matplotlib.figure import Figure
-      >>> panel = Figure().subplots()
-      >>> curve = panel.plot([0, 1], [1, 0], label=curve_label("_photo"))
-      >>> name_legend(legend := panel.legend())
-      >>> legend.get_texts()[0].get_text()
-      '_photo'
-    """
-    for text in legend.get_texts():
-        text.set_text(text.get_text().removeprefix(NO_WIDTH))
 
 
 @contextmanager

@@ -171,6 +171,61 @@ def test_latex_parses_back():
     assert body.count(r"\midrule") == 2
 
 
+# Names that mean something to Matplotlib, Markdown, HTML, LaTeX or a terminal.
+NAMES = (
+    "_background",
+    "__init__",
+    "_nolegend_",
+    "$x$",
+    r"$\no$",
+    "a$b",
+    "100 %",
+    "a\\b",
+    "<b>bold</b>",
+    "c|d",
+    "[x]",
+    "*",
+    "~out~",
+    "&amp;",
+    "[a](http://b)",
+    "`code`",
+    "{",
+    "é日",
+)
+IN_LINES = {"new\nline": "new line", "tab\there": "tab here", "bell\a": r"bell\x07", "to\u202eleft": r"to\u202eleft"}
+SHOWN = {**{name: name for name in NAMES}, **IN_LINES}
+
+
+@pytest.mark.parametrize("name", SHOWN, ids=ascii)
+def test_a_name_reads_the_same_in_a_markdown_table_and_in_a_sentence(name):
+    from markdown_it import MarkdownIt
+
+    table = Table("", ("method", name), ((Cell(name), Cell(name, best=True)), (Cell(f"  {name}"), Cell("-"))), (name,))
+    page = f"# {formats.markdown_text(name)}\n\n{formats.to_markdown(table)}"
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page)
+    found = ["".join(each.content for each in token.children) for token in tokens if token.type == "inline"]
+    shown = SHOWN[name]
+    assert found == [shown, "method", shown, shown, shown, f"\N{EM SPACE}{shown}", "-", shown]
+
+
+@pytest.mark.parametrize("name", SHOWN, ids=ascii)
+def test_a_name_has_no_command_in_latex(name):
+    text = formats.latex_text(name)
+    plain = re.sub(r"\\[{}%&$_#]|\\text\w+\{\}", "", text)
+    assert not re.search(r"[\\$%&#_^~<>|]", plain)
+    assert plain.count("{") == plain.count("}")
+    assert not text.startswith(("[", "*"))
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", SHOWN, ids=ascii)
+def test_a_name_is_one_line_of_a_terminal(name):
+    file = io.StringIO()
+    formats.print_table(Table(name, ("method", name), ((Cell(name), Cell(name)),)), file)
+    assert all(line.isprintable() for line in file.getvalue().split("\n"))
+    assert file.getvalue().count(SHOWN[name]) >= 2
+
+
 def test_csv_parses_back():
     header, *rows = csv.reader(io.StringIO(formats.to_csv(AWKWARD)))
     assert header == ["", "a|b", "a|b se", "c_d$", "c_d$ low", "c_d$ high"]
@@ -289,6 +344,37 @@ def test_the_losses_have_a_panel_for_each_method_and_a_line_for_each_source():
     assert list(lines_of(left)) == ["rotation", "inversion"]
     np.testing.assert_array_equal(right.lines[1].get_ydata(), summary.curves.domain_losses.mean[2, :, 2])
     assert left.get_ylim() == right.get_ylim()
+
+
+def test_every_domain_is_named_in_the_legend():
+    names = tuple(SHOWN)
+    summary = summarise(make_results({"SAM": {}}, domains=names, targets=[0, 1], seeds=2, points=2), "last")
+    drawn = figures.draw_losses(summary, ["SAM"])
+    assert len(drawn.axes[0].lines) == len(names)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == list(SHOWN.values())
+    assert not any(text.get_parse_math() for text in drawn.legends[0].get_texts())
+
+
+def test_every_method_is_named():
+    methods = {"ERM": {}, "_SAM": {"base": "ERM"}, "$x$": {"base": "_SAM"}}
+    grid = ({"rho": 0.1, "lam": 1.0}, {"rho": 0.2, "lam": 1.0})
+    results = make_results(methods, seeds=2, points=2, grid=grid)
+    summary, grids = summarise(results, "last"), sensitivity.grids(results)
+    of = lambda legend: [text.get_text() for text in legend.get_texts()]
+    assert of(figures.draw_convergence(summary).axes[1].get_legend()) == list(methods)
+    assert [panel.get_title() for panel in figures.draw_losses(summary, ["_SAM", "$x$"]).axes] == ["_SAM", "$x$"]
+    used = figures.draw_usable_range(grids, summary.labels, "title")
+    assert of(used.legends[0]) == [f"{grid.method}, lam 1" for grid in grids]
+    ticks = figures.draw_differences(summary).axes[0].get_yticklabels()
+    assert {tick.get_text() for tick in ticks} >= {"_SAM - ERM", "$x$ - _SAM"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_any_name_can_be_drawn(suffix):
+    names = tuple(name for name in SHOWN if "日" not in name)
+    summary = summarise(make_results(domains=names, targets=[0, 1], seeds=2, points=2), "last")
+    assert len(figures.render(figures.draw_losses(summary, ["SAM"]), suffix)) > 1000
 
 
 def test_lines_of_many_domains_differ():

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disam_jax._labels import curve_label, name_legend, visible
 from disam_jax.dg.report.scores import QUANTITIES
 from disam_jax.dg.report.sensitivity import Grid, stretches, usable
 from disam_jax.dg.report.statistics import Estimate
 from disam_jax.dg.report.summary import PLAIN, Summary
-from disam_jax.sharpness.plots import curve_label, name_legend, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import IO, Any
 
+from disam_jax._labels import visible
 from disam_jax.dg.report.tables import INDENT, NOTHING, Cell, Table
-from disam_jax.sharpness.plots import visible
 
 # Fits the 80 columns of a plain terminal and of a log.
 WIDTH = 80
@@ -59,7 +59,7 @@ def to_markdown(table: Table) -> str:
 
 # Each would begin something in Markdown: code, emphasis, a cell, a formula, what is crossed out, a tag, a link, an
 # entity; a bracket or a letter that stands alone begins nothing.
-_MARKS = re.compile(r"([\\`*|$~]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;))")
+_MARKS = re.compile(r"([\\`*|$~]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#?\w+;))")
 
 
 def markdown_text(text: str) -> str:
