@@ -48,8 +48,8 @@ def brief(value: object, most: int = 80) -> str:
         >>> brief("gelu"), brief([0] * 1000, most=9)
         ("'gelu'", '[0, 0, 0,...')
     """
-    text = shown(repr(value))
-    return text if len(text) <= most else f"{text[:most]}..."
+    text = repr(value)
+    return shown(text) if len(text) <= most else f"{shown(text[:most])}..."
 
 
 def reason(error: Exception) -> str:
@@ -72,27 +72,30 @@ def reason(error: Exception) -> str:
 def exists(path: Path) -> bool:
     """Whether something is there under this name, be it a broken link or of a kind that cannot be read.
 
-    `Path.exists` raises errors for names that are too long and folders that may not be searched.
-
     Args:
         path: Path to look at.
 
     Returns:
         Whether it is there.
 
+    Raises:
+        InputError: If that cannot be told: the name is too long or impossible, or its folder may not be searched.
+
     Example:
-        >>> exists(Path(".")), exists(Path("x" * 5000)), exists(Path("nothing here"))
-        (True, False, False)
+        >>> exists(Path(".")), exists(Path("nothing here"))
+        (True, False)
     """
     try:
         os.lstat(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     return True
 
 
 def is_folder(path: Path) -> bool:
-    """Whether this is a folder; False where `Path.is_dir` raises an error, for a name that is too long, for example.
+    """Whether this is a folder.
 
     Args:
         path: Path to look at.
@@ -100,14 +103,19 @@ def is_folder(path: Path) -> bool:
     Returns:
         Whether it is a folder or a link to one.
 
+    Raises:
+        InputError: As for `exists`.
+
     Example:
-        >>> is_folder(Path(".")), is_folder(Path("x" * 5000))
+        >>> is_folder(Path(".")), is_folder(Path("nothing here"))
         (True, False)
     """
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 def regular_file(path: Path) -> int:
@@ -133,9 +141,8 @@ def regular_file(path: Path) -> int:
     """
     try:
         found = os.stat(path)
-    # A ValueError: a name with a zero byte, or one that the file system cannot encode.
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {shown(path)}: {reason(error)}") from error
+        raise _unreadable(path, error) from error
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"cannot read {shown(path)}: it is {_kind(found.st_mode)}, not a file")
     return found.st_size
@@ -168,7 +175,7 @@ def read_bytes(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
-        raise InputError(f"cannot read {shown(path)}: {reason(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -225,6 +232,12 @@ def parse_json(content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"holds a {type(value).__name__}, but must hold an object {{...}}")
     return value
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> InputError:
+    """The error to raise; a ValueError comes from a name with a zero byte, or one that the system cannot encode."""
+    lost = isinstance(error, FileNotFoundError) and os.path.islink(path)
+    return InputError(f"cannot read {shown(path)}: {'it is a link to nothing' if lost else reason(error)}")
 
 
 def _kind(mode: int) -> str:
