@@ -186,12 +186,13 @@ def report_folder(out: Path, select: str) -> Path:
     return out if manifest is None or manifest.select == select else out / apart(select)
 
 
-def claim(out: Path, select: str) -> None:
+def claim(out: Path, select: str, anew: bool = False) -> None:
     """Writes down, before there is a report, which runs that of this folder will have; nothing where that is settled.
 
     Args:
         out: Folder, which must exist.
         select: Which runs and points will be reported.
+        anew: Whether no run is finished, so that what was settled without a report does not count.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +201,8 @@ def claim(out: Path, select: str) -> None:
         ...     read_manifest(Path(folder)).select
         'last'
     """
-    if read_manifest(out) is None:
+    manifest = read_manifest(out)
+    if manifest is None or (anew and not manifest.files):
         write_files(out, {MANIFEST: _manifest_bytes(Manifest(select, ()))})
 
 

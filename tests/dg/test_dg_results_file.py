@@ -9,6 +9,7 @@ from synthetic_results import make_plan, write_results
 
 from disam_jax.dg import cli, store
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.folder import read_manifest
 
 # Line 1 is the header, line 2 the program of ERM, lines 3 and 4 its chunks, 5 to 7 the same of SAM.
 CHUNK = 3
@@ -457,10 +458,32 @@ def test_results_of_another_setting_are_kept_unless_they_may_be_moved_aside(whol
     assert len(store.load_results(out / "earlier-1").runs) == 12
 
 
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_command_that_ended_before_its_first_chunk_is_in_nobodys_way(whole, kept):
+    out, _, _ = whole
+    (out / store.FILE).write_bytes(b"".join([*lines_of(out)[:kept], b'{"chunk":["ERM"']))
+    with store.open_store(out, make_plan(seeds=3)[0], select="last") as opened:
+        assert not opened.records
+        assert opened.aside is None
+    assert read_manifest(out).select == "last"
+    assert sorted(os.listdir(out)) == ["report.json", store.FILE]
+
+
+def test_a_header_without_runs_that_another_version_wrote_is_left_alone(tmp_path):
+    content = '{"header":{"schema":2,"data":{"name":"others"}}}\n'
+    (tmp_path / store.FILE).write_text(content)
+    with pytest.raises(InputError, match="holds results of something else"), store.open_store(tmp_path, make_plan()[0]):
+        pass
+    assert (tmp_path / store.FILE).read_text() == content
+
+
 def test_each_set_of_earlier_results_has_a_folder(tmp_path):
-    for seeds in (2, 3, 4):
-        with store.open_store(tmp_path, make_plan(seeds=seeds)[0], replace=True):
-            pass
+    write_results(tmp_path)
+    for seeds in (3, 4):
+        header, _ = make_plan(seeds=seeds)
+        with store.open_store(tmp_path, header, replace=True) as opened:
+            assert opened.aside == tmp_path / f"earlier-{seeds - 2}"
+        write_results(tmp_path, seeds=seeds)
     assert sorted(os.listdir(tmp_path)) == ["earlier-1", "earlier-2", "report.json", store.FILE]
 
 
