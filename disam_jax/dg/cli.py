@@ -335,7 +335,7 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
         on_progress=lambda done, total: show("reading images", done, total),
     )
     if isinstance(data, StreamedImages):
-        print(f"reading the images of {data.name} from disk as they are needed", file=sys.stderr)
+        say(f"reading the images of {data.name} from disk as they are needed")
     shape = tuple(data.inputs.shape[1:])
     if options.checkpoint is not None and (len(shape) != 3 or shape[2] != 3 or shape[:2] != (image_size, image_size)):
         raise InputError(
