@@ -458,7 +458,7 @@ def _check_divides(batch: Any, axis: int, sizes: list[int], name: str) -> None:
                 raise ValueError(
                     f"{name}: the examples of batch{jax.tree_util.keystr(path)} are split over {devices} devices on an "
                     f"explicit mesh, and {size} of its {leaf.shape[axis]} do not divide by {devices}. Write another "
-                    "fraction, or jax.reshard the batch so that the examples are not split."
+                    "fraction, or jax.sharding.reshard the batch so that they are not split."
                 )
 
 

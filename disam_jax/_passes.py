@@ -96,6 +96,9 @@ def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, ax
             # An absent domain's gradient may be anything, nan included: select it away before the sum.
             rows = jnp.where((local.weights > 0).reshape(-1, *[1] * (g.ndim - 1)), cast(g, dtype), 0)
             weights = cast(part * b, dtype)
+            if explicit_split(rows, 0) > 1:  # where a product would be refused, and a sum is not
+                weights = weights.reshape(-1, *[1] * (g.ndim - 1))
+                return cast(jnp.sum(weights * rows, axis=0), g.dtype)
             return cast(jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST), g.dtype)
 
         return sum_over_axis(jax.tree.map(leaf, stacked), axis_name)
@@ -241,8 +244,8 @@ def _check_not_split(batch: Any) -> None:
         if devices > 1:
             raise ValueError(
                 f"batch{jax.tree_util.keystr(path)} has its domains split over {devices} devices, and "
-                "accumulated_value_and_grad takes one domain after the other. Split the examples instead, "
-                'jax.reshard(batch, P(None, "data")), or use disam_jax.value_and_grad, which takes all domains at once.'
+                "accumulated_value_and_grad takes one domain after the other. Split the examples, "
+                'jax.sharding.reshard(batch, P(None, "data")), or use disam_jax.value_and_grad: it takes all at once.'
             )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax._domains import DomainLosses, mean_loss
+from disam_jax._domains import DomainLosses, explicit_split, mean_loss
 from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless, scalar
 from disam_jax._gradient import (
     Ascent,
@@ -336,15 +336,21 @@ def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> 
     if num_domains is None:
         return new
     return new._replace(
-        domain_losses=ascent.losses.values.astype(state.loss.dtype),
-        domain_weights=ascent.domain_weights.astype(state.loss.dtype),
+        domain_losses=_whole(ascent.losses.values, state.loss.dtype),
+        domain_weights=_whole(ascent.domain_weights, state.loss.dtype),
     )
 
 
 def _with_perturbed(state: DisamState, losses: DomainLosses | None) -> DisamState:
     if state.perturbed_domain_losses is None or losses is None:
         return state
-    return state._replace(perturbed_domain_losses=losses.values.astype(state.loss.dtype))
+    return state._replace(perturbed_domain_losses=_whole(losses.values, state.loss.dtype))
+
+
+def _whole(x: jax.Array, dtype: Any) -> jax.Array:
+    """As the state holds it: in its dtype and, on an explicit mesh with the domains split, not split."""
+    x = x.astype(dtype)
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if explicit_split(x, 0) > 1 else x
 
 
 def _check_refresh(refresh_every: Any) -> bool:

@@ -137,9 +137,7 @@ def test_a_domain_that_does_not_fit_goes_through_a_scan_inside_the_loss():
 
 @pytest.mark.parametrize("num_domains", [1, 2])
 def test_without_jit_the_numbers_are_the_same(num_domains):
-    batch = jax.tree.map(
-        lambda x: jnp.asarray(x[:num_domains, :4]), {k: np.asarray(v) for k, v in PROBLEM.batch.items()}
-    )
+    batch = jax.tree.map(lambda x: x[:num_domains, :4], micro_batches(unlike=1.0)[1])
     with_aux = lambda p, b: (problems.loss(p, b), {"x": b["x"], "number": 3})
     fn = disam_jax.accumulated_value_and_grad(with_aux, RHO, LAM, has_aux=True, with_info=True)
     want = jax.jit(fn)(params(), batch)
