@@ -35,7 +35,7 @@ def perturbation(
 
     norm = _masked_norm(jax.tree.map(stretch, params, gradient), mask)
     # A finite gradient whose squares overflow has no norm to divide by: nan, where rho / inf would be a silent 0.
-    norm = norm * nan_unless(~jnp.isinf(norm), dtype)
+    norm = norm * nan_unless(norm <= jnp.finfo(dtype).max, dtype)
     # Both branches of a select are differentiated, so the one that is not taken must be finite too.
     length = jnp.where(norm == 0, 0, scale(jnp.where(norm == 0, 1, norm) + not_negative(eps, dtype)))
 
