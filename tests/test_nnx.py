@@ -1,5 +1,7 @@
 """Flax NNX: statistics written once, random streams advanced once, filters, jit, optimizer, errors."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,37 +237,51 @@ def test_aux_and_info_in_their_places(model, batch):
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-class Sowing(Network):
-    def __call__(self, x):
-        self.logits = nnx.Intermediate(super().__call__(x))
-        return self.logits[...]
-
-
 CASES = {
     "wrt selects nothing": (
         lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, wrt=nnx.LoRAParam)(m, b),
         ValueError,
         ["wrt=LoRAParam", "selects no variable", "Param", "BatchStat"],
     ),
-    "model in eval mode": (
-        lambda m, b: (m.eval(), disam_jax.nnx.value_and_grad(flat_losses)(m, b)),
-        ValueError,
-        ["eval mode", "model.train()", "allow_eval=True"],
-    ),
-    "not a module": (
-        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses)({"w": jnp.ones(2)}, b),
-        TypeError,
-        ["argument 0", "nnx.Module", "dict", "disam_jax.value_and_grad"],
-    ),
     "no aux": (
         lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, has_aux=True)(m, b),
         TypeError,
         ["domain_loss_fn", "has_aux=False"],
     ),
-    "new variables": (
-        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses)(Sowing(nnx.Rngs(0, dropout=1)), b),
+    "a method of the model": (
+        lambda m, b: disam_jax.nnx.value_and_grad(m.__call__)(b),
         ValueError,
-        ["added or removed variables", "sow"],
+        ["domain_loss_fn", "bound", "value_and_grad(Network.__call__"],
+    ),
+    "argnums beyond the arguments": (
+        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, argnums=2)(m, b),
+        ValueError,
+        ["argnums=2", "2 of them", "by position"],
+    ),
+    "negative argnums": (
+        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, argnums=-1),
+        TypeError,
+        ["argnums", "-1", "argnums=0"],
+    ),
+    "argnums of truth": (
+        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, argnums=True),
+        TypeError,
+        ["argnums", "True"],
+    ),
+    "argnums twice": (
+        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, argnums=(0, 0)),
+        ValueError,
+        ["argnums", "(0, 0)", "once"],
+    ),
+    "no argnums": (
+        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, argnums=()),
+        ValueError,
+        ["argnums", "none"],
+    ),
+    "negative eps": (
+        lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, eps=-1.0),
+        ValueError,
+        ["eps", "-1.0"],
     ),
     "negative rho": (
         lambda m, b: disam_jax.nnx.value_and_grad(flat_losses, -0.1),
@@ -291,6 +307,129 @@ def test_error_says_what_to_do(name, model, batch):
     with pytest.raises(kind) as error:
         call(model, batch)
     assert [w for w in words if w not in str(error.value)] == [], str(error.value)
+
+
+class Modes(Network):
+    """BatchNorm and Dropout with the modes of the call, whatever they were built with."""
+
+    def __init__(self, rngs, built_for_training):
+        super().__init__(rngs)
+        (self.train if built_for_training else self.eval)()
+
+    def __call__(self, x, frozen, silent):
+        y = self.norm(self.hidden(x), use_running_average=frozen)
+        return self.out(self.drop(jnp.tanh(y), deterministic=silent))
+
+
+@pytest.mark.parametrize("built_for_training", [True, False])
+@pytest.mark.parametrize(
+    ("frozen", "silent", "words"),
+    [
+        (False, False, []),
+        (True, False, ["moved no running statistics", "BatchNorm", "norm", "model.train()", "allow_eval=True"]),
+        (False, True, ["advanced no random stream", "Dropout", "drop", "model.train()", "allow_eval=True"]),
+    ],
+)
+def test_the_mode_at_the_call_decides_whether_eval_mode_is_warned_of(built_for_training, frozen, silent, words, batch):
+    model = Modes(nnx.Rngs(0, dropout=1), built_for_training)
+
+    def losses(model, batch):
+        out = optax.softmax_cross_entropy_with_integer_labels(model(batch["x"], frozen, silent), batch["y"])
+        return disam_jax.mean_by_domain(out, batch["domain"], M)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        loss, _ = disam_jax.nnx.value_and_grad(losses, RHO, LAM)(model, batch)
+    assert np.isfinite(loss)
+    assert len(seen) == bool(words)
+    assert [w for w in words if w not in str(seen[0].message)] == []
+
+
+def test_a_frozen_part_that_the_loss_never_calls_is_no_reason_to_warn(model, batch):
+    model.teacher = Network(nnx.Rngs(1))
+    model.teacher.eval()
+    assert np.isfinite(disam_jax.nnx.value_and_grad(flat_losses, RHO, LAM)(model, batch)[0])
+
+
+def test_a_teacher_in_eval_mode_beside_the_model_is_no_reason_to_warn(model, batch):
+    teacher = Network(nnx.Rngs(1))
+    teacher.eval()
+
+    def losses(model, teacher, batch):
+        example = jnp.mean((model(batch["x"]) - teacher(batch["x"])) ** 2, axis=-1)
+        return disam_jax.mean_by_domain(example, batch["domain"], M)
+
+    assert np.isfinite(disam_jax.nnx.value_and_grad(losses, RHO, LAM)(model, teacher, batch)[0])
+
+
+def test_the_pass_at_the_perturbed_weights_writes_to_no_argument(batch):
+    """Each of them is written to once, by the pass at w, though the function runs twice."""
+
+    class Calls(nnx.Variable):
+        pass
+
+    model, beside = Network(nnx.Rngs(0, dropout=1)), Network(nnx.Rngs(1, dropout=2))
+    calls, rngs = Calls(jnp.zeros((), jnp.int32)), nnx.Rngs(5)
+
+    def losses(model, beside, calls, *, rngs):
+        calls[...] += 1
+        model.ready, beside.ready = True, True
+        noise = jax.random.normal(rngs(), ())
+        return flat_losses(model, batch).values + flat_losses(beside, batch).values + noise
+
+    (_, info), _ = disam_jax.nnx.value_and_grad(losses, 0.0, LAM, with_info=True)(model, beside, calls, rngs=rngs)
+    assert calls[...] == 1
+    assert model.ready
+    assert beside.ready
+    np.testing.assert_array_equal(info.domain_losses, info.perturbed_domain_losses)  # the same noise and masks
+    plain = nnx.Rngs(5)
+    plain()
+    np.testing.assert_array_equal(jax.random.key_data(rngs()), jax.random.key_data(plain()))
+
+
+def test_writes_to_what_is_differentiated_are_those_of_the_pass_at_w(batch):
+    """Not those at w + e, and not lost: a projection in the loss holds after the step."""
+    model = Network(nnx.Rngs(0), dropout=0.0, norm=False)
+    w = np.array(model.out.kernel[...])
+
+    def losses(model, batch):
+        values = flat_losses(model, batch)
+        model.out.kernel[...] = jnp.clip(model.out.kernel[...], -0.2, 0.2)
+        return values
+
+    _, grads = disam_jax.nnx.value_and_grad(losses, 0.5, LAM)(model, batch)
+    np.testing.assert_array_equal(model.out.kernel[...], np.clip(w, -0.2, 0.2))
+    other = Network(nnx.Rngs(0), dropout=0.0, norm=False)
+    _, want = disam_jax.nnx.value_and_grad(flat_losses, 0.5, LAM)(other, batch)
+    assert problems.relative_error(grads, want) < 1e-6
+
+
+def test_several_modules_are_perturbed_together(batch):
+    """One norm over all that is differentiated, as if both were parts of one module."""
+    a, b = (Network(nnx.Rngs(seed), dropout=0.0, norm=False) for seed in (0, 1))
+    sum_of = lambda a, b, batch: disam_jax.mean_by_domain(
+        optax.softmax_cross_entropy_with_integer_labels(a(batch["x"]) + b(batch["x"]), batch["y"]), batch["domain"], M
+    )
+    both = nnx.Module()
+    both.a, both.b = nnx.clone(a), nnx.clone(b)
+    step = lambda f, **options: disam_jax.nnx.value_and_grad(f, RHO, LAM, **options)
+    _, want = step(lambda m, batch: sum_of(m.a, m.b, batch))(both, batch)
+    cases = {
+        "argnums": step(sum_of, argnums=(0, 1))(a, b, batch)[1],
+        "tuple": step(lambda m, batch: sum_of(*m, batch))((a, b), batch)[1],
+        "dict": step(lambda m, batch: sum_of(m["a"], m["b"], batch))({"a": a, "b": b}, batch)[1],
+        "keywords": step(sum_of, argnums=(0, 1))(b=b, a=a, batch=batch)[1],
+    }
+    for grads in cases.values():
+        assert problems.relative_error(grads, want) < 1e-6
+
+
+def test_each_of_several_arguments_may_have_a_filter_of_its_own(batch):
+    a, b = (Network(nnx.Rngs(seed), dropout=0.0, norm=False) for seed in (0, 1))
+    chosen = (nnx.DiffState(0, nnx.PathContains("out")), nnx.DiffState(1, nnx.Param))
+    losses = lambda a, b, batch: flat_losses(a, batch).values + flat_losses(b, batch).values
+    _, grads = disam_jax.nnx.value_and_grad(losses, RHO, LAM, argnums=chosen)(a, b, batch)
+    assert [len(jax.tree.leaves(g)) for g in grads] == [2, 4]
 
 
 def test_frozen_statistics_on_purpose(model, batch):
