@@ -59,6 +59,8 @@ DEFAULTS = {
     "refresh_every": 1,
     "num_domains": None,
     "allow_eval": False,
+    "fraction": 0.25,
+    "axis": 1,
 }
 
 
@@ -167,7 +169,7 @@ def test_the_norm_of_no_gradient_is_zero(num_domains, adaptive):
 @pytest.mark.parametrize("variant", [variants.gsam(0.5), variants.gsam(0.5, "clean"), *slow(variants.sagm(0.5))])
 def test_the_derivative_of_a_step_at_a_minimum_is_finite(variant):
     scales = jnp.array([1.0, 3.0])
-    fn = disam_jax.value_and_grad(lambda w: scales * jnp.sum((w - 1) ** 2), 0.1, 0.5, variant=variant)
+    fn = disam_jax.value_and_grad(lambda w: scales * jnp.sum((w - 1) ** 2), 0.1, 0.5, variant=variant, eps=0.0)
     grads, derivative = jax.jit(lambda w: (fn(w)[1], jax.jacrev(lambda w: fn(w)[1])(w)))(jnp.ones(2))
     np.testing.assert_array_equal(grads, jnp.zeros(2))
     assert np.isfinite(derivative).all()
@@ -343,3 +345,253 @@ def test_a_schedule_needs_a_count_of_steps(name, argument):
     fn = lambda: GRADIENTS[name](losses, **{argument: optax.constant_schedule(0.1)})
     with pytest.raises(TypeError, match=argument):
         fn()
+
+
+# --- arguments that are refused or taken, at the edge between the two -------------------------------------------------
+
+
+def step_with(**options):
+    return lambda: disam_jax.value_and_grad(losses, RHO, LAM, **options)(W, BATCH)
+
+
+def updates_with(tx=None, grads=None, **extra):
+    tx = tx or disam_jax.disam(RHO, LAM)
+    return lambda: tx.update(grads, tx.init(W), W, **extra)
+
+
+STACKED = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+SECOND_FORM = {"domain_losses": jnp.ones(3), "grad_fn": jax.grad(lambda w: jnp.mean(losses(w)))}
+IDS = np.array([0, 0, 1, 1])
+REFUSED = {
+    "rho is a flag": (lambda: disam_jax.disam(True), TypeError, "rho"),
+    "lam is a flag": (lambda: disam_jax.disam(0.1, False), TypeError, "lam"),
+    "eps is a flag": (lambda: disam_jax.disam(eps=True), TypeError, "eps"),
+    "eps is text": (lambda: disam_jax.disam(eps="x"), TypeError, "eps"),
+    "eps is a vector": (lambda: disam_jax.disam(eps=jnp.ones(2)), ValueError, "eps"),
+    "no argnums": (step_with(argnums=()), ValueError, "argnums"),
+    "one of argnums beyond": (step_with(argnums=(0, 2)), ValueError, "argnums"),
+    "argnums beyond": (step_with(argnums=2), ValueError, "argnums"),
+    "argnums before": (step_with(argnums=-3), ValueError, "argnums"),
+    "a triple for aux": (
+        lambda: disam_jax.value_and_grad(lambda w: (losses(w), 1, 2), has_aux=True)(W),
+        TypeError,
+        "has_aux",
+    ),
+    "a list for aux": (
+        lambda: disam_jax.value_and_grad(lambda w: [losses(w), 1], has_aux=True)(W),
+        TypeError,
+        "has_aux",
+    ),
+    "losses and weights for aux": (
+        lambda: disam_jax.value_and_grad(lambda w: disam_jax.DomainLosses(losses(w)), has_aux=True)(W),
+        TypeError,
+        "has_aux",
+    ),
+    "accumulated: a triple for aux": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w, x: (loss(w, x), 1, 2), has_aux=True)(W, BATCH),
+        TypeError,
+        "has_aux",
+    ),
+    "accumulated: a list for aux": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w, x: [loss(w, x), 1], has_aux=True)(W, BATCH),
+        TypeError,
+        "has_aux",
+    ),
+    "accumulated: no arrays": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w, x: jnp.sum(w["a"]))(W, {}),
+        ValueError,
+        "no arrays",
+    ),
+    "accumulated: a scalar in the batch": (
+        lambda: disam_jax.accumulated_value_and_grad(loss)(W, {"x": BATCH, "t": 1.0}),
+        ValueError,
+        r"batch\['t'\]",
+    ),
+    "accumulated: unequal domains": (
+        lambda: disam_jax.accumulated_value_and_grad(loss)(W, {"x": BATCH, "t": BATCH[:2]}),
+        ValueError,
+        r"batch\['t'\]",
+    ),
+    "stacked gradients of another structure": (
+        updates_with(grads={"a": STACKED["a"]}, **SECOND_FORM),
+        ValueError,
+        "structure of params",
+    ),
+    "ascent_loss_fn in the second form": (
+        updates_with(grads=STACKED, ascent_loss_fn=losses, **SECOND_FORM),
+        TypeError,
+        "ascent_loss_fn",
+    ),
+    "a mask around disam that hides some parameters": (
+        updates_with(optax.masked(disam_jax.disam(), {"a": True, "b": False}), W, domain_loss_fn=losses),
+        TypeError,
+        "mask",
+    ),
+    "another number of domains": (
+        updates_with(disam_jax.disam(num_domains=2), domain_loss_fn=losses),
+        ValueError,
+        "num_domains=3",
+    ),
+    "refresh_every is an array of floats": (
+        lambda: disam_jax.disam(refresh_every=jnp.float32(2)),
+        TypeError,
+        "refresh",
+    ),
+    "refresh_every is a flag": (lambda: disam_jax.disam(refresh_every=True), TypeError, "refresh_every"),
+    "num_domains is a flag": (lambda: disam_jax.disam(num_domains=True), TypeError, "num_domains"),
+    "num_domains is zero": (lambda: disam_jax.disam(num_domains=0), TypeError, "num_domains"),
+    "no losses": (lambda: disam_jax.value_and_grad(lambda w: None)(W), TypeError, "NoneType"),
+    "no domain": (lambda: disam_jax.domain_weights(jnp.ones(0), 0.1), ValueError, "empty"),
+    "negative ids": (lambda: disam_jax.mean_by_domain(jnp.ones(2), np.array([0, -1]), 2), ValueError, "domain_ids"),
+    "groups without an axis": (lambda: disam_jax.group_by_domain({"x": 1.0}, IDS, 2), ValueError, r"batch\['x'\]"),
+    **{
+        f"fraction is {fraction!r}": (
+            lambda fraction=fraction: disam_jax.ascent_part(BATCH, fraction),
+            kind,
+            "fraction",
+        )
+        for kind, fractions in ((TypeError, (True, "0.5", None)), (ValueError, (0.0, -0.5, 1.5, float("nan"))))
+        for fraction in fractions
+    },
+    **{
+        f"axis is {axis}": (lambda axis=axis: disam_jax.ascent_part(BATCH, 0.5, axis=axis), ValueError, "axis")
+        for axis in (-1, 3)
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    call, kind, words = REFUSED[name]
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_what_is_taken():
+    for make in (variants.gsam, variants.sagm):  # not negative: 0 is SAM's perturbation and half of it
+        assert isinstance(make(0.0), variants.Variant)
+    disam_jax.disam(0.0, 0.0, eps=0.0)
+    # The least of parts is one example.
+    np.testing.assert_array_equal(disam_jax.ascent_part(np.arange(6).reshape(2, 3), 1e-12), [[0], [3]])
+    # A single number is the loss of one domain.
+    np.testing.assert_array_equal(disam_jax.domain_weights(0.5, 0.3), [1.0])
+
+
+def test_argnums_count_from_the_end_too():
+    swapped = lambda x, w: losses(w, x)
+    got = jax.jit(disam_jax.value_and_grad(swapped, RHO, LAM, argnums=-1))(BATCH, W)
+    jax.tree.map(np.testing.assert_array_equal, got, step_of_value_and_grad())
+
+
+def test_a_domain_that_has_just_enough_examples_is_not_drawn_with_replacement():
+    rng = np.random.default_rng(0)
+    x, ids = np.arange(45), np.repeat([0, 1, 2], [20, 24, 1])
+    drawn = disam_jax.group_by_domain(x, ids, 3, per_domain=20, replace=True, rng=rng)
+    np.testing.assert_array_equal(np.sort(drawn[0]), np.arange(20))
+    assert len(set(drawn[1].tolist())) == 20
+    np.testing.assert_array_equal(drawn[2], [44] * 20)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_scale_of_the_weights_does_not_matter(scale):
+    counts = jnp.array([1.0, 2.0, 0.0, 5.0])
+    values = jnp.array([0.1, 0.5, 9.0, 0.3])
+    for penalty in ("variance", "weighted_variance", "std"):
+        weights = lambda a: disam_jax.domain_weights(disam_jax.DomainLosses(values, a), 0.3, penalty=penalty)
+        np.testing.assert_allclose(weights(scale * counts), weights(counts), rtol=1e-6)
+
+    def updates(a):
+        given = disam_jax.DomainLosses(values[:3], a[:3])
+        tx = disam_jax.disam(RHO, LAM, variant=variants.sagm(0.1))
+        options = {"domain_losses": given, "grad_fn": SECOND_FORM["grad_fn"]}
+        return tx.update(STACKED, tx.init(W), W, **options)[0]
+
+    got, want = jax.jit(lambda: (updates(scale * counts), updates(counts)))()
+    assert problems.relative_error(got, want) < 1e-6
+
+
+@pytest.mark.usefixtures("nans_allowed")
+def test_an_absent_domain_has_weight_zero_beside_a_loss_that_is_not_finite():
+    losses = disam_jax.DomainLosses(jnp.array([jnp.inf, 1.0, 2.0]), jnp.array([1, 1, 0]))
+    assert disam_jax.domain_weights(losses, 0.5)[2] == 0
+
+
+@pytest.mark.parametrize("penalty", ["std", "variance"])
+def test_the_derivative_of_equal_losses_beside_an_absent_domain_is_finite(penalty):
+    weights = lambda values: disam_jax.domain_weights(
+        disam_jax.DomainLosses(values, jnp.array([1, 1, 0])), 0.5, penalty=penalty
+    )
+    assert np.isfinite(jax.jit(jax.jacrev(weights))(jnp.array([0.5, 0.5, 7.0]))).all()
+
+
+def test_eps_is_added_to_the_norm():
+    problem = problems.make_problem(seed=3, features=2, hidden=2, per_domain=2)
+    fn = disam_jax.value_and_grad(disam_jax.per_domain(problems.loss), RHO, LAM, eps=0.5)
+    want = problems.reference(problem).step(problems.flatten(problem.params), RHO, LAM, eps=0.5)
+    assert problems.relative_error(jax.jit(fn)(problem.params, problem.batch)[1], want["gradient"]) < 2e-5
+
+
+def test_the_sum_of_stacked_gradients_is_in_full_precision_on_every_device():
+    tx = disam_jax.disam(RHO, LAM)
+    program = jax.make_jaxpr(lambda g: tx.update(g, tx.init(W), W, **SECOND_FORM))(STACKED)
+    products = [line for line in str(program).split("dot_general")[1:] if "f32[2]" in line]
+    assert sum("HIGHEST" in line.split("\n\n")[0] for line in products) >= 2
+
+
+# --- axes, ascent_loss_fn, mixed dtypes -------------------------------------------------------------------------------
+
+
+def of_half(w, x):
+    return losses(w, x[:, :2])
+
+
+FIRST_FORMS = {
+    "transformation": lambda x, axis_name: disam_jax.disam(RHO, LAM, axis_name=axis_name).update(
+        None,
+        disam_jax.disam(RHO, LAM).init(W),
+        W,
+        domain_loss_fn=lambda w: losses(w, x),
+        ascent_loss_fn=lambda w: of_half(w, x),
+    )[0],
+    "value_and_grad": lambda x, axis_name: disam_jax.value_and_grad(
+        losses, RHO, LAM, ascent_loss_fn=of_half, axis_name=axis_name
+    )(W, x)[1],
+    "accumulated": lambda x, axis_name: disam_jax.accumulated_value_and_grad(
+        loss, RHO, LAM, ascent_loss_fn=lambda w, x: loss(w, x[:2]), axis_name=axis_name
+    )(W, x)[1],
+}
+
+
+@pytest.mark.parametrize("form", FIRST_FORMS)
+def test_the_ascent_sees_its_own_loss_and_all_of_the_mapped_axis(form):
+    """The batch in two halves on two devices; the first half of each is the half of the examples that are first."""
+    batch = np.random.default_rng(2).normal(np.arange(3)[:, None, None], size=(3, 8, 2)).astype(np.float32)
+    halves = jnp.stack([batch[:, ::2], batch[:, 1::2]])
+    first = lambda w: losses(w, batch[:, :4])
+    whole = disam_jax.value_and_grad(lambda w: losses(w, batch), RHO, LAM, ascent_loss_fn=first)
+    want = jax.jit(lambda: whole(W)[1])()
+    by_device = jax.jit(jax.vmap(lambda x: FIRST_FORMS[form](x, "devices"), axis_name="devices"))(halves)
+    for device in range(2):
+        assert problems.relative_error(jax.tree.map(lambda g: g[device], by_device), want) < 1e-5
+    alone = jax.jit(lambda: FIRST_FORMS[form](jnp.asarray(batch), None))()
+    assert problems.relative_error(alone, want) > 1e-3  # with the first two of all examples in its ascent
+
+
+@pytest.mark.parametrize("form", ["value_and_grad", "accumulated"])
+def test_losses_may_be_wider_than_the_parameters(form, x64):
+    wide = lambda w, x: loss(jax.tree.map(lambda leaf: leaf.astype(jnp.float64), w), x.astype(jnp.float64))
+    if form == "accumulated":
+        fn = disam_jax.accumulated_value_and_grad(wide, RHO, LAM, variant=variants.gsam(0.5), adaptive=True)
+    else:
+        fn = disam_jax.value_and_grad(disam_jax.per_domain(wide), RHO, LAM, variant=variants.gsam(0.5), adaptive=True)
+    params = {"a": W["a"].astype(jnp.float32), "b": W["b"].astype(jnp.bfloat16)}
+    value, grads = jax.jit(fn)(params, jnp.asarray(BATCH))
+    assert value.dtype == jnp.float64
+    assert {name: leaf.dtype for name, leaf in grads.items()} == {"a": jnp.float32, "b": jnp.bfloat16}
+    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    options = {"variant": variants.gsam(0.5), "adaptive": True}
+    want = jax.jit(disam_jax.value_and_grad(disam_jax.per_domain(wide), RHO, LAM, **options))(whole, BATCH)[1]
+    assert problems.relative_error(grads, want) < 1e-2

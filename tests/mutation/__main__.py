@@ -28,10 +28,10 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "_passes": (*COMMON, "test_accumulation", "test_precision", "test_sharding"),
     "_gradient": (*COMMON, "test_ascent_part"),
     "_transform": (*COMMON, "test_ascent_part", "test_wrappers"),
-    "_domains": ("test_domains", *COMMON, "test_part", "test_ascent_part"),
+    "_domains": ("test_domains", "test_weights", *COMMON, "test_part", "test_ascent_part"),
     "_part": ("test_part", "test_guards", "test_bad_input"),
     "variants": (*COMMON, "test_precision"),
-    "nnx": ("test_nnx", "test_guards"),
+    "nnx": ("test_nnx", "test_guards", "test_nnx_parity"),
 }
 PACKAGES = ("jax", "numpy", "optax", "flax.nnx", "flax.linen", "chex", "hypothesis", "pytest", "xdist")
 LEAST = 0.95
