@@ -36,9 +36,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the networks and the sides, and stop")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
-    parser.add_argument("--leaves", nargs="+", type=int, default=trace.LEAVES, help="of `trace`: parameter arrays")
+    parser.add_argument("--leaves", nargs="*", type=int, default=trace.LEAVES, help="of `trace`: parameter arrays")
     parser.add_argument(
-        "--domains", nargs="+", type=int, default=trace.DOMAINS, help="of `trace`: domains of 10 leaves"
+        "--domains", nargs="*", type=int, default=trace.DOMAINS, help="of `trace`: domains of 10 leaves"
     )
     parser.add_argument("--size", choices=list(SIZES), help="gpu: the paper's; by default what suits the device")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in which networks compute")
@@ -139,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
         if "trace" in parts:
             wanted = trace.cases(options.leaves, options.domains)
-            entry = recorded(lambda: {"measured": trace.run(wanted, options.repeats, say)})
-            print(trace.store(entry, options.out))
+            print(trace.store(trace.run(wanted, options.repeats, say, recorded), options.out))
         if "baseline" in parts:
             if not on_cpu:
                 sys.exit("baseline: the stored counts are of a CPU: run it with JAX_PLATFORMS=cpu")

@@ -25,7 +25,7 @@ RHO, LAM, RATE = 0.05, 0.1, 0.1
 WIDTH, PER_DOMAIN = 4, 2
 # A program of which more seconds of compilation are to be expected is traced and lowered only.
 MOST_COMPILE_SECONDS = 60.0
-# Rounds of a case begin until so many seconds have gone, two of them in any case.
+# Rounds of a case begin until so many seconds have gone; the second one until three times as many have.
 SECONDS_PER_CASE = 60.0
 
 
@@ -170,7 +170,7 @@ def measure(case: Case, repeats: int, compiles: bool, say: Callable[[str], None]
     Returns:
         For each side its seconds, its ratios to `optax.contrib.sam`, and its equations.
     """
-    label = f"{case.leaves} leaves, {case.num_domains} domains"
+    label = label_of(case)
     taken: dict[str, dict[str, list[float]]] = {name: {"trace": [], "lower": []} for name in SIDES}
     counted: dict[str, int] = {}
     lowered: dict[str, Any] = {}
@@ -178,7 +178,9 @@ def measure(case: Case, repeats: int, compiles: bool, say: Callable[[str], None]
         say(f"{label}: warm up")
         program(case._replace(leaves=min(case.leaves, 10)), name)
     began, number = time.perf_counter(), 0
-    while number < repeats and (number < 2 or time.perf_counter() - began < SECONDS_PER_CASE):
+    while number < repeats and (
+        not number or time.perf_counter() - began < SECONDS_PER_CASE * (3 if number < 2 else 1)
+    ):
         say(f"{label}: round {number + 1}")
         gc.collect()
         for name in order(tuple(SIDES), number):
@@ -209,22 +211,31 @@ def cases(leaves: Sequence[int] = LEAVES, domains: Sequence[int] = DOMAINS) -> l
     return [*(Case(n, 4) for n in leaves), *(Case(10, m) for m in domains)]
 
 
-def run(wanted: Sequence[Case], repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every case; a program is compiled unless the one before lets expect that it takes too long."""
+def label_of(case: Case) -> str:
+    return f"{case.leaves:,} leaves, {case.num_domains} domains"
+
+
+def run(
+    wanted: Sequence[Case],
+    repeats: int,
+    say: Callable[[str], None],
+    recorded: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Every case with its record; a program is compiled unless the one before lets expect that it takes too long."""
     found: dict[str, Any] = {}
-    per_leaf = 0.0
+    per_leaf = MOST_COMPILE_SECONDS / 100 if wanted and wanted[0].leaves > 100 else 0.0
     for case in wanted:
         compiles = per_leaf * case.leaves < MOST_COMPILE_SECONDS
-        sides = measure(case, repeats, compiles, say)
+        entry = recorded(lambda case=case, compiles=compiles: {"sides": measure(case, repeats, compiles, say)})
         if compiles:
-            per_leaf = max(each["compile"] for each in sides.values()) / case.leaves
-        found[f"{case.leaves:,} leaves, {case.num_domains} domains"] = sides
+            per_leaf = max(each["compile"] for each in entry["sides"].values()) / case.leaves
+        found[label_of(case)] = entry
     return found
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Markdown of the stored results."""
-    entry = results["measured"]
+    entries = results["measured"]
     rows = [
         (
             f"{name}: {SIDES[side][0]}",
@@ -237,8 +248,8 @@ def page(results: Mapping[str, Any]) -> str:
             "not compiled" if each["compile"] is None else f"{each['compile']:.2f}",
             str(each["rounds"]),
         )
-        for name, sides in entry.items()
-        for side, each in sides.items()
+        for name, entry in entries.items()
+        for side, each in entry["sides"].items()
     ]
     head = (
         *("", "equations", "trace, ms", "trace / optax.contrib.sam", "trace / plain", "lower, ms"),
@@ -258,15 +269,25 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         *report.table(head, rows),
         "",
-        report.record(results),
+        *dict.fromkeys(report.record(_with_load(entry, list(entries.values()))) for entry in entries.values()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def store(results: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the results and their page; returns the page's path."""
+def _with_load(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of a case, with the load before the first and after the last that were measured alike."""
+    alike = [each for each in entries if all(each[name] == entry[name] for name in ("machine", "versions", "date"))]
+    return {**entry, "load": [alike[0]["load"][0], alike[-1]["load"][1]]}
+
+
+def store(found: Mapping[str, Any], folder: Path) -> Path:
+    """Puts the cases in the place of what is stored of them, and writes the page; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n")
-    path = folder / f"{NAME}.md"
-    path.write_text(page(results))
-    return path
+    path = folder / f"{NAME}.json"
+    stored = {**(json.loads(path.read_text())["measured"] if path.exists() else {}), **found}
+    known = list(map(label_of, cases()))
+    order_of = {name: known.index(name) if name in known else len(known) for name in stored}
+    results = {"measured": {name: stored[name] for name in sorted(stored, key=order_of.__getitem__)}}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(results))
+    return path.with_suffix(".md")

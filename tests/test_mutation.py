@@ -166,7 +166,8 @@ faults = [None, *(Fault("toy.sums", path, mutant.source) for mutant in found)]
 outcomes = {}
 order = Order()
 files = ["test_toy.py", "toy/sums.py"]
-limit = lambda fault: 3.0 if fault and "n = (n + 1)" in fault.source else 60.0
+endless = lambda fault: fault is not None and any(text in fault.source for text in ("n + 1", "n - 0"))
+limit = lambda fault: 2.0 if endless(fault) else 60.0
 runs = [lambda fault=fault: Run(fault, files, root, order, limit(fault)) for fault in faults]
 run_all(runs, 3, lambda number, outcome: outcomes.update({number: outcome}))
 for number in sorted(outcomes):
@@ -181,7 +182,7 @@ def test_a_fault_that_tests_notice_is_killed_and_one_that_means_the_same_survive
     source = (
         "def double(x):\n    return x + x\n\n\n"
         "def largest(a, b):\n    return a if a > b else b\n\n\n"
-        "def wait(n):\n    while n > 0:\n        n = n - abs(n)\n"
+        "def wait(n):\n    while n > 0:\n        n = n - 1\n"
     )
     (tmp_path / "toy" / "sums.py").write_text(source)
     (tmp_path / "test_toy.py").write_text(

@@ -170,7 +170,7 @@ class Run:
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _in_child(fault, files, root, order, self.folder)
+            _in_child(fault, files, root, order, self.folder, limit)
 
     def outcome(self) -> Outcome | None:
         """The outcome, or None while the run goes on."""
@@ -205,10 +205,11 @@ class Run:
         return outcome
 
 
-def _in_child(fault: Fault | None, files: Sequence[str], root: Path, order: Order, folder: Path) -> None:
+def _in_child(fault: Fault | None, files: Sequence[str], root: Path, order: Order, folder: Path, limit: float) -> None:
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(math.ceil(limit) + 10)  # where no parent is left to end it
         with open(folder / "log", "wb") as log, open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
             os.dup2(log.fileno(), 1)
