@@ -9,6 +9,7 @@ clock       seconds per step, side by side and in turn
 rates       what the machine can do: its matrix product, its memory
 speed       every side on every network
 growth      the cost as domains and parameters grow
+trace       how long a step takes to trace, lower and compile
 devices     the bytes that devices exchange
 torch_peer  the same step in PyTorch
 baseline    the stored counts that a test holds on to

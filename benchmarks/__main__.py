@@ -12,14 +12,16 @@ from typing import Any
 
 import jax
 
-from benchmarks import baseline, devices, growth, report, speed, torch_peer
+from benchmarks import baseline, devices, growth, report, speed, torch_peer, trace
 from benchmarks.rates import rates
 from benchmarks.steps import SIDES
 from benchmarks.workloads import NETWORKS, SIZES, describe
 from disam_jax.dg.progress import progress
 from disam_jax.dg.report.write import machine, versions
 
-PARTS = ("steps", "domains", "parameters", "grouping", "devices", "peer", "baseline")
+PARTS = ("steps", "domains", "parameters", "grouping", "devices", "peer", "trace", "baseline")
+# These are asked for by name and have results of their own.
+APART = ("trace", "baseline")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -27,12 +29,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures steps side by side and writes step_speed.json and step_speed.md. Parts that are measured "
-        "again replace what is stored of them. `baseline` stores the counts that the tests hold on to.",
+        "again replace what is stored of them. `trace` measures how long a step takes to trace and compile, with "
+        "results of its own; `baseline` stores the counts that the tests hold on to.",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all but the last by default")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all but the last two by default")
     parser.add_argument("--list", action="store_true", help="print the networks and the sides, and stop")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--leaves", nargs="*", type=int, default=trace.LEAVES, help="of `trace`: parameter arrays")
+    parser.add_argument(
+        "--domains", nargs="*", type=int, default=trace.DOMAINS, help="of `trace`: domains of 10 leaves"
+    )
     parser.add_argument("--size", choices=list(SIZES), help="gpu: the paper's; by default what suits the device")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in which networks compute")
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
@@ -77,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         print(listing(size))
         return
-    parts = options.parts or [part for part in PARTS if part != "baseline"]
+    parts = options.parts or [part for part in PARTS if part not in APART]
     name = options.name or ("step_speed" if on_cpu else f"step_speed_{jax.default_backend()}")
     path = options.out / f"{name}.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -130,12 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "peer",
                     recorded(lambda: {"measured": torch_peer.peers(size, options.repeats, options.seconds, say)}),
                 )
+        if "trace" in parts:
+            wanted = trace.cases(options.leaves, options.domains)
+            print(trace.store(trace.run(wanted, options.repeats, say, recorded), options.out))
         if "baseline" in parts:
             if not on_cpu:
                 sys.exit("baseline: the stored counts are of a CPU: run it with JAX_PLATFORMS=cpu")
             baseline.store(baseline.count(options.networks, say))
             print(f"stored the counts of {baseline.row()} in {baseline.PATH}")
-    if parts != ["baseline"]:
+    if not set(parts) <= set(APART):
         print(path.with_name(f"{name}.md"))
 
 

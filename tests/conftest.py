@@ -34,7 +34,7 @@ hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("fixed")
 
 # Programs that the processes of a test run, not tests.
-collect_ignore = ["checkpoint_worker.py", "two_processes.py"]
+collect_ignore = ["checkpoint_worker.py", "mutation", "two_processes.py"]
 # Nor is there a doctest in a conftest; several of one name could not be collected side by side.
 collect_ignore_glob = ["*/conftest.py"]
 
