@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.folder import MANIFEST, RESULTS
 from disam_jax.dg.reading import is_folder, reason, shown
-from disam_jax.dg.store import FILE
 
 # Files that only a folder of results has.
-MARKS = frozenset({FILE})
+MARKS = frozenset({RESULTS, MANIFEST})
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -306,7 +306,7 @@ def _lies_in(place: str, folder: str) -> bool:
 def _why_passed_over(entry: Entry, data: Places) -> str | None:
     if entry.is_link and data.lead_back(entry.real):
         return f"is a link to {shown(entry.real)}, which belongs to the data set already"
-    return f"holds results ({FILE})" if not entry.is_link and is_results(entry.path) else None
+    return f"holds results ({RESULTS})" if not entry.is_link and is_results(entry.path) else None
 
 
 def is_results(folder: Path) -> bool:
@@ -325,7 +325,7 @@ def is_results(folder: Path) -> bool:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Path(folder, "runs", "first").mkdir(parents=True)
-        ...     Path(folder, "runs", "first", FILE).touch()
+        ...     Path(folder, "runs", "first", RESULTS).touch()
         ...     is_results(Path(folder, "runs"))
         True
     """
