@@ -90,7 +90,7 @@ def average_sharpness(
     """
     check_sampling(samples, confidence)
     if not sigma > 0 or not np.isfinite(sigma):
-        raise ValueError(f"sigma must be a positive standard deviation, seen {sigma}.")
+        raise ValueError(f"sigma must be a positive standard deviation, got {sigma}.")
     point = centre(surface, params)
 
     def measure(draw: int):

@@ -31,13 +31,13 @@ def collect(batches: Iterable[tuple[Any, Any]], num_examples: int | None = None)
       ((3, 5), [0, 1, 1])
     """
     if num_examples is not None and num_examples < 1:
-        raise ValueError(f"num_examples must be at least 1, seen {num_examples}.")
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}.")
     kept, number = [], 0
     for batch, ids in batches:
         batch, ids = jax.tree.map(np.asarray, batch), np.asarray(ids)
         sizes = {x.shape[:1] for x in jax.tree.leaves((batch, ids))}
         if sizes != {ids.shape} or ids.ndim != 1:
-            raise ValueError(f"batch {len(kept)} must have leaves [n, ...] and ids [n], seen {sorted(sizes)}.")
+            raise ValueError(f"batch {len(kept)} must have leaves [n, ...] and ids [n], got {sorted(sizes)}.")
         kept.append((batch, ids))
         number += len(ids)
         if num_examples is not None and number >= num_examples:

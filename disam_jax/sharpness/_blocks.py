@@ -193,9 +193,9 @@ def _losses(source: Source, blocks: Blocks, params: Any, b: jax.Array) -> jax.Ar
     losses = jnp.asarray(source.loss_fn(params, batch))
     if losses.shape != rows.shape:
         raise ValueError(
-            f"loss_fn must return the loss of each example, [n], seen shape {losses.shape} for n={len(rows)}. Leave "
+            f"loss_fn must return the loss of each example, [n], got shape {losses.shape} for n={len(rows)}. Leave "
             "out the mean over the batch, and take it over every other axis."
         )
     if not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise TypeError(f"loss_fn must return floating point losses, seen {losses.dtype}: a count has no gradient.")
+        raise TypeError(f"loss_fn must return floating point losses, got {losses.dtype}: a count has no gradient.")
     return losses.astype(accumulation_dtype(params))

@@ -49,9 +49,9 @@ def random_directions(
     """
     params = as_params(params)
     if vectors not in VECTORS:
-        raise ValueError(f"vectors must be one of {', '.join(map(repr, VECTORS))}, seen {vectors!r}.")
+        raise ValueError(f"vectors must be one of {', '.join(map(repr, VECTORS))}, got {vectors!r}.")
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"number must be at least 1, seen {number!r}.")
+        raise ValueError(f"number must be at least 1, got {number!r}.")
     if not allow_zero_filters:
         _check_filters(params, vectors)
     directions = [_normalised(params, normal_like(k, params), vectors) for k in jax.random.split(key, number)]
@@ -75,7 +75,7 @@ def check_directions(directions: Any, params: Any) -> list[Any]:
 def _like(params: Any, direction: Any, name: str) -> Any:
     if jax.tree.structure(direction) != jax.tree.structure(params):
         raise ValueError(
-            f"{name} must have the structure of params, {jax.tree.structure(params)}, seen "
+            f"{name} must have the structure of params, {jax.tree.structure(params)}, got "
             f"{jax.tree.structure(direction)}."
         )
 

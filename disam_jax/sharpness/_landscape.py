@@ -80,10 +80,10 @@ def loss_landscape(
       Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018.
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ValueError(f"points must be at least 2, seen {points!r}.")
+        raise ValueError(f"points must be at least 2, got {points!r}.")
     low, high = extent if isinstance(extent, tuple) else (-extent, extent)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"extent must be a positive number or (low, high) with low < high, seen {extent}.")
+        raise ValueError(f"extent must be a positive number or (low, high) with low < high, got {extent}.")
     point = centre(surface, params)
     directions = check_directions(list(directions), point.params)
     x = np.linspace(low, high, points)

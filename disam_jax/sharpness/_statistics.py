@@ -41,6 +41,6 @@ def student(samples: np.ndarray, confidence: float) -> Estimate:
 def check_sampling(samples: int, confidence: float) -> None:
     """An error unless an interval can be had."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise ValueError(f"samples must be at least 2, for an interval, seen {samples!r}.")
+        raise ValueError(f"samples must be at least 2, for an interval, got {samples!r}.")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, seen {confidence}. Write 0.95 for 95 %.")
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}. Write 0.95 for 95 %.")

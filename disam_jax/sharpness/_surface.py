@@ -85,7 +85,7 @@ def loss_surface(
     number = _count(ids, num_domains, names)
     names = tuple(f"domain {d}" for d in range(number)) if names is None else tuple(map(str, names))
     if len(names) != number or len(set(names)) != number:
-        raise ValueError(f"names must be {number} different names, one for each domain, seen {names}.")
+        raise ValueError(f"names must be {number} different names, one for each domain, got {names}.")
     counts = np.bincount(ids, minlength=number)
     if len(counts) > number:
         raise ValueError(f"domain_ids has the id {len(counts) - 1}, but there are {number} domains, 0..{number - 1}.")
@@ -93,7 +93,7 @@ def loss_surface(
         missing = ", ".join(name for name, n in zip(names, counts, strict=True) if n == 0)
         raise ValueError(f"no example of {missing} in domain_ids: leave the domain out of the names and ids.")
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise ValueError(f"block must be a number of examples, at least 1, seen {block!r}.")
+        raise ValueError(f"block must be a number of examples, at least 1, got {block!r}.")
     last = _index(held_out, names)
     mixture = _mixture(shares, names, last)
     block = min(block, int(counts.max()))
@@ -218,9 +218,9 @@ def _check_ids(domain_ids: Any) -> np.ndarray:
     if ids.size == 0:
         raise ValueError("domain_ids is empty: there is no example to measure.")
     if ids.ndim != 1:
-        raise ValueError(f"domain_ids must be [N], seen shape {ids.shape}.")
+        raise ValueError(f"domain_ids must be [N], got shape {ids.shape}.")
     if not np.issubdtype(ids.dtype, np.integer):
-        raise TypeError(f"domain_ids must be integers, seen {ids.dtype}. Write domain_ids.astype(int).")
+        raise TypeError(f"domain_ids must be integers, got {ids.dtype}. Write domain_ids.astype(int).")
     if ids.min() < 0:
         raise ValueError(f"domain_ids has the id {ids.min()}: number the domains from 0.")
     return ids
@@ -228,11 +228,11 @@ def _check_ids(domain_ids: Any) -> np.ndarray:
 
 def _count(ids: np.ndarray, num_domains: int | None, names: Sequence[str] | None) -> int:
     if isinstance(names, str):
-        raise TypeError(f"names must be a sequence of names, seen the one string {names!r}.")
+        raise TypeError(f"names must be a sequence of names, got the one string {names!r}.")
     if num_domains is None:
         return int(ids.max()) + 1 if names is None else len(names)
     if isinstance(num_domains, bool) or not isinstance(num_domains, (int, np.integer)) or num_domains < 1:
-        raise ValueError(f"num_domains must be a number of domains, at least 1, seen {num_domains!r}.")
+        raise ValueError(f"num_domains must be a number of domains, at least 1, got {num_domains!r}.")
     return int(num_domains)
 
 
@@ -252,7 +252,7 @@ def _mixture(shares: Any, names: tuple[str, ...], held_out: int | None) -> np.nd
     a = np.asarray(shares, np.float64)
     if a.shape != (len(names),) or not np.isfinite(a).all() or (a < 0).any() or a.sum() <= 0:
         raise ValueError(
-            f"shares must be {len(names)} numbers, not negative and not all 0, seen {a.tolist()} for the domains "
+            f"shares must be {len(names)} numbers, not negative and not all 0, got {a.tolist()} for the domains "
             f"{', '.join(names)}; a held-out domain has share 0."
         )
     if held_out is not None and a[held_out] > 0:

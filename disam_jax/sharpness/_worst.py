@@ -88,11 +88,11 @@ def domain_sharpness(
       2023, for the ascent with several steps.
     """
     if not rho > 0 or not np.isfinite(rho):
-        raise ValueError(f"rho must be a positive length, seen {rho}.")
+        raise ValueError(f"rho must be a positive length, got {rho}.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be at least 1, seen {steps!r}.")
+        raise ValueError(f"steps must be at least 1, got {steps!r}.")
     if not step_size > 0 or not np.isfinite(step_size):
-        raise ValueError(f"step_size must be positive, in units of rho, seen {step_size}.")
+        raise ValueError(f"step_size must be positive, in units of rho, got {step_size}.")
     point = centre(surface, params)
     # A sharpness of SAM's perturbation needs no random number; a random start has its own for all domains alike.
     start = jax.tree.map(jnp.zeros_like, point.params)
