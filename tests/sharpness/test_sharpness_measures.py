@@ -261,7 +261,7 @@ def test_a_rise_that_is_not_finite_is_named(nans_allowed):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s, w: sharpness.domain_sharpness(s, w, rho=0.0), "rho must be a positive length, seen 0.0"),
+        (lambda s, w: sharpness.domain_sharpness(s, w, rho=0.0), "rho must be a positive length, got 0.0"),
         (lambda s, w: sharpness.domain_sharpness(s, w, steps=0), "steps must be at least 1"),
         (lambda s, w: sharpness.domain_sharpness(s, w, step_size=-1.0), "step_size must be positive"),
         (lambda s, w: sharpness.average_sharpness(s, w, -1.0, key=KEY), "sigma must be a positive"),
