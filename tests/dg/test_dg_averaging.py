@@ -94,7 +94,7 @@ def as_it_comes(losses, converge, tolerance, ratio):
 
 @pytest.mark.parametrize(("converge", "tolerance", "ratio"), [(3, 6, 0.3), (3, 2, 0.3), (1, 1, 0.0), (2, 3, 1.0)])
 def test_the_window_of_swad_as_training_goes_on(converge, tolerance, ratio):
-    rng, got = np.random.default_rng(0), set()
+    rng, seen = np.random.default_rng(0), set()
     for _ in range(400):
         losses = rng.choice([1.0, 1.25, 1.5, 2.0, 3.0, NAN], rng.integers(1, 16), p=[0.1, 0.2, 0.2, 0.2, 0.25, 0.05])
         wanted = as_it_comes(list(losses), converge, tolerance, ratio)
