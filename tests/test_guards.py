@@ -354,9 +354,12 @@ def step_with(**options):
     return lambda: disam_jax.value_and_grad(losses, RHO, LAM, **options)(W, BATCH)
 
 
-def updates_with(tx=None, grads=None, **extra):
-    tx = tx or disam_jax.disam(RHO, LAM)
-    return lambda: tx.update(grads, tx.init(W), W, **extra)
+def updates_with(make=lambda: disam_jax.disam(RHO, LAM), grads=None, **extra):
+    def call():
+        tx = make()
+        return tx.update(grads, tx.init(W), W, **extra)
+
+    return call
 
 
 STACKED = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
@@ -423,12 +426,12 @@ REFUSED = {
         "ascent_loss_fn",
     ),
     "a mask around disam that hides some parameters": (
-        updates_with(optax.masked(disam_jax.disam(), {"a": True, "b": False}), W, domain_loss_fn=losses),
+        updates_with(lambda: optax.masked(disam_jax.disam(), {"a": True, "b": False}), W, domain_loss_fn=losses),
         TypeError,
         "mask",
     ),
     "another number of domains": (
-        updates_with(disam_jax.disam(num_domains=2), domain_loss_fn=losses),
+        updates_with(lambda: disam_jax.disam(num_domains=2), domain_loss_fn=losses),
         ValueError,
         "num_domains=3",
     ),
