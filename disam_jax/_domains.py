@@ -4,6 +4,7 @@ A batch is either grouped, with leaves ``[domains, per_domain, ...]``, or flat, 
 and the domain of each example in ``domain_ids`` ``[N]``.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disam_jax._dtypes import accumulation_dtype
+from disam_jax._dtypes import LARGEST, accumulation_dtype, known, nan_unless
 
 
 class DomainLosses(NamedTuple):
@@ -21,14 +22,28 @@ class DomainLosses(NamedTuple):
     The mean loss is ``sum_i a_i L_i`` with the shares ``a = weights / sum(weights)``.
 
     Attributes:
-      values: The mean loss of each domain, floating point ``[M]``. The value of an absent domain is never read.
-      weights: Shares or sample counts, not negative, ``[M]``; 0 marks an absent domain. ``None`` gives every domain the
-        same share.
+      values: The mean loss of each domain, floating point ``[M]``. The value of an absent domain has no effect, NaN
+        included. The loss function is still differentiated there, with a cotangent of 0, and 0 times the derivative of
+        0 / 0 is NaN: divide a masked mean by ``jnp.maximum(count, 1)``, as below.
+      weights: Shares or sample counts, finite and not negative, ``[M]``, of any real dtype or boolean; 0 marks an
+        absent domain. ``None`` gives every domain the same share. A wrong weight that is known when the step is called
+        (a number, a numpy array, a device array that is ready) is an error. One that is traced or still being computed
+        makes every loss and gradient NaN: no step waits for a device to check it.
 
     Example:
+      A domain without a valid label in this batch is absent:
+
       >>> import jax.numpy as jnp
       >>> import disam_jax
-      >>> losses = disam_jax.DomainLosses(values=jnp.array([0.5, 0.7]), weights=jnp.array([30, 10]))
+      >>> def domain_losses(w, x, valid):   # x [M, n], valid [M, n]
+      ...   count = jnp.sum(valid, axis=1)
+      ...   sums = jnp.sum(jnp.where(valid, (w * x) ** 2, 0.0), axis=1)
+      ...   return disam_jax.DomainLosses(values=sums / jnp.maximum(count, 1), weights=count)
+      >>> x = jnp.array([[1.0, 3.0], [2.0, 5.0]])
+      >>> valid = jnp.array([[True, True], [False, False]])
+      >>> loss, grad = disam_jax.value_and_grad(domain_losses, rho=0.5, lam=0.1)(1.0, x, valid)
+      >>> float(loss), float(grad)
+      (5.0, 15.0)
     """
 
     values: jax.Array
@@ -46,8 +61,9 @@ def per_domain(loss_fn: Callable[..., Any], in_axes: int | Sequence[Any] | None 
         all domains share.
 
     Returns:
-      ``fn(params, batch) -> [M]`` for a batch whose leaves are ``[M, n, ...]``; with an auxiliary output
-      ``([M], aux)``, every leaf of aux ``[M, ...]``.
+      ``fn(params, batch, **kwargs) -> [M]`` for a batch whose leaves are ``[M, n, ...]``; with an auxiliary output
+      ``([M], aux)``, every leaf of aux ``[M, ...]``. Keyword arguments are passed to every domain as they are: a
+      Python value such as ``train=True`` stays one, and an array is not split by domain.
 
     Raises:
       ValueError: When the leaves of the batch do not have the same number of domains (at trace time).
@@ -63,9 +79,11 @@ def per_domain(loss_fn: Callable[..., Any], in_axes: int | Sequence[Any] | None 
     """
     mapped = jax.vmap(loss_fn, in_axes=in_axes)
 
-    def domain_losses(*args):
+    def domain_losses(*args, **kwargs):
         _check_domain_axes(args, in_axes)
-        return mapped(*args)
+        # vmap itself maps keyword arguments, and over their first axis.
+        fn = jax.vmap(functools.partial(loss_fn, **kwargs), in_axes=in_axes) if kwargs else mapped
+        return fn(*args)
 
     return domain_losses
 
@@ -80,8 +98,9 @@ def per_domain_value_and_grad(loss_fn: Callable[..., Any]) -> Callable[..., Any]
       loss_fn: ``loss_fn(params, one_domains_batch) -> scalar``.
 
     Returns:
-      ``fn(params, batch) -> (losses [M], stacked_grads)`` for a batch whose leaves are ``[M, n, ...]``; every leaf
-      of ``stacked_grads`` is ``[M, *param.shape]``, as the second form of ``disam(...).update`` takes them.
+      ``fn(params, batch, **kwargs) -> (losses [M], stacked_grads)`` for a batch whose leaves are ``[M, n, ...]``; every
+      leaf of ``stacked_grads`` is ``[M, *param.shape]``, as the second form of ``disam(...).update`` takes them.
+      Keyword arguments are passed to every domain as they are.
 
     Raises:
       ValueError: When the leaves of the batch do not have the same number of domains (at trace time).
@@ -105,8 +124,8 @@ def mean_by_domain(example_losses: jax.Array, domain_ids: jax.Array, num_domains
 
     Args:
       example_losses: The loss of each example, floating point ``[N]``. Sums are taken in float32 at least.
-      domain_ids: The domain of each example, integers ``[N]`` in ``0 .. num_domains - 1``. Any number of examples per
-        domain, none included, in any order.
+      domain_ids: The domain of each example, ``[N]``, of any integer dtype, in ``0 .. num_domains - 1``. Any number of
+        examples per domain, none included, in any order.
       num_domains: M, static.
 
     Returns:
@@ -128,20 +147,18 @@ def mean_by_domain(example_losses: jax.Array, domain_ids: jax.Array, num_domains
     example_losses, domain_ids = jnp.asarray(example_losses), jnp.asarray(_check_ids(domain_ids, num_domains))
     if example_losses.ndim != 1 or example_losses.shape != domain_ids.shape:
         raise ValueError(
-            "mean_by_domain: example_losses and domain_ids must both be [N], seen "
+            "mean_by_domain: example_losses and domain_ids must both be [N], got "
             f"{example_losses.shape} and {domain_ids.shape}. Reduce everything but the batch axis first: "
             "mean_by_domain(example_losses.reshape(N, -1).mean(1), domain_ids, num_domains)."
         )
     dtype = _accumulation_dtype(example_losses, "mean_by_domain", "example_losses")
-    member = domain_ids[:, None] == jnp.arange(num_domains, dtype=domain_ids.dtype)[None]
+    ids, known_ids = _as_int32(domain_ids, num_domains)
+    member = ids[:, None] == jnp.arange(num_domains, dtype=jnp.int32)[None]
     # A select and a sum, not a product with a one-hot matrix: 0 * nan would spread one domain's nan to all, and a
     # matrix product may run in reduced precision on an accelerator.
     sums = jnp.sum(jnp.where(member, example_losses.astype(dtype)[:, None], 0), axis=0)
     counts = jnp.sum(member, axis=0, dtype=dtype)
-    known = jnp.all((domain_ids >= 0) & (domain_ids < num_domains))
-    # As a factor, so that the gradient is nan too, whatever the loss function is.
-    values = sums / jnp.maximum(counts, 1) * jnp.where(known, 1, jnp.nan).astype(dtype)
-    return DomainLosses(values, counts)
+    return DomainLosses(sums / jnp.maximum(counts, 1) * nan_unless(known_ids, dtype), counts)
 
 
 def group_by_domain(
@@ -157,7 +174,7 @@ def group_by_domain(
 
     Args:
       batch: A pytree of numpy arrays ``[N, ...]``.
-      domain_ids: The domain of each example, integers ``[N]`` in ``0 .. num_domains - 1``.
+      domain_ids: The domain of each example, ``[N]``, of any integer dtype, in ``0 .. num_domains - 1``.
       num_domains: M.
       per_domain: n, how many examples of each domain to keep: the first n in the order of the batch, or n drawn with
         ``rng``. ``None`` keeps all, and then all domains must have the same number.
@@ -185,9 +202,9 @@ def group_by_domain(
             "Call it before the step, or use disam_jax.mean_by_domain(example_losses, domain_ids, num_domains) inside."
         )
     num_domains = _static_positive_int(num_domains, "num_domains")
-    ids = np.asarray(_check_ids(np.asarray(domain_ids), num_domains))
+    ids = np.asarray(_check_ids(np.asarray(domain_ids), num_domains)).astype(np.int64)
     if ids.ndim != 1:
-        raise ValueError(f"group_by_domain: domain_ids must be [N], seen {ids.shape}.")
+        raise ValueError(f"group_by_domain: domain_ids must be [N], got {ids.shape}.")
     members = [np.flatnonzero(ids == i) for i in range(num_domains)]
     counts = [len(m) for m in members]
     if per_domain is None and len(set(counts)) > 1:
@@ -244,8 +261,8 @@ def ascent_part(batch: Any, fraction: float, *, axis: int = 1) -> Any:
       [[0, 4], [8, 12]]
     """
     kept, stride = _stride(batch, fraction, axis, "ascent_part")
-    rows = (slice(None),) * axis + (slice(0, kept * stride, stride),)
-    return jax.tree.map(lambda leaf: leaf[rows], batch)
+    _check_divides(batch, axis, [kept], "ascent_part")
+    return jax.tree.map(lambda leaf: _slice(leaf, 0, kept * stride, stride, axis), batch)
 
 
 def part_and_rest(batch: Any, fraction: float, *, axis: int = 1) -> tuple[Any, Any]:
@@ -275,16 +292,18 @@ def part_and_rest(batch: Any, fraction: float, *, axis: int = 1) -> tuple[Any, A
       ([[0, 4], [8, 12]], [[1, 2, 3, 5, 6, 7], [9, 10, 11, 13, 14, 15]])
     """
     kept, stride = _stride(batch, fraction, axis, "part_and_rest")
-    before = (slice(None),) * axis
+    n = jnp.shape(jax.tree.leaves(batch)[0])[axis]
+    _check_divides(batch, axis, [kept, kept * stride], "part_and_rest")
 
     def rest(leaf):
-        head, tail = leaf[(*before, slice(kept * stride))], leaf[(*before, slice(kept * stride, None))]
+        head = _slice(leaf, 0, kept * stride, 1, axis)
         # Rows of one stride, of which the first is in the part: a reshape, where a gather would move examples.
         rows = head.reshape(*leaf.shape[:axis], kept, stride, *leaf.shape[axis + 1 :])
-        head = rows[(*before, slice(None), slice(1, None))]
+        head = _slice(rows, 1, stride, 1, axis + 1)
         head = head.reshape(*leaf.shape[:axis], kept * (stride - 1), *leaf.shape[axis + 1 :])
-        if not tail.shape[axis]:
+        if kept * stride == n:
             return head
+        tail = _slice(leaf, kept * stride, n, 1, axis)
         return (np if isinstance(leaf, np.ndarray) else jnp).concatenate([head, tail], axis)
 
     return ascent_part(batch, fraction, axis=axis), jax.tree.map(rest, batch)
@@ -296,13 +315,13 @@ def as_domain_losses(losses: Any, argument: str) -> DomainLosses:
     if isinstance(values, (tuple, list, dict)) or values is None:
         raise TypeError(
             f"{argument}: the domain losses must be an array [M], a scalar (one domain) or "
-            f"DomainLosses(values, weights), seen {type(values).__name__}. Stack a list with jnp.stack(losses); for "
+            f"DomainLosses(values, weights), got {type(values).__name__}. Stack a list with jnp.stack(losses); for "
             "(losses, aux) use disam_jax.value_and_grad(..., has_aux=True)."
         )
     values = jnp.asarray(values)
     if values.ndim > 1:
         raise ValueError(
-            f"{argument}: the domain losses must be [M], one mean loss for each domain, seen shape {values.shape}. "
+            f"{argument}: the domain losses must be [M], one mean loss for each domain, got shape {values.shape}. "
             "Write disam_jax.per_domain(loss_fn)(params, batch) for a grouped batch, or "
             "disam_jax.mean_by_domain(example_losses, domain_ids, num_domains) for a flat one."
         )
@@ -310,15 +329,19 @@ def as_domain_losses(losses: Any, argument: str) -> DomainLosses:
     values = values.astype(dtype).reshape(-1)
     if values.size == 0:
         raise ValueError(f"{argument}: the domain losses are empty, shape (0,). At least one domain is needed.")
-    weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights).astype(dtype)
+    weights, checked = (jnp.ones_like(values), True) if weights is None else _as_weights(weights, dtype, argument)
     weights = weights.reshape(-1) if weights.ndim == 0 else weights
     if weights.shape != values.shape:
         raise ValueError(
-            f"{argument}: DomainLosses needs one weight for each domain, seen values {values.shape} and weights "
+            f"{argument}: DomainLosses needs one weight for each domain, got values {values.shape} and weights "
             f"{weights.shape}. Write DomainLosses(values, weights) with both [M]."
         )
     # The value of an absent domain is not a loss: whatever stands there must not reach a sum.
-    return DomainLosses(jnp.where(weights > 0, values, 0), weights)
+    values = jnp.where(weights > 0, values, 0)
+    if checked:
+        return DomainLosses(values, weights)
+    right = nan_unless(jnp.all((weights >= 0) & (weights <= LARGEST)), dtype)
+    return DomainLosses(values * right, weights * right)
 
 
 def domain_shares(losses: DomainLosses) -> jax.Array:
@@ -362,7 +385,7 @@ def check_axis(axis_name: Any) -> None:
 def _accumulation_dtype(x: jax.Array, where: str, what: str) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"{where}: {what} must be floating point, seen {x.dtype}{list(x.shape)}. A count or a 0/1 error has no "
+            f"{where}: {what} must be floating point, got {x.dtype}{list(x.shape)}. A count or a 0/1 error has no "
             "gradient: return a differentiable loss."
         )
     return accumulation_dtype(x)
@@ -371,15 +394,15 @@ def _accumulation_dtype(x: jax.Array, where: str, what: str) -> Any:
 def _stride(batch: Any, fraction: Any, axis: int, name: str) -> tuple[int, int]:
     """How many examples are in the part, and how far they are apart."""
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: fraction must be a static number, seen {fraction!r}. Write 0.25.")
+        raise TypeError(f"{name}: fraction must be a static number, got {fraction!r}. Write 0.25.")
     if not 0 < fraction <= 1:
-        raise ValueError(f"{name}: fraction must be in (0, 1], seen {fraction}. Write 0.25 for every fourth example.")
+        raise ValueError(f"{name}: fraction must be in (0, 1], got {fraction}. Write 0.25 for every fourth example.")
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     shapes = {f"batch{jax.tree_util.keystr(path)}": jnp.shape(leaf) for path, leaf in leaves}
     if any(not 0 <= axis < len(shape) for shape in shapes.values()) or len({s[axis] for s in shapes.values()}) != 1:
         seen = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items()) or "no arrays"
         raise ValueError(
-            f"{name}: every leaf must have the same number of examples on axis {axis}, seen {seen}. Leaves are "
+            f"{name}: every leaf must have the same number of examples on axis {axis}, got {seen}. Leaves are "
             "[M, n, ...]; write axis=0 for the batch of one domain, [n, ...]."
         )
     n = next(iter(shapes.values()))[axis]
@@ -389,11 +412,61 @@ def _stride(batch: Any, fraction: Any, axis: int, name: str) -> tuple[int, int]:
     return kept, stride
 
 
+def _as_weights(weights: Any, dtype: Any, argument: str) -> tuple[jax.Array, bool]:
+    """The weights as an array of the dtype, and whether their values are known to be right."""
+    given = weights
+    if not isinstance(weights, (jax.Array, np.ndarray)):
+        on_device = any(isinstance(x, jax.Array) for x in jax.tree.leaves(weights))
+        given = (jnp if on_device else np).asarray(weights)
+    if not any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise TypeError(
+            f"{argument}: the weights of DomainLosses must be real numbers, got {given.dtype}{list(given.shape)}. "
+            "Write sample counts or shares."
+        )
+    found = known(given, wait=False)
+    if found is not None and not np.all((found >= 0) & (found <= LARGEST)):
+        raise ValueError(
+            f"{argument}: the weights of DomainLosses must be finite and not negative, got {found.tolist()}. Write "
+            "sample counts or shares, and 0 for an absent domain."
+        )
+    return jnp.asarray(given).astype(dtype), found is not None or not _may_be_negative(given.dtype)
+
+
+def _may_be_negative(dtype: Any) -> bool:
+    return not (jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.unsignedinteger))
+
+
+def _slice(leaf: Any, start: int, stop: int, stride: int, axis: int) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf[(*(slice(None),) * axis, slice(start, stop, stride))]
+    # Outside of jit, indexing is a gather, which an explicit mesh refuses.
+    return jax.lax.slice_in_dim(leaf, start, stop, stride, axis)
+
+
+def explicit_split(x: Any, axis: int) -> int:
+    """In how many parts an axis is split by the type of the array, as on an explicit mesh; 1 where it is whole."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] if axis < len(sharding.spec) else None
+    return math.prod(sharding.mesh.shape[name] for name in ([names] if isinstance(names, str) else names or ()))
+
+
+def _check_divides(batch: Any, axis: int, sizes: list[int], name: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        devices = explicit_split(leaf, axis)
+        for size in sizes:
+            if size % devices:
+                raise ValueError(
+                    f"{name}: the examples of batch{jax.tree_util.keystr(path)} are split over {devices} devices on an "
+                    f"explicit mesh, and {size} of its {leaf.shape[axis]} do not divide by {devices}. Write another "
+                    "fraction, or jax.sharding.reshard the batch so that they are not split."
+                )
+
+
 def _static_positive_int(value: Any, argument: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{argument} must be a static Python integer, seen {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"{argument} must be a static Python integer, got {value!r} of type {type(value).__name__}.")
     if value < 1:
-        raise ValueError(f"{argument} must be at least 1, seen {value}.")
+        raise ValueError(f"{argument} must be at least 1, got {value}.")
     return int(value)
 
 
@@ -401,15 +474,26 @@ def _check_ids(domain_ids: Any, num_domains: int) -> Any:
     ids = domain_ids if isinstance(domain_ids, (jax.Array, np.ndarray)) else np.asarray(domain_ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(
-            f"domain_ids must be integers, seen {ids.dtype}{list(ids.shape)}. Write domain_ids.astype(jnp.int32)."
+            f"domain_ids must be integers, got {ids.dtype}{list(ids.shape)}. Write domain_ids.astype(jnp.int32)."
         )
     # numpy values are on the host already; reading a device array here would make every eager call wait for it.
-    if isinstance(ids, np.ndarray) and ids.size and (ids.min() < 0 or ids.max() >= num_domains):
-        raise ValueError(
-            f"domain_ids must be in 0..{num_domains - 1} for num_domains={num_domains}, seen {ids.min()}..{ids.max()}. "
-            "Number the domains from 0, or raise num_domains."
-        )
+    if isinstance(ids, np.ndarray) and ids.size:
+        # Python integers: a bound that the dtype of the ids cannot hold compares as it should.
+        wide = ids if ids.dtype.kind in "iu" else ids.astype(np.int64)
+        lowest, highest = int(wide.min()), int(wide.max())
+        if lowest < 0 or highest >= num_domains:
+            raise ValueError(
+                f"domain_ids must be in 0..{num_domains - 1} for num_domains={num_domains}, got {lowest}..{highest}. "
+                "Number the domains from 0, or raise num_domains."
+            )
     return ids
+
+
+def _as_int32(ids: jax.Array, num_domains: int) -> tuple[jax.Array, jax.Array]:
+    """The ids as int32, and whether all of them are in range: judged in a dtype that holds both ids and bounds."""
+    ids = ids if ids.dtype.itemsize >= 4 else ids.astype(jnp.int32)
+    highest = np.asarray(min(num_domains - 1, jnp.iinfo(ids.dtype).max), ids.dtype)
+    return ids.astype(jnp.int32), jnp.all((ids >= 0) & (ids <= highest))
 
 
 def _check_domain_axes(args: tuple[Any, ...], in_axes: Any) -> None:

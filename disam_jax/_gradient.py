@@ -9,8 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from disam_jax._domains import DomainLosses, mean_loss
+from disam_jax._dtypes import (
+    accumulation_dtype,
+    as_params,
+    cast,
+    check_scalar,
+    check_scalar_type,
+    like,
+    not_negative,
+    scalar,
+)
 from disam_jax._passes import Form, accumulated_form, closure_form
 from disam_jax._perturbation import perturb, perturbation
 from disam_jax._weights import ascent_tilt, check_penalty, weights_at
@@ -70,7 +81,6 @@ class Ascent(NamedTuple):
 
 def ascend(form: Form, params: Any, method: Method) -> Ascent:
     """``g = sum_i b_i grad L_i(w)``, ``e = rho g / ||g||``."""
-    check_params(params)
     clean = form.clean(params)
     tilt = ascent_tilt(clean.losses, method.lam, method.penalty)
     gradient = clean.ascent_gradient(tilt)
@@ -78,7 +88,7 @@ def ascend(form: Form, params: Any, method: Method) -> Ascent:
     e, norm = perturbation(
         params,
         gradient,
-        lambda norm: method.variant.scale(jnp.asarray(method.rho, norm.dtype), norm),
+        lambda norm: _scale(method, norm),
         adaptive=method.adaptive,
         mask=method.mask,
         eps=method.eps,
@@ -88,10 +98,54 @@ def ascend(form: Form, params: Any, method: Method) -> Ascent:
 
 
 def descend(form: Form, params: Any, e: Any, method: Method, reference: Any = None) -> tuple[DomainLosses | None, Any]:
-    """``grad sum_i a_i L_i(w + e)``, combined with the reference gradient; without one it stands in for it."""
+    """``grad sum_i a_i L_i(w + e)``, combined with the reference gradient, in the dtypes of the parameters.
+
+    If the reference is None, the perturbed gradient is used in its place.
+    """
     second = form.perturbed(perturb(params, e, method.mask))
     reference = second.gradient if reference is None else reference
-    return second.losses, method.variant.combine(reference, second.gradient)
+    return second.losses, _combine(method.variant, params, reference, second.gradient)
+
+
+def _scale(method: Method, norm: jax.Array) -> jax.Array:
+    found = method.variant.scale(not_negative(method.rho, norm.dtype), norm)
+    check_scalar_type(
+        f"variant: what scale ({_name(method.variant.scale)}) returns",
+        found,
+        "scale=lambda rho, norm: rho / norm",
+    )
+    return scalar(found, norm.dtype)
+
+
+def _combine(variant: Variant, params: Any, reference: Any, perturbed: Any) -> Any:
+    """What the variant hands over: computed in float32 at least, rounded once, to the dtypes of the parameters."""
+    dtype = accumulation_dtype(params)
+    wide_reference, wide = (jax.tree.map(lambda g: cast(g, dtype), tree) for tree in (reference, perturbed))
+    combined = variant.combine(wide_reference, wide)
+    _check_like_params(f"variant: combine ({_name(variant.combine)})", combined, params)
+    # A leaf that was handed through needs no way back from float32: it is the gradient itself.
+    leaves = zip(*map(jax.tree.leaves, (combined, wide, perturbed, params)), strict=True)
+    rounded = [like(jnp.asarray(g if c is g32 else c), w) for c, g32, g, w in leaves]
+    return jax.tree.unflatten(jax.tree.structure(params), rounded)
+
+
+def _check_like_params(what: str, tree: Any, params: Any) -> None:
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        raise ValueError(
+            f"{what} must return a gradient with the structure of params, got {jax.tree.structure(tree)} for params "
+            f"{jax.tree.structure(params)}. Write combine=lambda reference, perturbed: jax.tree.map(f, reference, "
+            "perturbed)."
+        )
+    for (path, g), w in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True):
+        if jnp.shape(g) != w.shape:
+            raise ValueError(
+                f"{what} must return a gradient with the shapes of params, got {jnp.shape(g)} for "
+                f"params{jax.tree_util.keystr(path)} {w.shape}."
+            )
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__qualname__", repr(fn))
 
 
 def check_same_domains(ascent: DomainLosses, perturbed: DomainLosses) -> None:
@@ -141,11 +195,12 @@ def value_and_grad(
       domain_loss_fn: ``domain_loss_fn(params, *args, **kwargs)`` returns the domain losses: ``[M]``, a scalar, or
         ``DomainLosses(values [M], weights [M])``; ``disam_jax.per_domain`` and ``disam_jax.mean_by_domain`` make them.
         It is called twice with the same arguments: the same dropout key, the same batch.
-      rho: Length of the perturbation in the L2 norm of the parameters, not negative. A float or a traced scalar; for an
-        Optax schedule write ``rho=schedule(step)`` inside the step.
-      lam: Strength of the penalty on the spread of the domain losses. A float or a traced scalar. 0 is SAM.
-      argnums: Which positional arguments are the parameters, as in ``jax.value_and_grad``. Several are perturbed
-        together.
+      rho: Length of the perturbation in the L2 norm of the parameters, not negative. A number or a scalar array; for an
+        Optax schedule write ``rho=schedule(step)`` inside the step. A traced rho that turns out negative, infinite or
+        NaN makes the gradient NaN.
+      lam: Strength of the penalty on the spread of the domain losses: a number or a scalar array. 0 is SAM.
+      argnums: Which positional arguments are the parameters, as in ``jax.value_and_grad``: pytrees of floating-point
+        arrays, jax or numpy, or Python floats. Several are perturbed together.
       ascent_loss_fn: Like ``domain_loss_fn``, for the pass at w: of a part of the examples (``disam_jax.ascent_part``)
         or otherwise cheaper. It decides the domain weights, the perturbation and all that is reported of the clean pass
         (loss, aux, what a variant takes of the gradient at w). ``None`` is ``domain_loss_fn``.
@@ -166,8 +221,10 @@ def value_and_grad(
       clean pass; ``grads`` have the dtypes of the parameters.
 
     Raises:
-      TypeError: When the losses are not floating point, or rho or lam is a schedule.
-      ValueError: When rho is negative, the losses are not ``[M]``, or the penalty is unknown.
+      TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho or
+        lam is a schedule or not a real number.
+      ValueError: When rho is negative, rho, lam or eps is not a finite scalar, the losses are not ``[M]``, the penalty
+        is unknown, or argnums names an argument twice or one that is not given.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -186,9 +243,10 @@ def value_and_grad(
     method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
     _check_no_schedule(rho=rho, lam=lam)
     check_ascent_loss_fn(ascent_loss_fn)
+    argnums = check_argnums(argnums)
 
     def fn(*args, **kwargs):
-        params, at = select(args, argnums)
+        params, at, _ = select(args, argnums)
 
         def form_of(loss_fn, argument):
             return closure_form(
@@ -244,9 +302,9 @@ def accumulated_value_and_grad(
       ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
 
     Raises:
-      TypeError: When the loss is not floating point, or rho or lam is a schedule.
-      ValueError: When rho is negative, a loss is not a scalar, or the leaves of the batch differ in their number of
-        domains.
+      TypeError: As in ``value_and_grad``.
+      ValueError: As in ``value_and_grad``, or when a loss is not a scalar, the leaves of the batch differ in their
+        number of domains, or an explicit sharding splits the domains over devices: the scan takes them one by one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -262,10 +320,11 @@ def accumulated_value_and_grad(
     method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
     _check_no_schedule(rho=rho, lam=lam)
     check_ascent_loss_fn(ascent_loss_fn)
+    argnums = check_argnums(argnums)
 
     def fn(*args, **kwargs):
-        params, at = select(args, argnums)
-        batch_number = batch_argument("accumulated_value_and_grad", args, argnums)
+        params, at, places = select(args, argnums)
+        batch_number = batch_argument("accumulated_value_and_grad", args, places)
 
         def form_of(one_domain_loss_fn):
             def one_domain_loss(p, one_domain):
@@ -284,36 +343,30 @@ def accumulated_value_and_grad(
 
 
 def check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps) -> Method:
-    """Checks what can be checked before any array is seen."""
-    _check_number("rho", rho)
-    _check_number("lam", lam)
-    _check_number("eps", eps)
-    if _is_number(rho) and not rho >= 0:
-        raise ValueError(f"rho must not be negative, seen {rho}. Write rho=0.05; rho=0.0 is the plain gradient.")
-    if _is_number(eps) and not eps >= 0:
-        raise ValueError(f"eps must not be negative, seen {eps}. Write eps=1e-12.")
-    if _is_number(lam) and lam != lam:
-        raise ValueError("lam must be a number, seen nan. Write lam=0.1; lam=0.0 is SAM.")
+    """Checks what can be checked before any array is seen; a scalar on a device is waited for, once."""
+    if not callable(rho):
+        check_rho(rho, wait=True)
+    if not callable(lam):
+        check_lam(lam, wait=True)
+    check_scalar("eps", eps, "eps=1e-12")
     check_penalty(penalty)
     return Method(rho, lam, check_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
+
+
+def check_rho(rho: Any, *, wait: bool) -> None:
+    check_scalar("rho", rho, "rho=0.05; rho=0.0 is the plain gradient", wait=wait)
+
+
+def check_lam(lam: Any, *, wait: bool) -> None:
+    check_scalar("lam", lam, "lam=0.1; lam=0.0 is SAM", negative=True, wait=wait)
 
 
 def check_ascent_loss_fn(ascent_loss_fn: Any) -> None:
     if ascent_loss_fn is not None and not callable(ascent_loss_fn):
         raise TypeError(
-            f"ascent_loss_fn must be a function like domain_loss_fn, seen {type(ascent_loss_fn).__name__}. Write "
+            f"ascent_loss_fn must be a function like domain_loss_fn, got {type(ascent_loss_fn).__name__}. Write "
             "ascent_loss_fn=lambda params, batch: domain_losses(params, disam_jax.ascent_part(batch, 0.25))."
         )
-
-
-def check_params(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)} must be floating point, seen {dtype}{list(jnp.shape(leaf))}. "
-                "Keep counters and keys out of params; split complex parameters into real and imaginary parts."
-            )
 
 
 def _two_passes(form: Form, params: Any, method: Method, has_aux: bool, with_info: bool) -> Any:
@@ -332,45 +385,47 @@ def with_extras(loss: jax.Array, extras: Sequence[Any]) -> Any:
     return loss, extras[0] if len(extras) == 1 else tuple(extras)
 
 
-def select(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
-    """The parameters among the arguments, and the arguments with other parameters in their place."""
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+def check_argnums(argnums: Any) -> int | tuple[int, ...]:
+    """An integer, or a tuple of different ones."""
+    several = isinstance(argnums, (tuple, list))
+    numbers = tuple(argnums) if several else (argnums,)
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
+        raise TypeError(f"argnums must be an integer or a sequence of integers, got {argnums!r}. Write argnums=0.")
+    numbers = tuple(int(n) for n in numbers)
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"argnums={argnums} names an argument twice. Write each of them once, argnums=(0, 1).")
+    return numbers if several else numbers[0]
+
+
+def select(
+    args: tuple[Any, ...], argnums: int | tuple[int, ...]
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]], tuple[int, ...]]:
+    """The parameters among the arguments, the arguments with other parameters in their place, and those places."""
+    numbers = (argnums,) if isinstance(argnums, int) else argnums
     if not numbers or not all(-len(args) <= number < len(args) for number in numbers):
         raise ValueError(
             f"argnums={argnums} must name positional arguments, and {len(args)} were given. Pass params by position."
         )
+    places = tuple(number % len(args) for number in numbers)
+    if len(set(places)) != len(places):
+        raise ValueError(f"argnums={argnums} names one of {len(args)} arguments twice. Write each of them once.")
 
     def at(params):
         full = list(args)
-        for number, value in zip(numbers, (params,) if isinstance(argnums, int) else params, strict=True):
-            full[number] = value
+        for place, value in zip(places, (params,) if isinstance(argnums, int) else params, strict=True):
+            full[place] = value
         return tuple(full)
 
-    return args[argnums] if isinstance(argnums, int) else tuple(args[number] for number in numbers), at
+    params = args[places[0]] if isinstance(argnums, int) else tuple(args[place] for place in places)
+    return as_params(params), at, places
 
 
-def batch_argument(name: str, args: tuple[Any, ...], argnums: int | Sequence[int]) -> int:
+def batch_argument(name: str, args: tuple[Any, ...], places: tuple[int, ...]) -> int:
     """The place of the batch: the first of the arguments that are not parameters."""
-    chosen = {number % len(args) for number in ((argnums,) if isinstance(argnums, int) else argnums)}
     for number in range(len(args)):
-        if number not in chosen:
+        if number not in places:
             return number
     raise TypeError(f"{name}: batch is missing. Write fn(params, batch) with leaves [M, n, ...].")
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
-def _check_number(name: str, value: Any) -> None:
-    if callable(value) or _is_number(value):
-        return
-    if isinstance(value, bool) or not hasattr(value, "dtype"):
-        raise TypeError(f"{name} must be a number, a scalar array or a schedule, seen {value!r}. Write {name}=0.05.")
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"{name} must be a scalar, seen shape {jnp.shape(value)}. Use jax.vmap for several values at once."
-        )
 
 
 def _check_no_schedule(**hyperparameters: Any) -> None:

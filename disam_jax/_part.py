@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from disam_jax._domains import mean_loss, part_and_rest
-from disam_jax._dtypes import accumulation_dtype
-from disam_jax._gradient import batch_argument, select, value_and_grad, with_extras
+from disam_jax._dtypes import accumulation_dtype, cast, like
+from disam_jax._gradient import batch_argument, check_argnums, select, value_and_grad, with_extras
 from disam_jax._passes import closure_form
 from disam_jax.variants import Variant
 
@@ -96,9 +96,11 @@ def part_value_and_grad(
         eps=eps,
     )
 
+    argnums = check_argnums(argnums)
+
     def fn(*args, **kwargs):
-        params, at = select(args, argnums)
-        number = batch_argument("part_value_and_grad", args, argnums)
+        params, at, places = select(args, argnums)
+        number = batch_argument("part_value_and_grad", args, places)
         part, rest = part_and_rest(args[number], fraction, axis=axis)
         sizes = [jax.tree.leaves(side)[0].shape[axis] for side in (part, rest)]
         share = sizes[0] / sum(sizes)
@@ -106,7 +108,7 @@ def part_value_and_grad(
         def with_batch(full, batch):
             return *full[:number], batch, *full[number + 1 :]
 
-        (loss, extra), grads = perturbed(*with_batch(args, part), **kwargs)
+        (loss, extra), grads = perturbed(*with_batch(at(params), part), **kwargs)
         aux, info = extra if has_aux else (None, extra)
         rest_aux = None
         if sizes[1]:
@@ -119,7 +121,7 @@ def part_value_and_grad(
             plain = form.clean(params)
             rest_aux = plain.aux
             loss = share * loss + (1 - share) * mean_loss(plain.losses)
-            grads = jax.tree.map(lambda g, h: _mix(share, g, h), grads, plain.mean_gradient())
+            grads = jax.tree.map(lambda g, h, w: like(_mix(share, g, h), w), grads, plain.mean_gradient(), params)
         return with_extras(loss, [(aux, rest_aux)] * has_aux + [info] * with_info), grads
 
     return fn
@@ -128,4 +130,4 @@ def part_value_and_grad(
 def _mix(share: float, part: jax.Array, rest: jax.Array) -> jax.Array:
     dtype = accumulation_dtype(part)
     share_ = jnp.asarray(share, dtype)
-    return (share_ * part.astype(dtype) + (1 - share_) * rest.astype(dtype)).astype(part.dtype)
+    return share_ * cast(part, dtype) + (1 - share_) * cast(rest, dtype)

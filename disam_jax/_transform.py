@@ -8,19 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax._domains import DomainLosses, mean_loss
-from disam_jax._dtypes import accumulation_dtype
+from disam_jax._domains import DomainLosses, explicit_split, mean_loss
+from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless, scalar
 from disam_jax._gradient import (
     Ascent,
     Method,
     ascend,
     check_ascent_loss_fn,
+    check_lam,
     check_method,
+    check_rho,
     check_same_domains,
     descend,
 )
 from disam_jax._passes import Form, closure_form, stacked_form
 from disam_jax.variants import Variant
+
+MOST = np.iinfo(np.int32).max
 
 
 class DisamState(NamedTuple):
@@ -71,17 +75,18 @@ def disam(
     not used, so what stands before it has no effect; clipping, weight decay, masks and accumulation go after it.
 
     Args:
-      rho: Length of the perturbation in the L2 norm of the parameters, not negative. A float, a traced scalar, or an
-        Optax schedule of the number of updates so far.
-      lam: Strength of the penalty on the spread of the domain losses: a float, a traced scalar or a schedule. 0 is SAM.
+      rho: Length of the perturbation in the L2 norm of the parameters, not negative. A number, a scalar array, or an
+        Optax schedule of the number of updates so far. A rho that is traced, or that a schedule returns, and turns out
+        negative, infinite or NaN makes the update NaN; no step waits for a device to check it.
+      lam: Strength of the penalty on the spread of the domain losses: a number, a scalar array or a schedule. 0 is SAM.
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
       adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the update is of all.
       refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
-        plain step instead of 2. The state then holds one more copy of the parameters. An integer; a traced one always
-        holds it.
+        plain step instead of 2. The state then holds one more copy of the parameters. An integer; an array always holds
+        it, and a traced one below 1 makes every update NaN.
       num_domains: M, static: keep the ``[M]`` arrays in the state.
       axis_name: The mapped axis over which the batch is split, in ``pmap``-style code. Under ``jit``, leave it
         ``None``.
@@ -101,8 +106,10 @@ def disam(
       Other extra arguments are ignored. The updates have the dtypes of the parameters.
 
     Raises:
-      TypeError: When an argument of the two forms is missing or the losses are not floating point.
-      ValueError: When rho is negative, the losses are not ``[M]``, or the penalty is unknown.
+      TypeError: When an argument of the two forms is missing, the losses or the parameters are not floating point, a
+        parameter is no array or number, or rho, lam or refresh_every is of another type.
+      ValueError: When rho is negative, rho, lam or eps is not a finite scalar, refresh_every is below 1, the losses are
+        not ``[M]``, or the penalty is unknown.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -129,7 +136,8 @@ def disam(
     _check_num_domains(num_domains)
 
     def init(params: Any) -> Any:
-        dtype = accumulation_dtype(jax.tree.map(jnp.asarray, params))
+        params = as_params(params)
+        dtype = accumulation_dtype(params)
 
         # An array for every field: one that two fields share could not be donated.
         def each():
@@ -143,7 +151,7 @@ def disam(
             domain_losses=each(),
             domain_weights=each(),
             perturbed_domain_losses=each(),
-            perturbation=None if always else optax.tree.zeros_like(params),
+            perturbation=None if always else jax.tree.map(lambda w: jnp.zeros_like(w, dtype=w.dtype), params),
         )
 
     def update(
@@ -161,8 +169,12 @@ def disam(
         if params is None:
             raise ValueError(f"disam: params is missing. Write {_CALL}.")
         _check_not_masked(params)
+        params = as_params(params)
         form = _form(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, axis_name)
         now = _at_step(method, state.count)
+        if isinstance(refresh_every, jax.core.Tracer):  # its value was not known when it was checked
+            dtype = jnp.result_type(float)
+            now = now._replace(rho=scalar(now.rho, dtype) * nan_unless(refresh_every >= 1, dtype))
 
         def refresh(_):
             ascent = ascend(form, params, now)
@@ -180,7 +192,8 @@ def disam(
         if always:
             grads, state = refresh(None)
         else:
-            grads, state = jax.lax.cond(state.count % refresh_every == 0, refresh, reuse, None)
+            every = jnp.maximum(jnp.asarray(refresh_every, state.count.dtype), 1)
+            grads, state = jax.lax.cond(state.count % every == 0, refresh, reuse, None)
         return grads, state._replace(count=jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -261,7 +274,7 @@ def _form(
     if domain_loss_fn is not None:
         if not callable(domain_loss_fn):
             raise TypeError(
-                f"disam: domain_loss_fn must be a function of params, seen {type(domain_loss_fn).__name__}. Write "
+                f"disam: domain_loss_fn must be a function of params, got {type(domain_loss_fn).__name__}. Write "
                 f"{_CALL}."
             )
         check_ascent_loss_fn(ascent_loss_fn)
@@ -298,8 +311,14 @@ def _check_not_masked(params: Any) -> None:
 
 
 def _at_step(method: Method, count: jax.Array) -> Method:
-    rho, lam = (value(count) if callable(value) else value for value in (method.rho, method.lam))
-    return method._replace(rho=rho, lam=lam)
+    """The method with rho and lam at their values of this step. What a schedule returns is not waited for."""
+    if callable(method.rho):
+        method = method._replace(rho=method.rho(count))
+        check_rho(method.rho, wait=False)
+    if callable(method.lam):
+        method = method._replace(lam=method.lam(count))
+        check_lam(method.lam, wait=False)
+    return method
 
 
 def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> DisamState:
@@ -317,35 +336,44 @@ def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> 
     if num_domains is None:
         return new
     return new._replace(
-        domain_losses=ascent.losses.values.astype(state.loss.dtype),
-        domain_weights=ascent.domain_weights.astype(state.loss.dtype),
+        domain_losses=_whole(ascent.losses.values, state.loss.dtype),
+        domain_weights=_whole(ascent.domain_weights, state.loss.dtype),
     )
 
 
 def _with_perturbed(state: DisamState, losses: DomainLosses | None) -> DisamState:
     if state.perturbed_domain_losses is None or losses is None:
         return state
-    return state._replace(perturbed_domain_losses=losses.values.astype(state.loss.dtype))
+    return state._replace(perturbed_domain_losses=_whole(losses.values, state.loss.dtype))
+
+
+def _whole(x: jax.Array, dtype: Any) -> jax.Array:
+    """As the state holds it: in its dtype and, on an explicit mesh with the domains split, not split."""
+    x = x.astype(dtype)
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if explicit_split(x, 0) > 1 else x
 
 
 def _check_refresh(refresh_every: Any) -> bool:
-    """Whether every update computes its perturbation, known before any array is seen."""
-    if isinstance(refresh_every, (int, np.integer)) and not isinstance(refresh_every, bool):
-        if refresh_every < 1:
-            raise ValueError(
-                f"refresh_every must be at least 1, seen {refresh_every}. Write refresh_every=1 for every step."
-            )
-        return refresh_every == 1
+    """Whether every update computes its perturbation, which only a Python number tells before a trace."""
+    plain = isinstance(refresh_every, (int, np.integer)) and not isinstance(refresh_every, bool)
     # optax.inject_hyperparams turns the default 1 into an array, whose value no trace can know.
-    if isinstance(refresh_every, (jax.Array, np.ndarray)) and jnp.issubdtype(refresh_every.dtype, jnp.integer):
-        return False
-    raise TypeError(f"refresh_every must be an integer, seen {refresh_every!r}. Write refresh_every=5.")
+    array = isinstance(refresh_every, (jax.Array, np.ndarray)) and jnp.issubdtype(refresh_every.dtype, jnp.integer)
+    if not plain and not (array and jnp.shape(refresh_every) == ()):
+        raise TypeError(f"refresh_every must be an integer, got {refresh_every!r}. Write refresh_every=5.")
+    found = refresh_every if plain else known(refresh_every, wait=True)
+    if found is not None and not 1 <= found <= MOST:
+        raise ValueError(
+            f"refresh_every must be at least 1 and fit in int32, got {refresh_every}. Write refresh_every=1 for every "
+            "step."
+        )
+    return plain and refresh_every == 1
 
 
 def _check_num_domains(num_domains: Any) -> None:
-    if num_domains is None or (isinstance(num_domains, int) and not isinstance(num_domains, bool) and num_domains >= 1):
+    integer = isinstance(num_domains, (int, np.integer)) and not isinstance(num_domains, bool)
+    if num_domains is None or (integer and num_domains >= 1):
         return
     raise TypeError(
-        f"num_domains must be None or a static integer of at least 1, seen {num_domains!r}. With "
+        f"num_domains must be None or a static integer of at least 1, got {num_domains!r}. With "
         'optax.inject_hyperparams write static_args=("num_domains", "refresh_every").'
     )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from disam_jax._domains import DomainLosses, as_domain_losses, domain_shares
+from disam_jax._dtypes import check_scalar, scalar
 
 PENALTIES = ("variance", "weighted_variance", "std")
 
@@ -51,16 +52,16 @@ def domain_weights(losses: Any, lam: Any, *, penalty: str = "variance") -> jax.A
 
     Args:
       losses: ``[M]``, a scalar, or ``DomainLosses(values [M], weights [M])``.
-      lam: Strength of the penalty: per unit of loss for the variances, without unit for the std. 0 gives the shares
-        (SAM).
+      lam: Strength of the penalty: per unit of loss for the variances, without unit for the std. A number or a scalar
+        array; for a vector of strengths use ``jax.vmap``. 0 gives the shares (SAM).
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``.
 
     Returns:
       ``b`` ``[M]``, float32 at least; 0 for an absent domain.
 
     Raises:
-      TypeError: When the losses are not floating point.
-      ValueError: When the losses are not ``[M]`` or the penalty is unknown.
+      TypeError: When the losses are not floating point, or lam is not a real number.
+      ValueError: When the losses are not ``[M]``, lam is not a finite scalar, or the penalty is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,6 +73,7 @@ def domain_weights(losses: Any, lam: Any, *, penalty: str = "variance") -> jax.A
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3
       (``"variance"``). ``"weighted_variance"`` is what the authors' released training loop computes; ``"std"`` is ours.
     """
+    check_scalar("lam", lam, "lam=0.1", negative=True, wait=False)
     losses = as_domain_losses(losses, "losses")
     return weights_at(losses, ascent_tilt(losses, lam, penalty))
 
@@ -84,15 +86,15 @@ def ascent_tilt(losses: DomainLosses, lam: Any, penalty: str) -> Tilt:
         measure = domain_shares(losses)
     else:
         measure = domain_shares(DomainLosses(losses.values, present.astype(losses.values.dtype)))
-    # The reference cancels from every formula; as a constant it also cancels from their derivatives.
-    reference = jax.lax.stop_gradient(jnp.max(losses.values, where=present, initial=-jnp.inf))
-    reference = jnp.where(jnp.any(present), reference, 0)
+    # The reference cancels from every formula; as a constant it also cancels from their derivatives. The smallest value
+    # stands in for those of absent domains, for it is never the largest; with none present all are 0.
+    reference = jax.lax.stop_gradient(jnp.max(jnp.where(present, losses.values, jnp.min(losses.values))))
     distance = jnp.where(present, losses.values - reference, 0)
     offset = jnp.sum(measure * distance)
     centered = jnp.where(present, distance - offset, 0)
     variance = jnp.sum(measure * centered**2)
-    lam = jnp.asarray(lam, losses.values.dtype)
-    slope = lam / _positive_or_inf(_root_mean_square(centered, measure)) if penalty == "std" else 2 * lam
+    lam = scalar(lam, losses.values.dtype)
+    slope = _over_spread(lam, _root_mean_square(centered, measure)) if penalty == "std" else 2 * lam
     return Tilt(slope, measure, reference, offset, variance)
 
 
@@ -104,7 +106,7 @@ def weights_at(losses: DomainLosses, tilt: Tilt) -> jax.Array:
 
 def check_penalty(penalty: str) -> None:
     if penalty not in PENALTIES:
-        raise ValueError(f"penalty must be one of {', '.join(map(repr, PENALTIES))}, seen {penalty!r}.")
+        raise ValueError(f"penalty must be one of {', '.join(map(repr, PENALTIES))}, got {penalty!r}.")
 
 
 def _root_mean_square(centered: jax.Array, measure: jax.Array) -> jax.Array:
@@ -114,6 +116,6 @@ def _root_mean_square(centered: jax.Array, measure: jax.Array) -> jax.Array:
     return scale * jnp.sqrt(jnp.where(scale > 0, mean_square, 1))
 
 
-def _positive_or_inf(x: jax.Array) -> jax.Array:
-    # Equal losses have no direction of spread: a division by infinity leaves the shares. nan passes through.
-    return jnp.where(x == 0, jnp.inf, x)
+def _over_spread(lam: jax.Array, spread: jax.Array) -> jax.Array:
+    # Equal losses have no direction of spread, so they keep their shares. nan passes through, that of lam too.
+    return lam / jnp.where(spread == 0, 1, spread) * (spread != 0).astype(spread.dtype)

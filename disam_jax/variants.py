@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from disam_jax._dtypes import check_scalar, not_negative
 from disam_jax._perturbation import tree_vdot
 
 
@@ -21,9 +22,10 @@ class Variant(NamedTuple):
     Attributes:
       scale: ``scale(rho, norm) -> scalar``: the perturbation is this times the ascent gradient. ``norm`` is the norm of
         the ascent gradient and never 0.
-      combine: ``combine(reference, perturbed) -> gradient``: pytrees like the parameters. ``perturbed`` is the gradient
-        of the mean loss at w + e. With ``refresh_every > 1``, on steps that reuse the perturbation, ``perturbed``
-        stands in for the reference, which is not computed there.
+      combine: ``combine(reference, perturbed) -> gradient``: pytrees like the parameters. Both gradients are given in
+        float32 (float64 where a parameter is), and the result is rounded to the dtypes of the parameters, so there is
+        nothing to cast. ``perturbed`` is the gradient of the mean loss at w + e. With ``refresh_every > 1``, on steps
+        that reuse the perturbation, the reference is not computed, and ``perturbed`` is used in its place.
       reference: The gradient at w that ``combine`` is given: ``"ascent"`` (of the mean loss minus lam times the
         penalty, as in the released code) or ``"clean"`` (of the mean loss; one more backward pass, no more forward
         ones).
@@ -57,14 +59,16 @@ def gsam(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     that is orthogonal to h is descended less.
 
     Args:
-      alpha: Strength, not negative, without unit. A float or a traced scalar.
+      alpha: Strength, not negative, without unit: a number or a scalar array. A traced one that is negative or infinite
+        makes the gradient NaN.
       reference: Which g: see ``Variant``.
 
     Returns:
       A ``Variant``.
 
     Raises:
-      ValueError: When alpha is negative or the reference is unknown.
+      TypeError: When alpha is not a real number.
+      ValueError: When alpha is negative, infinite, NaN or no scalar, or the reference is unknown.
 
     Example:
       >>> import disam_jax
@@ -73,17 +77,13 @@ def gsam(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     References:
       Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, algorithm 1.
     """
-    alpha = _check("gsam", alpha, reference)
+    _check("gsam", alpha, reference)
 
     def combine(g, h):
         square = tree_vdot(h, h)
         along = jnp.where(square == 0, 0, tree_vdot(g, h) / jnp.where(square == 0, 1, square))
-
-        def leaf(g, h):
-            g32, h32 = g.astype(along.dtype), h.astype(along.dtype)
-            return (h32 - jnp.asarray(alpha, along.dtype) * (g32 - along * h32)).astype(h.dtype)
-
-        return jax.tree.map(leaf, g, h)
+        strength = not_negative(alpha, along.dtype)
+        return jax.tree.map(lambda g, h: h - strength * (g - along * h), g, h)
 
     return Variant(_sam_scale, combine, reference)
 
@@ -95,15 +95,16 @@ def sagm(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     ``||g|| > rho / alpha``, as in the released code.
 
     Args:
-      alpha: Step of the gradient matching, not negative, in units of parameters per gradient. A float or a traced
-        scalar.
+      alpha: Step of the gradient matching, not negative, in units of parameters per gradient: a number or a scalar
+        array. A traced one that is negative or infinite makes the gradient NaN.
       reference: Which g the result is averaged with: see ``Variant``.
 
     Returns:
       A ``Variant``.
 
     Raises:
-      ValueError: When alpha is negative or the reference is unknown.
+      TypeError: When alpha is not a real number.
+      ValueError: When alpha is negative, infinite, NaN or no scalar, or the reference is unknown.
 
     Example:
       >>> import disam_jax
@@ -112,10 +113,10 @@ def sagm(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     References:
       Wang et al., Sharpness-Aware Gradient Matching for Domain Generalization, CVPR 2023.
     """
-    alpha = _check("sagm", alpha, reference)
+    _check("sagm", alpha, reference)
 
     def scale(rho, norm):
-        return rho / norm - jnp.asarray(alpha, norm.dtype)
+        return rho / norm - not_negative(alpha, norm.dtype)
 
     def combine(g, h):
         return jax.tree.map(lambda g, h: 0.5 * h + 0.5 * g, g, h)
@@ -130,17 +131,25 @@ def check_variant(variant: Any) -> Variant:
     if not isinstance(variant, Variant):
         raise TypeError(
             "variant must be None (SAM), disam_jax.variants.gsam(alpha), disam_jax.variants.sagm(alpha) or a "
-            f"disam_jax.variants.Variant, seen {variant!r}. Call it: variant=disam_jax.variants.gsam(alpha=0.3)."
+            f"disam_jax.variants.Variant, got {variant!r}. Call it: variant=disam_jax.variants.gsam(alpha=0.3)."
         )
+    if not (callable(variant.scale) and callable(variant.combine)):
+        raise TypeError(
+            f"variant: scale and combine must be functions, got {variant.scale!r} and {variant.combine!r}. Write "
+            "Variant(scale=lambda rho, norm: rho / norm, combine=lambda reference, perturbed: perturbed)."
+        )
+    _check_reference("variant", variant.reference)
     return variant
 
 
-def _check(name: str, alpha: Any, reference: str) -> Any:
-    if isinstance(alpha, (int, float)) and not alpha >= 0:
-        raise ValueError(f"{name}: alpha must not be negative, seen {alpha}. Write variants.{name}(alpha=0.1).")
+def _check(name: str, alpha: Any, reference: str) -> None:
+    check_scalar(f"{name}: alpha", alpha, f"variants.{name}(alpha=0.1)")
+    _check_reference(name, reference)
+
+
+def _check_reference(name: str, reference: Any) -> None:
     if reference not in ("ascent", "clean"):
-        raise ValueError(f"{name}: reference must be 'ascent' or 'clean', seen {reference!r}.")
-    return alpha
+        raise ValueError(f"{name}: reference must be 'ascent' or 'clean', got {reference!r}.")
 
 
 def _sam_scale(rho, norm):

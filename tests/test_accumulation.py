@@ -135,6 +135,18 @@ def test_a_domain_that_does_not_fit_goes_through_a_scan_inside_the_loss():
     assert problems.relative_error(got, want) < 1e-12
 
 
+@pytest.mark.parametrize("num_domains", [1, 2])
+def test_without_jit_the_numbers_are_the_same(num_domains):
+    batch = jax.tree.map(lambda x: x[:num_domains, :4], micro_batches(unlike=1.0)[1])
+    with_aux = lambda p, b: (problems.loss(p, b), {"x": b["x"], "number": 3})
+    fn = disam_jax.accumulated_value_and_grad(with_aux, RHO, LAM, has_aux=True, with_info=True)
+    want = jax.jit(fn)(params(), batch)
+    with jax.disable_jit():
+        got = fn(params(), batch)
+    assert problems.relative_error(got, want) < 1e-12
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+
+
 # --- approximate ------------------------------------------------------------------------------------------------------
 
 

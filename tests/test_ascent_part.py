@@ -50,9 +50,9 @@ def test_the_part_is_spread_evenly_over_the_examples(n, fraction, kept, axis):
 @pytest.mark.parametrize(
     ("batch", "fraction", "axis", "error", "words"),
     [
-        (np.zeros((2, 4)), 0, 1, ValueError, "seen 0"),
-        (np.zeros((2, 4)), 1.5, 1, ValueError, "seen 1.5"),
-        (np.zeros((2, 4)), float("nan"), 1, ValueError, "seen nan"),
+        (np.zeros((2, 4)), 0, 1, ValueError, "got 0"),
+        (np.zeros((2, 4)), 1.5, 1, ValueError, "got 1.5"),
+        (np.zeros((2, 4)), float("nan"), 1, ValueError, "got nan"),
         (np.zeros((2, 4)), jnp.float32(0.5), 1, TypeError, "static number"),
         (np.zeros((2, 4)), True, 1, TypeError, "static number"),
         (np.zeros(4), 0.5, 1, ValueError, r"batch \(4,\).*axis=0"),
@@ -375,12 +375,12 @@ WHOLE = disam_jax.per_domain(problems.loss)
         (
             lambda p, x: disam_jax.value_and_grad(WHOLE, ascent_loss_fn=0.25),
             TypeError,
-            "must be a function.*seen float",
+            "must be a function.*got float",
         ),
         (
             lambda p, x: disam_jax.accumulated_value_and_grad(problems.loss, ascent_loss_fn=0.25),
             TypeError,
-            "must be a function.*seen float",
+            "must be a function.*got float",
         ),
         (lambda p, x: disam_jax.nnx.value_and_grad(WHOLE, ascent_loss_fn=0.25), TypeError, "must be a function"),
         (

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import problems
 import pytest
@@ -61,11 +62,84 @@ def test_an_id_out_of_range_that_only_the_device_sees_makes_everything_nan(ids):
     assert np.isnan(gradient[0])  # that of the first example, whose own id is fine
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
-def test_ids_of_any_integer_dtype(dtype):
-    out = disam_jax.mean_by_domain(jnp.array([1.0, 3.0, 5.0]), np.array([0, 0, 2], dtype), 3)
-    assert out.values.tolist() == [2.0, 0.0, 5.0]
-    assert out.weights.tolist() == [2.0, 0.0, 1.0]
+INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ml_dtypes.int4]
+
+
+def many_domains(dtype):
+    """Ids up to the largest of the dtype or 299, whichever is less."""
+    highest = min(int(jnp.iinfo(dtype).max), 299)
+    return np.arange(highest + 1, dtype=np.int64) % (highest + 1)
+
+
+@pytest.mark.parametrize("num_domains", ["as many as ids", 300, 70_000])
+@pytest.mark.parametrize("where", ["host", "list", "device", "jit"])
+@pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).name)
+def test_ids_of_any_integer_dtype_are_as_int32(dtype, where, num_domains):
+    if num_domains == 70_000 and not (where == "jit" and dtype in (np.uint8, np.int16)):
+        pytest.skip("large, and as 300")
+    plain = many_domains(dtype)
+    m = len(plain) if num_domains == "as many as ids" else num_domains
+    losses = np.arange(len(plain), dtype=np.float32)
+    ids = {"host": plain.astype(dtype), "list": plain.tolist()}.get(where)
+    ids = jnp.asarray(plain, dtype) if ids is None and jnp.iinfo(dtype).bits <= 32 else plain.astype(dtype)
+    fn = lambda ids: disam_jax.mean_by_domain(losses, ids, m)
+    out = (jax.jit(fn) if where == "jit" else fn)(ids)
+    np.testing.assert_array_equal(out.weights, np.bincount(plain, minlength=m))
+    np.testing.assert_array_equal(out.values, np.bincount(plain, losses, minlength=m))
+
+
+@pytest.mark.usefixtures("nans_allowed")
+@pytest.mark.parametrize(
+    ("dtype", "wrong", "num_domains"),
+    [(np.uint8, 3, 3), (np.uint8, 255, 255), (np.int8, -1, 200), (np.int16, -1, 3), (np.uint32, 2**32 - 1, 3)],
+)
+def test_an_id_out_of_range_is_never_dropped_whatever_its_dtype(dtype, wrong, num_domains):
+    ids = np.array([0, 1, wrong], dtype)
+    value = jax.jit(lambda ids: disam_jax.mean_by_domain(jnp.ones(3), ids, num_domains).values)(ids)
+    assert np.isnan(value).all()
+    for call in (
+        lambda: disam_jax.mean_by_domain(jnp.ones(3), ids, num_domains),
+        lambda: disam_jax.group_by_domain(ids, ids, num_domains),
+    ):
+        with pytest.raises(ValueError, match="domain_ids must be in"):
+            call()
+
+
+def test_wide_ids_that_would_wrap_around_are_out_of_range(x64, nans_allowed):
+    ids = jnp.array([0, 1, 2**32 + 2])
+    assert ids.dtype == jnp.int64
+    assert np.isnan(jax.jit(lambda ids: disam_jax.mean_by_domain(jnp.ones(3), ids, 3).values)(ids)).all()
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).name)
+def test_grouping_takes_ids_of_any_integer_dtype(dtype):
+    plain = many_domains(dtype)
+    x = np.arange(len(plain))[::-1]
+    for ids in (plain.astype(dtype), plain.tolist()):
+        np.testing.assert_array_equal(disam_jax.group_by_domain(x, ids, len(plain))[:, 0], x)
+    with pytest.raises(ValueError, match="ragged"):
+        disam_jax.group_by_domain(x, plain.astype(dtype), 300 if len(plain) < 300 else 301)
+
+
+def test_keyword_arguments_are_passed_to_every_domain_as_they_are():
+    x = jnp.arange(6.0).reshape(3, 2)
+    scale = jnp.array([1.0, 2.0, 3.0])  # as long as there are domains, and not one for each
+
+    def loss(w, x, *, train, reduction, scale):
+        assert train is True
+        assert scale.shape == (3,)
+        return getattr(jnp, reduction)(w * x) * scale[1]
+
+    given = {"train": True, "reduction": "sum", "scale": scale}
+    want = jnp.sum(x, axis=1) * 2
+    np.testing.assert_array_equal(disam_jax.per_domain(loss)(1.0, x, **given), want)
+    values, grads = disam_jax.per_domain_value_and_grad(loss)(1.0, x, **given)
+    np.testing.assert_array_equal(values, want)
+    np.testing.assert_array_equal(grads, want)
+    value, _ = disam_jax.value_and_grad(disam_jax.per_domain(loss))(1.0, x, **given)
+    np.testing.assert_allclose(value, jnp.mean(want), rtol=1e-6)
+    value, _ = disam_jax.accumulated_value_and_grad(loss)(1.0, x, **given)
+    np.testing.assert_allclose(value, jnp.mean(want), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -79,3 +79,21 @@ def test_a_plain_pytree_of_lists_and_scalars():
     loss, grads = disam_jax.value_and_grad(losses, RHO, LAM)(params)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
     np.testing.assert_allclose(loss, jnp.mean(losses(params)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("entry", ["value_and_grad", "accumulated", "part", "init", "update"])
+def test_a_whole_model_is_refused_with_the_leaf_and_the_way_to_split_it(entry):
+    model, batch = make()
+    losses = lambda model, batch: domain_losses(model, None, batch)
+    tx = disam_jax.disam(RHO, LAM)
+    calls = {
+        "value_and_grad": lambda: disam_jax.value_and_grad(losses)(model, batch),
+        "accumulated": lambda: disam_jax.accumulated_value_and_grad(losses)(model, batch),
+        "part": lambda: disam_jax.part_value_and_grad(losses)(model, batch),
+        "init": lambda: tx.init(model),
+        "update": lambda: tx.update(None, None, model, domain_loss_fn=losses),
+    }
+    with pytest.raises(TypeError) as error:
+        calls[entry]()
+    assert "params.activation" in str(error.value)
+    assert "eqx.partition(model, eqx.is_inexact_array)" in str(error.value)

@@ -336,6 +336,46 @@ def test_a_small_perturbation_arrives_on_average_from_float32_parameters_only(pa
     np.testing.assert_allclose((perturbed - clean) @ e / (e @ e), arrives, atol=0.1)
 
 
+# --- your own variant -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("form", FORMS)
+def test_your_own_variant_sees_float32_and_its_result_has_the_dtypes_of_the_parameters(form, dtype):
+    params = cast(PROBLEM.params, dtype)
+
+    @jax.jit
+    def step(strength):
+        def combine(reference, perturbed):
+            assert {leaf.dtype for leaf in jax.tree.leaves((reference, perturbed))} == {jnp.dtype(jnp.float32)}
+            return jax.tree.map(lambda g, h: h + strength * g, reference, perturbed)
+
+        half = variants.Variant(lambda rho, norm: strength * rho / norm, combine)
+        one_domain, grouped = losses_in(dtype)
+        if form == "transform":
+            tx = disam_jax.disam(RHO, LAM, variant=half)
+            return tx.update(None, tx.init(params), params, domain_loss_fn=lambda p: grouped(p, PROBLEM.batch))[0]
+        if form == "accumulated":
+            return disam_jax.accumulated_value_and_grad(one_domain, RHO, LAM, variant=half)(params, PROBLEM.batch)[1]
+        return disam_jax.value_and_grad(grouped, RHO, LAM, variant=half)(params, PROBLEM.batch)[1]
+
+    got = step(jnp.float32(0.5))
+    assert {g.dtype for g in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+    exact, w = reference(params), problems.flatten(params)
+    g = exact.domain_weights(exact.losses_at(w), LAM, "variance") @ exact.gradients_at(w)
+    h = exact.gradients_at(w + 0.5 * RHO * g / np.linalg.norm(g)).mean(axis=0)
+    assert problems.relative_error(got, h + 0.5 * g) < ROUNDING.get(dtype, 1e-5)
+
+
+def test_a_gradient_that_is_handed_through_is_not_rounded_again():
+    """Of bfloat16 parameters, SAM hands over the bits of the second pass; no float32 copy is in the program."""
+    w = jnp.linspace(0.1, 1.0, 1000, dtype=jnp.bfloat16)
+    step = lambda w: disam_jax.value_and_grad(lambda w: jnp.mean((w * w).astype(jnp.float32)), 0.0)(w)[1]
+    plain = lambda w: jax.grad(lambda w: jnp.mean((w * w).astype(jnp.float32)))(w)
+    np.testing.assert_array_equal(step(w), plain(w))
+    assert jax.make_jaxpr(step)(w).jaxpr.outvars[0].aval.dtype == jnp.bfloat16
+
+
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 N = 4096  # of equal entries: the norm is 64 times one of them

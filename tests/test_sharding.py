@@ -150,6 +150,88 @@ def test_no_gather_that_the_plain_step_does_not_have(split, sharded_params, mesh
         assert largest(ours, kind) <= max(largest(theirs, kind), DEVICES), (ours, theirs)
 
 
+# --- an explicit mesh, on which the type of an array says how it lies -------------------------------------------------
+
+
+@pytest.fixture
+def explicit():
+    with jax.set_mesh(jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))):
+        yield
+
+
+X = np.random.default_rng(5).normal(size=(4, 32, 16)).astype(np.float32)
+VECTORS = {"w": np.linspace(0.1, 1, 16, dtype=np.float32), "b": np.float32(0.3)}
+# The batch is split by example; or each parameter is split and the batch is whole.
+LAID_OUT = {
+    "examples": ({"w": P(), "b": P()}, P(None, "data")),
+    "domains": ({"w": P(), "b": P()}, P("data")),
+    "parameters": ({"w": P("data"), "b": P()}, P()),
+}
+
+
+def one_loss(w, x):
+    return jnp.mean((jnp.sum(x * w["w"][None], axis=1) + w["b"]) ** 2)
+
+
+def explicit_step(form, w, x):
+    grouped = disam_jax.per_domain(one_loss)
+    if form == "accumulated":
+        return disam_jax.accumulated_value_and_grad(one_loss, RHO, LAM)(w, x)[1]
+    if form == "part":
+        return disam_jax.part_value_and_grad(grouped, RHO, LAM)(w, x)[1]
+    if form == "ascent part":
+        of_a_part = lambda w, x: grouped(w, disam_jax.ascent_part(x, 0.25))
+        return disam_jax.value_and_grad(grouped, RHO, LAM, ascent_loss_fn=of_a_part)(w, x)[1]
+    tx = disam_jax.disam(RHO, LAM, num_domains=len(x), refresh_every=2 if form == "refreshed" else 1)
+    state = tx.init(w)
+    if form == "stacked":
+        losses, grads = disam_jax.per_domain_value_and_grad(one_loss)(w, x)
+        mean = lambda w: jnp.mean(grouped(w, x))
+        return tx.update(grads, state, w, domain_losses=losses, grad_fn=jax.grad(mean))[0]
+    for _ in range(2):
+        updates, state = tx.update(None, state, w, domain_loss_fn=lambda w: grouped(w, x))
+    return updates
+
+
+EXPLICIT = ["accumulated", "refreshed", "stacked", "part", *slow("transform", "ascent part")]
+
+
+@pytest.mark.parametrize("jit", [True, *slow(False)], ids=["jit", "eager"])
+@pytest.mark.parametrize("layout", LAID_OUT)
+@pytest.mark.parametrize("form", EXPLICIT)
+def test_an_explicit_mesh_gives_the_numbers_of_one_device_and_keeps_shardings(form, layout, jit, explicit):
+    specs, split = LAID_OUT[layout]
+    x = np.concatenate([X, X[::-1] + 1]) if layout == "domains" else X
+    step = lambda w, x: explicit_step(form, w, x)
+    want = step(VECTORS, x)
+    w = jax.tree.map(jax.device_put, VECTORS, specs)
+    x = jax.device_put(x, split)
+    if form == "accumulated" and layout == "domains":
+        with pytest.raises(ValueError, match=r"batch has its domains split over 8 devices.*reshard"):
+            step(w, x)
+        return
+    got = (jax.jit(step) if jit else step)(w, x)
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
+    for name, leaf in got.items():
+        assert leaf.sharding.is_equivalent_to(w[name].sharding, leaf.ndim)
+
+
+def test_a_flat_batch_on_an_explicit_mesh(explicit):
+    ids = np.random.default_rng(6).integers(0, 4, 64).astype(np.uint8)
+    losses = np.random.default_rng(6).uniform(size=64).astype(np.float32)
+    want = disam_jax.mean_by_domain(losses, ids, 4)
+    on_mesh = jax.device_put((losses, ids), P("data"))
+    got = jax.jit(lambda losses, ids: disam_jax.mean_by_domain(losses, ids, 4))(*on_mesh)
+    chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [disam_jax.ascent_part, disam_jax.part_and_rest])
+def test_a_part_that_does_not_divide_by_the_devices_says_so(cut, explicit):
+    x = jax.device_put(X[:, :16], P(None, "data"))
+    with pytest.raises(ValueError, match=r"split over 8 devices .* 4 of its 16 do not divide by 8.*reshard"):
+        cut(x, 0.25)
+
+
 # --- code that is written for one device of many ----------------------------------------------------------------------
 
 

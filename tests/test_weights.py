@@ -139,3 +139,17 @@ def test_the_paper_example_weakens_the_domain_above_average():
     weights = disam_jax.domain_weights(jnp.array([0.2, 0.5, 0.8]), 0.1)
     assert weights[0] > 1 / 3 > weights[2]
     np.testing.assert_allclose(weights[1], 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("values", [[0.5], [1.0, 1.0], [1.0, 2.0, 4.0], [0.0, 0.0]])
+@pytest.mark.parametrize("absent", [[], [0], [0, 1, 2]])
+def test_no_number_on_the_way_is_infinite(penalty, values, absent):
+    """``jax_debug_infs`` sees each operation where jit is off, so an inf that is not in the result shows there."""
+    weights = np.ones(len(values))
+    weights[[i for i in absent if i < len(values)]] = 0
+    losses = disam_jax.DomainLosses(jnp.array(values), weights)
+    want = disam_jax.domain_weights(losses, 0.4, penalty=penalty)
+    with jax.debug_infs(True), jax.disable_jit():
+        got = disam_jax.domain_weights(losses, 0.4, penalty=penalty)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
