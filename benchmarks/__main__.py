@@ -16,7 +16,7 @@ from benchmarks import baseline, devices, growth, report, speed, torch_peer, tra
 from benchmarks.rates import rates
 from benchmarks.steps import SIDES
 from benchmarks.workloads import NETWORKS, SIZES, describe
-from disam_jax.dg.progress import progress_bar
+from disam_jax.dg.progress import progress
 from disam_jax.dg.report.write import machine, versions
 
 PARTS = ("steps", "domains", "parameters", "grouping", "devices", "peer", "trace", "baseline")
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
         path.with_name(f"{name}.md").write_text(report.page(results))
 
-    with progress_bar() as show:
+    with progress() as (show, _):
         say = lambda text: show(text, 0.0, 1.0)
         if "steps" in parts:
             for network in options.networks:

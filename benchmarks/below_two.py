@@ -29,7 +29,7 @@ from disam_jax.dg.data.open import open_data
 from disam_jax.dg.methods import METHODS, RHO, Hyperparameter, Method
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
-from disam_jax.dg.progress import progress_bar
+from disam_jax.dg.progress import progress
 from disam_jax.dg.report.scores import score
 from disam_jax.dg.report.statistics import estimate, paired
 from disam_jax.dg.report.write import machine, runs_csv, versions
@@ -357,7 +357,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/below_two"))
     options = parser.parse_args()
 
-    with progress_bar() as show:
+    with progress() as (show, _):
         data = open_data(options.data)
         setting = DEFAULTS[kind_of(data)]
         setting = dataclasses.replace(setting, steps=options.steps or setting.steps)

@@ -3,9 +3,12 @@
 import html.parser
 import importlib.util
 import inspect
+import itertools
+import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import urllib.parse
@@ -112,7 +115,7 @@ def test_arrows_of_the_architecture_point_up(monkeypatch):
     pytest.importorskip("matplotlib")
     architecture = load(DOCS / "figures" / "architecture.py", monkeypatch)
     rooms = architecture.ROOMS
-    private = {path.stem for path in (ROOT / "disam_jax").glob("*.py")} - {"__init__", "_dtypes"}
+    private = {path.stem for path in (ROOT / "disam_jax").glob("*.py")} - {"__init__", "_dtypes", "_labels"}
     assert private | {"sharpness", "dg"} == rooms.keys()
     assert ("_gradient", "_passes") in architecture.arrows()
     assert ("_passes", "_gradient") not in architecture.arrows()
@@ -143,6 +146,104 @@ def test_every_public_function_has_an_example(monkeypatch):
         if inspect.isfunction(getattr(module, name)) and ">>>" not in (getattr(module, name).__doc__ or "")
     }
     assert without <= coverage.INTERNAL_NAMES
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(DOCS.glob("*.md")),
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+    *sorted((ROOT / "benchmarks").glob("**/*.md")),
+]
+# Where a page means that something else stands in the place of a word.
+NOT_GIVEN = re.compile(r"\.\.\.|…")
+
+
+def text_of(path):
+    """What a reader sees of a page, the cells of a notebook one after the other."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    return "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+
+
+def commands(text):
+    """The arguments of every `disam-jax` of a text: in blocks and cells, after other commands, in code within a line.
+
+    Continued lines are joined; comments, and what a pipe or another command takes over, are left out.
+    """
+    joined = re.sub(r"\\\n\s*", " ", text)
+    # A command stands alone in its line, or between marks of code.
+    lines = re.findall(r"^(?: {4,}|[ \t]*[!%$>] ?|)(?:.*&& |)(disam-jax(?: .*)?)$", joined, re.MULTILINE)
+    within = re.findall(r"`(disam-jax [^`\n]+)`", joined) + re.findall(
+        r"""shell\(["'](disam-jax [^"'\n]+)["']\)""", joined
+    )
+    blocks = re.findall(r"^ {4,}.*?&& (disam-jax.*)$", joined, re.MULTILINE)
+    found = []
+    for line in dict.fromkeys([*lines, *within, *blocks]):
+        words = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        words.whitespace_split, words.commenters = True, "#"
+        arguments = list(itertools.takewhile(lambda word: word[0] not in "|&;<>", words))[1:]
+        if not any(NOT_GIVEN.search(word) for word in arguments):
+            found.append(arguments)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("    disam-jax compare --seeds 3   # three", [["compare", "--seeds", "3"]]),
+        ("```bash\n$ disam-jax list | head -3\n```", [["list"]]),
+        ('    pip install -e ".[dg]" && disam-jax compare', [["compare"]]),
+        ("    disam-jax sweep \\\n        --candidates 10", [["sweep", "--candidates", "10"]]),
+        ("so does `disam-jax report DIR`, and `disam-jax list`.", [["report", "DIR"], ["list"]]),
+        ('shell("disam-jax compare --rho 0.1 --out hospitals")', [["compare", "--rho", "0.1", "--out", "hospitals"]]),
+        ("!disam-jax compare", [["compare"]]),
+        ("the command disam-jax is installed, and `disam-jax compare ...` runs it", []),
+    ],
+)
+def test_commands_are_found_on_a_page(text, found):
+    assert commands(text) == found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_a_page_parses_and_its_options_go_together(page):
+    from disam_jax.dg import cli, search
+    from disam_jax.dg.options import Compare
+
+    for arguments in commands(text_of(page)):
+        if "--help" in arguments:
+            with pytest.raises(SystemExit, match="0"):
+                cli.parse(arguments)
+            continue
+        options = cli.parse(arguments)
+        if isinstance(options, Compare):
+            cli.check_numbers(options)
+            cli.check_checkpoint(options)
+            search.check_grid(cli.parse_grid(options.grid), cli.chosen_methods(options))
+
+
+def test_there_are_commands_on_the_pages():
+    found = [arguments for page in PAGES for arguments in commands(text_of(page))]
+    assert {arguments[0] for arguments in found} == {"compare", "sweep", "report", "list"}
+    assert len(found) > 30
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "DIR"],
+        ["report", "DIR", "--select", "oracle"],
+        ["report", "--select", "oracle", "DIR"],
+        ["report", "--out", "DIR"],
+        ["report", "--select=oracle", "--out=DIR"],
+        ["report", "--select", "oracle", "--", "DIR"],
+    ],
+)
+def test_the_folder_of_a_report_may_stand_anywhere(arguments):
+    from disam_jax.dg import cli
+
+    options = cli.parse(arguments)
+    assert pathlib.Path("DIR") in (options.folder, options.out)
+    assert options.select in (None, "oracle")
 
 
 def test_numbers_of_the_choosing_page_are_those_of_the_stored_tables():

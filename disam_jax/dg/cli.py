@@ -1,5 +1,6 @@
 """The command line: `disam-jax compare`, `sweep`, `report` and `list`."""
 
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -7,18 +8,20 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.progress import say
+from disam_jax.dg.reading import exists, shown
 
 if TYPE_CHECKING:
     from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
     from disam_jax.dg.models.network import Network
-    from disam_jax.dg.options import Compare, Report
+    from disam_jax.dg.options import Compare, List, Report
     from disam_jax.dg.results import Results
     from disam_jax.dg.setting import Setting, Tuning
     from disam_jax.dg.sweep import NewClasses, OnProgress
@@ -39,29 +42,36 @@ def check(options: "Compare") -> None:
     Raises:
         InputError: naming the option.
     """
-    from disam_jax.dg.report.write import check_out
+    from disam_jax.dg.folder import check_out
+    from disam_jax.dg.store import check_results
 
-    if options.seeds < 2:
-        raise InputError(f"--seeds must be at least 2, got {options.seeds}: one seed has no standard error")
-    if options.candidates < 1:
-        raise InputError(f"--candidates must be at least 1, got {options.candidates}")
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
-    if options.runs_at_once is not None and options.runs_at_once < 1:
-        raise InputError(f"--runs-at-once must be at least 1, got {options.runs_at_once}")
-    if options.memory is not None and not options.memory > 0:
-        raise InputError(f"--memory must be positive, got {options.memory}")
+    check_numbers(options)
     if options.image_size is not None and takes_features(options):
         from disam_jax.dg.data.features import check_image_size
 
         check_image_size(options.image_size)
-    elif options.image_size is not None and options.image_size < 1:
-        raise InputError(f"--image-size must be at least 1, got {options.image_size}")
     check_out(options.out)
+    check_results(options.out)
     for package in (*PACKAGES, *(PRETRAINED if options.checkpoint else ())):
         if importlib.util.find_spec(package) is None:
             raise InputError(_missing(package))
     check_checkpoint(options)
+
+
+def check_numbers(options: "Compare") -> None:
+    """Checks that every number is in its range.
+
+    Raises:
+        InputError: naming the option.
+    """
+    from disam_jax.dg.ranges import RANGES, check_range
+
+    for name in RANGES:
+        value = getattr(options, name, None)
+        if value is not None:
+            check_range(name, value)
 
 
 def check_checkpoint(options: "Compare") -> None:
@@ -116,8 +126,11 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     grid = {}
     for text in texts:
         name, equals, values = text.partition("=")
+        name = name.replace("-", "_")
+        if name in grid:
+            raise InputError(f"--grid has {name} twice: write all its values in one, as in rho=0.05,0.1")
         try:
-            grid[name.replace("-", "_")] = tuple(float(value) for value in values.split(","))
+            grid[name] = tuple(float(value) for value in values.split(","))
         except ValueError as error:
             raise InputError(f"--grid {text} must be NAME=V,V,... with numbers, as in rho=0.05,0.1") from error
         if not equals:
@@ -216,13 +229,12 @@ def network_size(setting: "Setting", shape: Sequence[int]) -> dict[str, Any]:
     return {"small_input": shape[0] <= 64} if setting.model.startswith("resnet") else {}
 
 
-def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
+def run_compare(options: "Compare", command: str) -> None:
     """Runs the comparison, prints the table and writes the files.
 
     Args:
         options: from the command line.
         command: what was typed, for the record.
-        resume_only: whether results of something else in the folder are an error instead of being replaced.
 
     Raises:
         InputError: if the options or the data cannot be used; nothing has been written then.
@@ -233,12 +245,12 @@ def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
     grid = parse_grid(options.grid)
 
     from disam_jax.dg import search, sweep
-    from disam_jax.dg.progress import progress_bar
+    from disam_jax.dg.progress import progress
     from disam_jax.dg.setting import check_setting, kind_of
 
     search.check_grid(grid, methods)
     memory_budget = None if options.memory is None else int(options.memory * 2**30)
-    with progress_bar() as show:
+    with progress() as (show, say):
         pretrained = load_checkpoint(options)
         size = options.image_size or (pretrained.image_size if pretrained else None) or 64
         data = read_data(options, size, memory_budget, show)
@@ -263,10 +275,12 @@ def run_compare(options: "Compare", command: str, resume_only: bool) -> None:
             sweep.Plan(candidates, targets, tuple(range(options.seeds))),
             options.out,
             command=command,
-            replace=not resume_only,
+            replace=options.overwrite,
             most_at_once=options.runs_at_once,
             memory_budget=memory_budget,
             on_progress=show,
+            on_line=say,
+            select=options.select,
             own_networks=runs.own_networks,
             new=runs.new,
         )
@@ -319,9 +333,10 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
         stream=options.stream,
         most_bytes=pixel_budget(memory_budget),
         on_progress=lambda done, total: show("reading images", done, total),
+        out=options.out,
     )
     if isinstance(data, StreamedImages):
-        print(f"reading the images of {data.name} from disk as they are needed", file=sys.stderr)
+        say(f"reading the images of {data.name} from disk as they are needed")
     shape = tuple(data.inputs.shape[1:])
     if options.checkpoint is not None and (len(shape) != 3 or shape[2] != 3 or shape[:2] != (image_size, image_size)):
         raise InputError(
@@ -419,15 +434,21 @@ def report(
     Args:
         results: of the runs.
         criterion: by which runs and points are chosen.
-        out: the folder.
+        out: the folder of the results.
         cost: of each method, if runs were trained just now.
         command: what was typed.
         seconds: that it took, if runs were trained just now.
     """
+    from disam_jax.dg.folder import RECORD, report_folder, write_report
     from disam_jax.dg.report import formats, write
     from disam_jax.dg.report.summary import findings, summarise
     from disam_jax.dg.selection import CRITERIA
 
+    folder = report_folder(out, criterion)
+    trained = any(each["seconds_per_run"] is not None for each in (cost or {}).values())
+    if not trained and exists(folder / RECORD):
+        # What was measured when they were trained is not lost.
+        cost, seconds = None, None
     summaries = {each: summarise(results, each) for each in CRITERIA}
     contents = write.report_files(results, criterion, cost, summaries)
     if seconds is not None:
@@ -439,23 +460,36 @@ def report(
             "versions": write.versions(),
             "cost": cost,
         }
-        contents["record.json"] = (json.dumps(record, indent=1) + "\n").encode()
-    write.write_files(out, contents)
+        contents[RECORD] = (json.dumps(record, indent=1) + "\n").encode()
+    write_report(folder, contents, criterion)
     made = write.report_tables(results, summaries, criterion)
     for name in ("compare", "open") if "compare" in made else PRINTED:
         if name in made:
             formats.print_table(made[name])
             print()
     found = findings(summaries[criterion])
-    formats.print_lines([*found, *results.header["notes"], "", f"written to {out}: {', '.join(sorted(contents))}"])
+    formats.print_lines(
+        [*found, *results.header["notes"], "", f"written to {shown(folder)}: {', '.join(sorted(contents))}"]
+    )
 
 
 def run_report(options: "Report", command: str) -> None:
-    """Makes the report of a folder's results again."""
+    """Makes the report of a folder's results again.
+
+    Raises:
+        InputError: if no folder is given, or the results cannot be read.
+    """
+    from disam_jax.dg.folder import check_out, read_manifest
     from disam_jax.dg.store import complete_part, load_results
 
-    results = complete_part(load_results(options.out))
-    report(results, options.select, options.out, None, command, None)
+    out = options.folder or options.out
+    if out is None or (options.folder and options.out):
+        raise InputError("report takes one folder: write disam-jax report DIR")
+    results = complete_part(load_results(out))
+    check_out(out)
+    manifest = read_manifest(out)
+    select = options.select or (manifest.select if manifest else "validation")
+    report(results, select, out, None, command, None)
 
 
 def describe(method: "Method") -> list[str]:
@@ -502,12 +536,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line by default.
 
     Returns:
-        Exit status: 0, 2 after an error that the user can mend, 130 after an interruption.
+        Exit status: 0, 2 after an error that the user can mend, 130 after an interruption, 141 where the reader of a
+        pipe went away.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     use_all_cores()
     try:
-        return run(arguments)
+        with _standard_output():
+            return run(arguments)
+    except _ClosedError:
+        # As of a program that the signal SIGPIPE ends.
+        return 141
     except InputError as error:
         message = " ".join(str(error).split())
     except ModuleNotFoundError as error:
@@ -515,19 +554,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = _missing(error.name)
     except KeyboardInterrupt:
-        print("disam-jax: interrupted", file=sys.stderr)
+        say("interrupted; what was finished is kept, and the same command goes on from there")
         return 130
-    print(f"disam-jax: error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     return 2
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parses the arguments and does what they ask."""
+def parse(arguments: Sequence[str]) -> "Compare | Report | List":
+    """The options that the arguments give.
+
+    Raises:
+        SystemExit: if they cannot be parsed, with status 2, or ask for help, with status 0.
+    """
     import tyro
 
     from disam_jax.dg.options import Compare, List, Report, Sweep
 
-    options = tyro.extras.subcommand_cli_from_dict(
+    return tyro.extras.subcommand_cli_from_dict(
         {"compare": Compare, "sweep": Sweep, "report": Report, "list": List},
         prog="disam-jax",
         description="Domain-inspired sharpness-aware minimisation (DISAM), measured.",
@@ -535,6 +578,15 @@ def run(arguments: Sequence[str]) -> int:
         # Not giving an option is how to ask for its default; "None" is a path like any other.
         config=(tyro.conf.DisallowNone,),
     )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parses the arguments and does what they ask."""
+    for argument in arguments:
+        check_argument(argument)
+    options = parse(arguments)
+    from disam_jax.dg.options import List, Report
+
     command = shlex.join(["disam-jax", *arguments])
     match options:
         case List():
@@ -542,8 +594,87 @@ def run(arguments: Sequence[str]) -> int:
         case Report():
             run_report(options, command)
         case _:
-            run_compare(options, command, resume_only=isinstance(options, Sweep))
+            run_compare(options, command)
     return 0
+
+
+def check_argument(argument: str) -> None:
+    """Checks that an argument can be written down, in a file or in a message.
+
+    Raises:
+        InputError: if it has a zero byte or is not UTF-8.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"an argument is not UTF-8: {argument!a}") from error
+    if "\0" in argument:
+        raise InputError(f"an argument has a zero byte: {argument!a}")
+
+
+class _ClosedError(Exception):
+    """Nobody reads standard output any more."""
+
+
+class _Output:
+    """Standard output whose failure to be written is an error that the user can mend."""
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with _output_errors():
+            return self._file.write(text)
+
+    def flush(self) -> None:
+        with _output_errors():
+            self._file.flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ClosedError from error
+    except OSError as error:
+        raise InputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Standard output as `_Output`, written to its end; after an error, what is left goes nowhere."""
+    before = sys.stdout
+    if before is None:
+        yield
+        return
+    sys.stdout = cast(TextIO, _Output(before))
+    try:
+        try:
+            yield
+        except SystemExit:
+            # After a help text.
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except (_ClosedError, InputError):
+        _discard(before)
+        raise
+    finally:
+        sys.stdout = before
+
+
+def _discard(file: TextIO) -> None:
+    """Lets Python end without a second error where what a file still holds cannot be written."""
+    try:
+        file.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The options of the command line; their documentation is what `--help` shows."""
+"""The options of the command line; their documentation is what `--help` shows, their ranges are in `ranges`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Compare:
     takes about half a minute.
 
     Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
-    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; results
-    of anything else in --out are replaced.
+    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; where
+    --out holds results of anything else, nothing is done.
     """
 
     data: Annotated[str, arg(metavar="NAME|PATH")] = "digits"
@@ -133,7 +133,8 @@ class Compare:
 
     select: Literal["validation", "oracle", "last"] = "last"
     """Which point of training and which candidate the printed table reports: by the source domains' validation splits,
-    by the target's, or the last step of the defaults. The report has all three."""
+    by the target's, or the last step of the defaults. The report has all three; the folder keeps to the first one
+    that it is given, and has the tables of another one in a folder of their own."""
 
     optimizer: Annotated[
         Literal["sgd", "adam"] | None,
@@ -192,13 +193,16 @@ class Compare:
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""
 
+    overwrite: bool = False
+    """Start anew where --out holds results of something else: they are moved into a folder earlier-1 inside it."""
+
 
 @dataclass(frozen=True)
 class Sweep(Compare):
     """Train many runs, resumably: all methods, tuned at equal budgets.
 
-    The same as compare with other defaults, and it never replaces results of anything else. Killed at any moment and
-    started again with the same command, it goes on where it was and ends with the same tables.
+    The same as compare with other defaults. Killed at any moment and started again with the same command, it goes on
+    where it was and ends with the same tables.
     """
 
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("all",)
@@ -213,11 +217,18 @@ class Sweep(Compare):
 class Report:
     """Make the tables and figures of a folder's results again, also while they are still coming."""
 
-    out: Annotated[Path, arg(metavar="DIR")]
+    folder: Annotated[Positional[Path | None], arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder with results.jsonl."""
 
-    select: Literal["validation", "oracle", "last"] = "validation"
-    """Which point of training and which candidate is reported."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The same folder, as an option."""
+
+    select: Annotated[
+        Literal["validation", "oracle", "last"] | None,
+        arg(metavar="{validation,oracle,last}", help_behavior_hint="(default: as when the runs were trained)"),
+    ] = None
+    """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
+    own, inside."""
 
 
 @dataclass(frozen=True)

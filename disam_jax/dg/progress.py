@@ -1,50 +1,170 @@
-"""A progress bar with the time left, on a terminal only."""
+"""What is going on, and how long it will take: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from disam_jax.dg.reading import shown
 
 Show = Callable[[str, float, float], None]
+Say = Callable[[str], None]
+
+# Between two lines, where neither the start nor the end of a chunk has one.
+SECONDS = 10.0
+
+
+class Progress(NamedTuple):
+    """How progress is shown.
+
+    Attributes:
+        show: Function of a description, how much is done and how much there is in all. A new total starts anew.
+        say: Function of a line that is kept.
+    """
+
+    show: Show
+    say: Say
+
+
+class TimeLeft:
+    """Tells from the time so far how long the rest takes, compilation included.
+
+    Args:
+        done: How much is done at the start, in no time.
+        total: How much there is in all.
+        clock: Seconds since some moment; one that nobody can set back.
+
+    Example:
+        >>> seconds = iter([0.0, 30.0])
+        >>> left = TimeLeft(10, 40, clock=lambda: next(seconds))
+        >>> left.text(20)
+        'about 1 min left'
+    """
+
+    def __init__(self, done: float, total: float, clock: Callable[[], float] = time.monotonic):
+        self.start, self.total, self.clock = done, total, clock
+        self.began = clock()
+
+    def text(self, done: float) -> str:
+        """How long the rest takes; nothing before anything is done."""
+        elapsed, made = self.clock() - self.began, done - self.start
+        if made <= 0 or done >= self.total:
+            return ""
+        return f"about {duration(elapsed / made * (self.total - done))} left"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to two digits or so.
+
+    Example:
+        >>> duration(7.4), duration(90), duration(4000), duration(200_000)
+        ('7 s', '2 min', '1 h 7 min', '2 d 7 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Progress on standard error for as long as the context lasts: a bar on a terminal, plain lines elsewhere.
+
+    Yields:
+        Progress.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        with progress_bar() as show:
+            yield Progress(show, lambda _: None)
+    else:
+        yield Progress(some_lines(say), say)
+
+
+def say(line: str) -> None:
+    r"""Prints a line on standard error, without anything that would control a terminal.
+
+    Example:
+        >>> with contextlib.redirect_stderr(sys.stdout):
+        ...     say("training a\x1b[31m")
+        disam-jax: training a\x1b[31m
+    """
+    # Training goes on where nobody can be told.
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(f"disam-jax: {shown(line)}", file=sys.stderr, flush=True)
+
+
+def some_lines(say: Say, every: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> Show:
+    """A function that shows progress in a line now and then.
+
+    Args:
+        say: Prints a line.
+        every: Seconds between two lines.
+        clock: Seconds since some moment.
+
+    Returns:
+        For `Progress.show`.
+
+    Example:
+        >>> seconds = iter([0.0, 0.0, 1.0, 12.0, 12.0])
+        >>> show = some_lines(print, clock=lambda: next(seconds))
+        >>> show("reading images", 10, 100)
+        >>> show("reading images", 60, 100)
+        reading images: 60 of 100, about 10 s left
+    """
+    left: TimeLeft | None = None
+    last = clock()
+
+    def show(description: str, done: float, total: float) -> None:
+        nonlocal left, last
+        if left is None or left.total != total:
+            left = TimeLeft(done, total, clock)
+        now = clock()
+        if now - last >= every:
+            last = now
+            rest = left.text(done)
+            say(f"{description}: {done:.4g} of {total:g}" + (f", {rest}" if rest else ""))
+
+    return show
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Show]:
-    """A bar on standard error for as long as the context lasts; nothing where that is no terminal.
+    """A bar on standard error for as long as the context lasts.
 
     Yields:
         A function of a description, how much is done and how much there is in all. A new total
         starts a new bar.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
+        TextColumn("{task.fields[left]}", markup=False),
+        console=Console(stderr=True),
         transient=True,
-        disable=not console.is_terminal,
     )
     with bar:
-        task, current = None, None
+        task: Any = None
+        left: TimeLeft | None = None
 
         def show(description: str, done: float, total: float) -> None:
-            nonlocal task, current
-            if task is None or current != total:
+            nonlocal task, left
+            if left is None or left.total != total:
                 if task is not None:
                     bar.remove_task(task)
-                task, current = bar.add_task(description, total=total), total
-            bar.update(task, description=description, completed=done)
+                task, left = bar.add_task(shown(description), total=total, left=""), TimeLeft(done, total)
+            bar.update(task, description=shown(description), completed=done, left=left.text(done))
 
         yield show

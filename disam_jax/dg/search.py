@@ -5,6 +5,7 @@ has one, so that methods differ by themselves and not by their luck.
 """
 
 import itertools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Hyperparameter, Method
+from disam_jax.dg.ranges import RANGES, check_range
 from disam_jax.dg.setting import Setting
 
 # DomainBed's ranges for Adam, those for its data sets of small images first (weight decay 0 there).
@@ -116,7 +118,7 @@ def grid_candidates(method: Method, setting: Setting, grid: Mapping[str, Sequenc
 
 
 def check_grid(grid: Mapping[str, Sequence[float]], methods: Mapping[str, Method]) -> None:
-    """Checks that every name of a grid is a hyperparameter of some method, and its values are numbers.
+    """Checks that every name of a grid is a hyperparameter of some method, and that its values are in their range.
 
     Raises:
         InputError: naming what is not.
@@ -126,13 +128,14 @@ def check_grid(grid: Mapping[str, Sequence[float]], methods: Mapping[str, Method
         >>> check_grid({"rho": [-0.1]}, METHODS)
         Traceback (most recent call last):
         ...
-        disam_jax.dg.errors.InputError: --grid rho must not be negative, got -0.1
+        disam_jax.dg.errors.InputError: --grid rho must be finite and not negative, got -0.1
     """
     known = {"learning_rate", "weight_decay"}.union(*(method.hyper for method in methods.values()))
     for name, values in grid.items():
         if name not in known:
             raise InputError(f"unknown hyperparameter {name} in --grid: these methods have {', '.join(sorted(known))}")
-        if not values or not np.isfinite(values).all():
-            raise InputError(f"--grid {name} needs finite values, got {list(values)}")
-        if name != "lam" and min(values) < 0:
-            raise InputError(f"--grid {name} must not be negative, got {min(values)}")
+        for value in values:
+            check_range(name, value, f"--grid {name}")
+    number = math.prod(map(len, grid.values()))
+    if number > RANGES["candidates"].most:
+        raise InputError(f"--grid has {number:,} combinations: take at most {RANGES['candidates'].most:,}")

@@ -11,6 +11,7 @@ from disam_jax.dg.averaging import AVERAGING
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Hyper
+from disam_jax.dg.ranges import RANGES, check_range
 
 OPTIMIZERS = ("sgd", "adam")
 
@@ -167,24 +168,13 @@ def check_setting(setting: Setting) -> None:
         ...
         disam_jax.dg.errors.InputError: --rho must be finite and not negative, got -1.0
     """
-    checks: Mapping[str, tuple[bool, str]] = {
-        "steps": (setting.steps >= 1, "at least 1"),
-        "per_domain": (setting.per_domain >= 1, "at least 1"),
-        "hidden": (setting.hidden >= 1, "at least 1"),
-        "evaluations": (setting.evaluations >= 1, "at least 1"),
-        "learning_rate": (0.0 < setting.learning_rate < float("inf"), "positive and finite"),
-        "weight_decay": (0.0 <= setting.weight_decay < float("inf"), "finite and not negative"),
-        "rho": (0.0 <= setting.rho < float("inf"), "finite and not negative"),
-        "lam": (setting.lam is None or abs(setting.lam) < float("inf"), "finite"),
-        "dropout": (0.0 <= setting.dropout < 1.0, "in [0, 1)"),
-        "holdout": (0.0 < setting.holdout < 1.0, "between 0 and 1"),
-        "ema_decay": (0.0 <= setting.ema_decay < 1.0, "in [0, 1)"),
-        "optimizer": (setting.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-        "averaging": (setting.averaging in AVERAGING, f"one of {', '.join(AVERAGING)}"),
-    }
-    for name, (holds, wanted) in checks.items():
-        if not holds:
-            raise InputError(f"--{name.replace('_', '-')} must be {wanted}, got {getattr(setting, name)}")
+    for name in RANGES:
+        value = getattr(setting, name, None)
+        if value is not None:
+            check_range(name, value)
+    for name, choices in {"optimizer": OPTIMIZERS, "averaging": tuple(AVERAGING)}.items():
+        if getattr(setting, name) not in choices:
+            raise InputError(f"--{name} must be one of {', '.join(choices)}, got {getattr(setting, name)}")
 
 
 def make_optimizer(setting: Setting, hyper: Hyper) -> optax.GradientTransformation:

@@ -20,6 +20,8 @@ from disam_jax.dg.measure import Unseen
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.program import Program
+from disam_jax.dg.progress import TimeLeft
+from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.setting import Setting, check_setting
 from disam_jax.dg.store import SCHEMA, open_store
@@ -138,6 +140,8 @@ def run_sweep(
     most_at_once: int | None = None,
     memory_budget: int | None = None,
     on_progress: OnProgress | None = None,
+    on_line: Callable[[str], None] | None = None,
+    select: str = "validation",
     own_networks: Mapping[str, Network] | None = None,
     new: NewClasses | None = None,
 ) -> tuple[Results, dict[str, dict[str, Any]]]:
@@ -154,10 +158,13 @@ def run_sweep(
         plan: the runs.
         out: the folder of the results file.
         command: what was typed, for the record.
-        replace: whether results of something else in the folder are removed; otherwise they are an error.
+        replace: whether results of something else in the folder are moved into a folder of their own, inside;
+            otherwise they are an error.
         most_at_once: the largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
         memory_budget: bytes on each device that a program may take; by default half of what is free.
         on_progress: called as the runs are trained.
+        on_line: called with a line of text at the start and whenever a chunk is on disk.
+        select: which runs and points the folder's report will have, one of `selection.CRITERIA`.
         own_networks: for methods by name, a network in the place of `network`.
         new: classes that are not trained on, and are measured too.
 
@@ -187,20 +194,26 @@ def run_sweep(
         ['flops', 'seconds_per_run']
     """
     check_setting(setting)
+    check_size(plan)
     if setting.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):
         raise InputError(f"--per-domain must be at least 2 for {aligned[0]}: one example has no covariance")
     splits = tuple(split(data, seed, setting.holdout) for seed in plan.seeds)
     probe = min(setting.probe, int(splits[0].train_counts.min()))
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
     most = most_at_once or default_most_at_once(setting)
-    show = on_progress or (lambda *_: None)
+    show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
     notes = [*data.notes, *small_domains(data, splits[0], setting.per_domain)]
     header = make_header(data, setting, methods, plan, notes, command, None if new is None else new.data)
     network_of = lambda name: (own_networks or {}).get(name, network)
-    total, done = len(plan.runs), 0
+    total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
 
-    with open_store(out, header, replace) as store:
+    with open_store(out, header, replace, select) as store:
+        if store.aside is not None:
+            say(f"the earlier results are in {store.aside} now")
+        say(start_line(header, len(store.records)))
+        done = len(store.records)
+        left = TimeLeft(done, total)
         if isinstance(data, StreamedImages):
             parts = chunks
             make = lambda name, method: StreamedProgram(
@@ -235,19 +248,21 @@ def run_sweep(
                 store.program(name, {"runs_at_once": size, "flops": program.flops(runs[0])})
             size = store.programs[name]["runs_at_once"]
             for number, chunk in enumerate(parts(runs, size)):
-                if (name, number) not in store.chunks:
-                    # The last chunk is filled up with a run that is not written down, so that it fits the program.
-                    filled = chunk + [chunk[-1]] * (size - len(chunk))
-                    show(f"compiling {name}", done, total)
-                    program.compile(filled)
-                    step = len(chunk) / len(setting.measured_at)
-                    what = f"training {name}, {size} at once"
-                    began = time.perf_counter()
-                    measured = program.train(filled, counting(show, what, done, step, total))
-                    seconds[name].append((time.perf_counter() - began) / len(filled))
-                    store.chunk(name, number, chunk, measured)
+                if store.has(name, number, chunk):
+                    continue
+                # The last chunk is filled up with a run that is not written down, so that it fits the program.
+                filled = chunk + [chunk[-1]] * (size - len(chunk))
+                show(f"compiling {name}", done, total)
+                program.compile(filled)
+                step = len(chunk) / len(setting.measured_at)
+                what = f"training {name}, {size} at once"
+                began = time.perf_counter()
+                measured = program.train(filled, counting(show, what, done, step, total))
+                seconds[name].append((time.perf_counter() - began) / len(filled))
+                store.chunk(name, number, chunk, measured)
                 done += len(chunk)
-                show(f"training {name}, {size} at once", done, total)
+                show(what, done, total)
+                say(chunk_line(name, done, total, left.text(done)))
         results = store.results(header, plan.runs, setting.measured_at)
         cost = {
             name: {
@@ -257,6 +272,56 @@ def run_sweep(
             for name in methods
         }
     return results, cost
+
+
+def check_size(plan: Plan) -> None:
+    """Checks that there are not more runs than a results file can list.
+
+    Raises:
+        InputError: If there are.
+
+    Example:
+        >>> check_size(Plan({"ERM": [{}] * 10_000}, targets=(0,), seeds=tuple(range(1000))))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: these are 10,000,000 runs: take fewer --candidates, --seeds or methods
+    """
+    number = sum(map(len, plan.candidates.values())) * len(plan.targets) * len(plan.seeds)
+    if number > MOST_RUNS:
+        raise InputError(f"these are {number:,} runs: take fewer --candidates, --seeds or methods")
+
+
+def start_line(header: Mapping[str, Any], there: int) -> str:
+    """What will be run, in a line.
+
+    Args:
+        header: From `make_header`.
+        there: Number of runs that are finished.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> header = {"data": {"name": "toy"}, "methods": {"ERM": {}, "SAM": {}}, "targets": ["photo"], "planned": 6}
+        >>> start_line({**header, "seeds": [0, 1, 2]}, there=2)
+        'toy: 6 runs, of ERM, SAM; targets photo; 3 seeds; 2 are finished'
+    """
+    parts = [
+        f"{header['data']['name']}: {header['planned']} runs, of {', '.join(header['methods'])}",
+        f"targets {', '.join(header['targets'])}",
+        f"{len(header['seeds'])} seeds",
+    ]
+    return "; ".join([*parts, f"{there} are finished"] if there else parts)
+
+
+def chunk_line(method: str, done: int, total: int, left: str) -> str:
+    """How far a sweep has come, in a line.
+
+    Example:
+        >>> chunk_line("SAM", 120, 180, "about 20 s left")
+        '120 of 180 runs are finished, the last of SAM, about 20 s left'
+    """
+    return f"{done} of {total} runs are finished, the last of {method}" + (f", {left}" if left else "")
 
 
 def in_order(runs: Sequence[Run], size: int) -> list[list[Run]]:

@@ -25,8 +25,9 @@ from disam_jax.dg.models.vit import ViT
 from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier, add_lora
 from disam_jax.dg.peft.features import feature_size, tower_features
 from disam_jax.dg.pretrained import from_pretrained
-from disam_jax.dg.pretrained.files import download
+from disam_jax.dg.pretrained.files import checkpoint_path
 from disam_jax.dg.pretrained.tokenizer import Tokenizer, class_prompts, load_tokenizer
+from disam_jax.dg.reading import is_folder
 from disam_jax.dg.setting import Tuning
 
 
@@ -89,12 +90,11 @@ def load(
         >>> type(pretrained.module).__name__, pretrained.image_size
         ('ViT', 32)
     """
-    path = Path(checkpoint)
-    path = path if path.exists() else download(str(checkpoint), revision)
+    path = checkpoint_path(checkpoint, revision)
     options: dict[str, Any] = {"frozen_norm": frozen_norm, "dropout": dropout} if model.startswith("resnet") else {}
     module = from_pretrained(path, model=model, **options)
     if isinstance(module, CLIP):
-        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+        tokenizer = load_tokenizer(path if is_folder(path) else path.parent)
         tokenizer.check(module.config.vocab_size, module.config.eos_token_id)
         return Pretrained(module, module.config.image_size, Pictures(CLIP_MEAN, CLIP_STD), tokenizer)
     if isinstance(module, ViT):

@@ -1,7 +1,11 @@
 """Long measures in parts: progress after each, and a file from which an interrupted one goes on."""
 
 import hashlib
+import math
 import os
+import re
+import stat
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,7 +50,7 @@ def in_parts(
     """
     path = None if out is None else Path(out)
     mark = "" if path is None else _mark(what, surface, inputs)
-    parts = {} if path is None or not path.exists() else _load(path, what, mark, losses)
+    parts = {} if path is None or not os.path.lexists(path) else _load(path, what, mark, losses)
     done = min(len(next(iter(parts.values()))), total) if parts else 0
     show = progress or (lambda *_: None)
     show(what, done, total)
@@ -77,10 +81,12 @@ def _mark(what: str, surface: LossSurface, inputs: Any) -> str:
 
 def _load(path: Path, what: str, mark: str, losses: np.ndarray) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            parts = {name: file[name] for name in file.files}
+        parts = _arrays(path)
         found, before = str(parts.pop("mark")), parts.pop("losses_at_w")
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        lengths = {len(each) if each.ndim else None for each in parts.values()}
+        if len(lengths) != 1 or None in lengths:
+            raise ValueError("the arrays are not of as many parts.")
+    except _DAMAGES as error:
         raise ValueError(f"{path} holds no measure of disam_jax.sharpness: delete it or write another out.") from error
     if found != mark:
         raise ValueError(
@@ -93,6 +99,48 @@ def _load(path: Path, what: str, mark: str, losses: np.ndarray) -> dict[str, np.
             f"{losses.tolist()}. Delete it or write another out."
         )
     return parts
+
+
+# What `zipfile` raises at bytes that are no archive, or one that numpy did not write.
+_DAMAGES = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+# As numpy writes it, and nothing that would have to be evaluated.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][a-zA-Z]\d{1,6})', 'fortran_order': (True|False), "
+    rb"'shape': \(([\d, ]{0,200})\), \} *\n",
+    re.DOTALL,
+)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file as `_save` writes it, with checksums; no more memory is taken than the file has bytes."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file.")
+    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
+        members, size = archive.infolist(), path.stat().st_size
+        stored = all(each.compress_type == zipfile.ZIP_STORED and not each.flag_bits & 1 for each in members)
+        if not stored or sum(each.file_size for each in members) > size:
+            raise ValueError("it is compressed, encrypted or incomplete.")
+        return {each.filename.removesuffix(".npy"): _array(archive.read(each)) for each in members}
+
+
+def _array(content: bytes) -> np.ndarray:
+    header = _HEADER.match(content)
+    if header is None:
+        raise ValueError("an array has no header as numpy writes it.")
+    dtype, shape = np.dtype(header[1].decode()), tuple(int(each) for each in header[3].split(b",") if each.strip())
+    if math.prod(shape) * dtype.itemsize != len(content) - header.end():
+        raise ValueError("an array has more or fewer bytes than its shape.")
+    order = "F" if header[2] == b"True" else "C"
+    return np.frombuffer(content, dtype, offset=header.end()).reshape(shape, order=order).copy()
 
 
 def _save(path: Path, parts: Mapping[str, np.ndarray], mark: str, losses: np.ndarray) -> None:

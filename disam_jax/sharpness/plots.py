@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disam_jax._labels import curve_label, name_legend, visible
 from disam_jax.sharpness._hessian import HessianEigenvalues
 from disam_jax.sharpness._landscape import Landscape
 from disam_jax.sharpness._similarity import GradientSimilarity
@@ -138,7 +139,7 @@ def draw_curves(landscape: Landscape, *, log: bool = False, title: str = "") -> 
                 style["linestyle"] = (0, (4, 1.5))
             if place == len(names) - 1:
                 style = {"color": "black", "linewidth": 1.8, "zorder": 1.5}
-            panel.plot(landscape.x, np.where(np.isfinite(losses), losses, np.nan), label=name, **style)
+            panel.plot(landscape.x, np.where(np.isfinite(losses), losses, np.nan), label=curve_label(name), **style)
         if log:
             _logarithmic(panel)
         panel.set_xlim(landscape.x[0], landscape.x[-1])
@@ -277,7 +278,7 @@ def _new(width: float, height: float, title: str) -> "Figure":
 
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     if title:
-        figure.suptitle(textwrap.fill(title, int(16 * width)))
+        figure.suptitle(textwrap.fill(visible(title), int(16 * width)))
     return figure
 
 
@@ -285,7 +286,7 @@ def _legend(figure: "Figure", panel: "Axes", width: float) -> None:
     """Under the panel, in as many columns as the longest label allows."""
     handles, labels = panel.get_legend_handles_labels()
     columns = max(1, min(len(labels), int(14 * width / (5 + max(map(len, labels))))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2)
+    name_legend(figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2))
 
 
 def _name_ticks(panel: "Axes", names: Sequence[str], width: float) -> None:
@@ -295,7 +296,7 @@ def _name_ticks(panel: "Axes", names: Sequence[str], width: float) -> None:
 
 
 def _labels(names: Sequence[str], held_out: int | None) -> list[str]:
-    return [name + (" (held out)" if d == held_out else "") for d, name in enumerate(names)] + ["mixture"]
+    return [visible(name) + (" (held out)" if d == held_out else "") for d, name in enumerate(names)] + ["mixture"]
 
 
 def _line(place: int) -> str:

@@ -13,10 +13,14 @@ from sphinx.util import logging
 # Rooms that the sweeps are made of and nobody calls: found by reading them, not by their pages.
 INTERNAL_MODULES = {
     "disam_jax.dg.cli",
+    "disam_jax.dg.folder",
     "disam_jax.dg.memory",
     "disam_jax.dg.options",
     "disam_jax.dg.program",
     "disam_jax.dg.progress",
+    "disam_jax.dg.ranges",
+    "disam_jax.dg.reading",
+    "disam_jax.dg.schema",
     "disam_jax.dg.store",
     "disam_jax.dg.streamed",
     "disam_jax.dg.training",

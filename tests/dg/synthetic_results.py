@@ -2,7 +2,13 @@
 
 import numpy as np
 
+from disam_jax.dg.data.domains import join_domains
+from disam_jax.dg.methods import find_methods
 from disam_jax.dg.results import Results, Run
+from disam_jax.dg.search import random_candidates
+from disam_jax.dg.setting import Setting
+from disam_jax.dg.store import open_store
+from disam_jax.dg.sweep import Plan, in_order, make_header
 
 COMPARE = {
     "ERM": {"flops": 1.0e6},
@@ -86,3 +92,43 @@ def diverge(results, method, seed, target, point=2):
             for losses in (results.losses, results.probe_losses, results.perturbed_losses):
                 losses[index, point:] = np.nan
             results.sharpness[index] = np.nan
+
+
+def make_plan(
+    methods=("erm", "sam"), *, seeds=2, domains=("art", "photo", "sketch"), candidates=1, steps=4, command=""
+):
+    """Header and plan of a sweep over a data set without any sense."""
+    data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
+    setting, found = Setting(steps=steps, evaluations=2), find_methods(methods)
+    plan = Plan(
+        {name: random_candidates(method, setting, candidates, 0) for name, method in found.items()},
+        tuple(range(len(domains))),
+        tuple(range(seeds)),
+    )
+    return make_header(data, setting, found, plan, [], command), plan
+
+
+def write_results(out, *, at_once=3, seed=0, leave=0, select="validation", **options):
+    """The results file of such a sweep, of random numbers; the last `leave` chunks are not there yet."""
+    header, plan = make_plan(**options)
+    rng, points, d = np.random.default_rng(seed), len(header["steps"]), len(header["data"]["domains"])
+    chunks = [
+        (name, number, chunk)
+        for name in plan.candidates
+        for number, chunk in enumerate(in_order(plan.runs_of(name), at_once))
+    ]
+    with open_store(out, header, select=select) as store:
+        for name, number, chunk in chunks[: len(chunks) - leave]:
+            if number == 0:
+                store.program(name, {"runs_at_once": at_once, "flops": 1.0e6})
+            size = len(chunk)
+            measured = {
+                "accuracy": rng.uniform(0.0, 1.0, (size, points, 2, d)),
+                "losses": rng.uniform(0.0, 2.0, (size, points, 2, d)),
+                "probe_losses": rng.uniform(0.0, 2.0, (size, points, d)),
+                "perturbed_losses": rng.uniform(0.0, 2.0, (size, points, d)),
+                "sharpness": rng.uniform(0.0, 1.0, (size, d)),
+            }
+            measured["perturbed_losses"][np.arange(size), :, [run.target for run in chunk]] = np.nan
+            store.chunk(name, number, chunk, measured)
+    return header, plan

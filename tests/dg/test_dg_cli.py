@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -9,8 +10,12 @@ import time
 
 import numpy as np
 import pytest
+from synthetic_results import write_results
 
-from disam_jax.dg import cli, sweep
+from disam_jax.dg import cli, search, sweep
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.methods import METHODS
+from disam_jax.dg.report import write
 
 FILES = {
     "results.json",
@@ -33,6 +38,13 @@ def refused(capsys, *arguments):
     assert printed.err.count("\n") == 1
     assert printed.err.endswith("\n")
     return printed.err
+
+
+def told(err):
+    """Whether only lines of progress were printed, which say first what is run and at the end that it is done."""
+    lines = err.splitlines()
+    assert all(line.startswith("disam-jax: ") and line.isprintable() for line in lines)
+    return " runs, of " in lines[0] and "runs are finished" in lines[-1]
 
 
 def missing_folder(root):
@@ -124,24 +136,198 @@ def test_an_unknown_target_is_refused(image_folder, tmp_path, capsys):
         ("--learning-rate", "-1", "--learning-rate must be positive and finite, got -1"),
         ("--per-domain", "0", "--per-domain must be at least 1, got 0"),
         ("--candidates", "0", "--candidates must be at least 1, got 0"),
-        ("--memory", "0", "--memory must be positive, got 0"),
+        ("--memory", "0", "--memory must be positive and finite, got 0"),
         ("--runs-at-once", "0", "--runs-at-once must be at least 1, got 0"),
         ("--method", "erm,adam", "unknown --method adam: the methods are ERM, SAM, DISAM"),
         ("--grid", "rho", "--grid rho must be NAME=V,V,..."),
         ("--grid", "rho=a", "--grid rho=a must be NAME=V,V,..."),
         ("--grid", "size=1", "unknown hyperparameter size in --grid: these methods have"),
-        ("--grid", "rho=-1", "--grid rho must not be negative, got -1"),
-        ("--grid", "lam=nan", "--grid lam needs finite values"),
+        ("--grid", "rho=-1", "--grid rho must be finite and not negative, got -1"),
+        ("--grid", "lam=nan", "--grid lam must be finite, got nan"),
         ("--model", "conv", "conv"),
         ("--data", "imagenet", "imagenet is neither a known name nor a folder"),
         ("--data", "pacs", "PACS is read from a data directory"),
-        ("--image-size", "0", "--image-size must be a multiple of 4, at least 8, got 0"),
+        ("--image-size", "0", "--image-size must be at least 1, got 0"),
         ("--image-size", "30", "--image-size must be a multiple of 4, at least 8, got 30"),
     ],
 )
 def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
     assert reason in refused(capsys, option, value, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+NUMBERS = {
+    "--image-size": (8, int),
+    "--context": (1, int),
+    "--rank": (1, int),
+    "--rho": (0.0, float),
+    "--lam": (None, float),
+    "--learning-rate": (1e-30, float),
+    "--weight-decay": (0.0, float),
+    "--candidates": (1, int),
+    "--dropout": (0.0, float),
+    "--per-domain": (1, int),
+    "--seeds": (2, int),
+    "--steps": (1, int),
+    "--evaluations": (1, int),
+    "--runs-at-once": (1, int),
+    "--memory": (1e-30, float),
+}
+BEYOND_FLOATS = ["nan", "inf", "-inf", "1e300", "-1e300", "1e999"]
+BEYOND_INTEGERS = ["-1", str(2**31), str(2**32 + 1), str(2**64), "9" * 20, "-" + "9" * 20, "9" * 400]
+
+
+def beyond(option):
+    """Values of an option that it cannot have."""
+    least, kind = NUMBERS[option]
+    values = BEYOND_FLOATS if kind is float else BEYOND_INTEGERS
+    return [kind(value) for value in (*values, *(["-1"] * (least is not None)), *(["0"] * bool(least)))]
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+def test_a_number_beyond_its_range_is_named(tmp_path, option):
+    import dataclasses
+
+    from disam_jax.dg.options import Compare
+
+    for value in beyond(option):
+        with pytest.raises(InputError, match=f"^{option} must be ") as error:
+            cli.check(dataclasses.replace(Compare(), **{option[2:].replace("-", "_"): value}, out=tmp_path / "out"))
+        assert len(str(error.value)) < 150
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--memory", "inf"),
+        ("--rho", "1e300"),
+        ("--steps", "99999999999999999999"),
+        ("--seeds", "9" * 400),
+        *(pytest.param(name, str(value), marks=pytest.mark.slow) for name in NUMBERS for value in beyond(name)),
+    ],
+)
+@pytest.mark.parametrize("command", ["compare", pytest.param("sweep", marks=pytest.mark.slow)])
+def test_a_number_beyond_its_range_is_refused_before_any_work(tmp_path, capsys, monkeypatch, command, option, value):
+    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    out = tmp_path / "out"
+    assert cli.main([command, option, value, "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"disam-jax: error: {option} must be ")
+    assert printed.err.count("\n") == 1
+    assert len(printed.err) < 200
+    assert not out.exists()
+
+
+def test_every_option_that_is_a_number_has_a_range():
+    import dataclasses
+    import typing
+
+    from disam_jax.dg.options import Compare
+    from disam_jax.dg.ranges import RANGES
+
+    hints = typing.get_type_hints(Compare)
+    numbers = {
+        each.name
+        for each in dataclasses.fields(Compare)
+        if {int, float} & {hints[each.name], *typing.get_args(hints[each.name])}
+    }
+    assert numbers <= RANGES.keys()
+    assert {f"--{name.replace('_', '-')}" for name in numbers} == NUMBERS.keys()
+
+
+@pytest.mark.parametrize("name", ["rho", "learning_rate", "weight_decay", "alpha", "beta", "anneal", "eta", "gamma"])
+def test_a_value_of_a_grid_beyond_its_range_is_refused(name):
+    for value in (math.inf, math.nan, 1e300, -0.1):
+        with pytest.raises(InputError, match=f"--grid {name} must be "):
+            search.check_grid({name: (0.1, value)}, METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--grid", "rho=0.1", "rho=0.2"], "--grid has rho twice"),
+        (
+            ["--grid", *(f"{name}={','.join(map(str, range(1, 41)))}" for name in ("rho", "lam", "learning_rate"))],
+            "64,000",
+        ),
+        (["--seeds", "10000", "--candidates", "1000"], "runs: take fewer --candidates, --seeds or methods"),
+    ],
+)
+def test_more_than_can_be_run_is_refused(tmp_path, capsys, arguments, reason):
+    assert reason in refused(capsys, *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Where what is printed goes.
+
+
+def closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+PRINTED = [["list"], ["--help"], ["compare", "--help"], ["report"]]
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_results(tmp_path, seeds=3)
+    return tmp_path
+
+
+def arguments_of(command, results, monkeypatch):
+    monkeypatch.setattr(write, "report_figures", lambda *_: {})
+    return [*command, str(results)] if command == ["report"] else command
+
+
+@pytest.mark.parametrize("command", PRINTED, ids=" ".join)
+def test_a_full_disk_behind_standard_output_is_one_line(results, capsys, monkeypatch, command):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(arguments_of(command, results, monkeypatch)) == 2
+        message = "disam-jax: error: cannot write to standard output: No space left on device\n"
+        assert capsys.readouterr().err == message
+        # Python writes what is left when it ends.
+        full.flush()
+
+
+@pytest.mark.parametrize("command", PRINTED, ids=" ".join)
+def test_a_pipe_that_nobody_reads_ends_the_command_quietly(results, capsys, monkeypatch, command):
+    with closed_pipe() as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(arguments_of(command, results, monkeypatch)) == 141
+        assert capsys.readouterr().err == ""
+
+
+def test_standard_output_that_is_closed_is_no_error(results, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["list"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "status", "lines"), [(">/dev/full", 2, 1), ("| head -1", 141, 0), (">&-", 0, 0)], ids=str
+)
+def test_what_a_shell_sees(redirection, status, lines):
+    command = f"set -o pipefail; {sys.executable} -m disam_jax.dg.cli list {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    # A quick reader takes all lines before it goes.
+    assert done.returncode == status or (status == 141 and done.returncode == 0)
+    assert done.stderr.count("\n") == lines
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_are_printed_in_any_encoding(tmp_path, monkeypatch, encoding):
+    write_results(tmp_path, domains=("café", "日本", "a\x1b[31m\nb"), seeds=3)
+    monkeypatch.setattr(write, "report_figures", lambda *_: {})
+    with open(tmp_path / "printed", "w", encoding=encoding) as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert cli.main(["report", str(tmp_path)]) == 0
+    printed = (tmp_path / "printed").read_text(encoding=encoding)
+    assert ("日本" if encoding == "utf-8" else r"\u65e5\u672c") in printed
+    assert "\x1b" not in printed
 
 
 @pytest.mark.parametrize("arguments", [[], ["compare", "--seeds", "x"], ["compare", "--nothing"], ["other"]])
@@ -186,32 +372,6 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "run_sweep", interrupted)
     assert cli.main(["compare", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.startswith("disam-jax: interrupted")
-
-
-@pytest.mark.parametrize("command", ["sweep", pytest.param("compare", marks=pytest.mark.slow)])
-def test_results_of_something_else(tmp_path, capsys, command):
-    """A sweep never replaces them; a comparison does, as its help says."""
-    (tmp_path / "results.jsonl").write_text('{"header":{"schema":2,"data":{"name":"others"}}}\n')
-    arguments = [
-        command,
-        "--method",
-        "erm",
-        "--seeds",
-        "2",
-        "--steps",
-        "2",
-        "--target",
-        "clean",
-        "--out",
-        str(tmp_path),
-    ]
-    if command == "sweep":
-        assert cli.main([*arguments, "--candidates", "1"]) == 2
-        assert "holds results of something else" in capsys.readouterr().err
-        assert (tmp_path / "results.jsonl").read_text().count("\n") == 1
-    else:
-        assert cli.main(arguments) == 0
-        assert "others" not in (tmp_path / "results.jsonl").read_text()
 
 
 def test_a_report_without_results(tmp_path, capsys):
@@ -271,7 +431,7 @@ def test_digits_from_end_to_end(tmp_path, capsys):
     arguments = ["compare", "--seeds", "2", "--steps", "3", "--lam", "-0.5", "--out", str(out)]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert told(printed.err)
     assert max(map(len, printed.out.splitlines())) <= 80
     assert set(os.listdir(out)) >= FILES
     found = json.loads((out / "results.json").read_text())
@@ -301,7 +461,7 @@ def test_a_folder_from_end_to_end(image_folder, tmp_path, capsys):
     data = ["--data", str(image_folder), "--image-size", "16", "--target", "sketch", "art", "--penalty", "std"]
     assert cli.main(["compare", *data, "--seeds", "2", "--steps", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert told(printed.err)
     assert printed.out.startswith("pictures, leave one domain out: 2 seeds, 2 steps, rho 0.5, lam 0.4")
     assert set(os.listdir(out)) >= FILES
     found = json.loads((out / "results.json").read_text())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disam_jax.dg.data import features, folder
+from disam_jax.dg.data import features, folder, images, walk
 from disam_jax.dg.errors import InputError
 
 
@@ -38,7 +38,7 @@ def test_loading_gives_every_image_its_row(image_folder):
     assert data.labels.tolist() == [label for domain in listed.images for _, label in domain]
     assert data.validation is None
     for row in (0, 5, 17):
-        expected = features.image_features(folder.read_image(listed.paths[row], 16))
+        expected = features.image_features(images.read_image(listed.paths[row], 16))
         np.testing.assert_array_equal(data.inputs[row], expected)
     assert seen == [(k, 18) for k in range(1, 19)]
 
@@ -71,22 +71,22 @@ def test_the_order_is_that_of_torchvision(tmp_path):
         (tmp_path / name).touch()
     walked = sorted(os.walk(tmp_path))
     assert expected == [os.path.relpath(f"{d}/{name}", tmp_path) for d, _, names in walked for name in sorted(names)]
-    assert folder.class_images(tmp_path) == [tmp_path / name for name in expected]
+    assert walk.class_images(tmp_path) == [tmp_path / name for name in expected]
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".WebP"])
 def test_every_ending_of_domainbed_is_read(tmp_path, ending):
     mode = "L" if ending == ".pgm" else "RGB"
     Image.new("RGB", (6, 6), (200, 200, 200)).convert(mode).save(tmp_path / f"x{ending}")
-    assert folder.class_images(tmp_path) == [tmp_path / f"x{ending}"]
-    np.testing.assert_allclose(folder.read_image(tmp_path / f"x{ending}", 4), 200, atol=2)
+    assert walk.class_images(tmp_path) == [tmp_path / f"x{ending}"]
+    np.testing.assert_allclose(images.read_image(tmp_path / f"x{ending}", 4), 200, atol=2)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK"])
 def test_any_kind_of_colour_becomes_rgb(tmp_path, mode):
     ending = "jpg" if mode == "CMYK" else "png"
     Image.new("RGB", (9, 5), (255, 255, 255)).convert(mode).save(tmp_path / f"x.{ending}")
-    image = folder.read_image(tmp_path / f"x.{ending}", 8)
+    image = images.read_image(tmp_path / f"x.{ending}", 8)
     assert image.shape == (8, 8, 3)
     assert image.dtype == np.uint8
     assert image.min() >= 250
@@ -96,7 +96,7 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.save(tmp_path / "x.png", transparency=bytes([0, 255]))
-    np.testing.assert_array_equal(folder.read_image(tmp_path / "x.png", 8)[0, 0], [255, 0, 0])
+    np.testing.assert_array_equal(images.read_image(tmp_path / "x.png", 8)[0, 0], [255, 0, 0])
 
 
 def test_features_are_edges_and_colours_of_cells():
@@ -131,7 +131,7 @@ def test_a_truncated_image_is_named(image_folder):
 def test_pixels_of_16_bits_are_refused_not_cut_off(tmp_path):
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match=r"cannot read image .*x.png: pixels of more than 8 bits \(mode I;16\)"):
-        folder.read_image(tmp_path / "x.png", 4)
+        images.read_image(tmp_path / "x.png", 4)
 
 
 def test_an_image_of_no_size_is_refused(image_folder):

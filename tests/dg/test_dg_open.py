@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from disam_jax.dg import cli
 from disam_jax.dg.data import digits, folder, layouts
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.open import fingerprint, list_data, names, open_data
@@ -109,7 +110,11 @@ def test_split_files_and_duplicates_are_passed_on(pacs, tmp_path):
         ("{tmp}/x.csv", {}, "{tmp}/x.csv is a file, but no .npz file: write"),
         ("{tmp}/x.npz", {}, "cannot read {tmp}/x.npz: No such file"),
         ("{tmp}", {}, "{tmp} has no domain"),
-        ("PACS", {}, "PACS is read from a data directory: write the folder that holds PACS/"),
+        (
+            "PACS",
+            {},
+            r"PACS is read from a data directory: give --data-dir DIR .*that holds PACS/; .*https://github.com/facebookresearch/DomainBed",
+        ),
         ("domain_net", {"data_dir": "{tmp}"}, "no DomainNet in {tmp}: expected {tmp}/domain_net"),
         ("digits", {"split_files": "{tmp}"}, "digits is no folder of images and has no split files"),
         ("digits", {"duplicates": "{tmp}"}, "digits is no folder of images and has no list of duplicates"),
@@ -121,6 +126,57 @@ def test_what_cannot_be_opened_is_named(tmp_path, name, options, message):
     options = {key: type(tmp_path)(value.replace("{tmp}", str(tmp_path))) for key, value in options.items()}
     with pytest.raises(InputError, match=message.replace("{tmp}", re.escape(str(tmp_path)))):
         open_data(name.replace("{tmp}", str(tmp_path)), **options)
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("form", [str, str.lower])
+def test_a_data_set_by_name_without_its_folder_says_what_to_give_and_where_to_get_it(
+    tmp_path, monkeypatch, capsys, name, form
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", "--data", form(name)]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} is read from a data directory: give --data-dir DIR" in error
+    assert f"the folder that holds {layouts.LAYOUTS[name].folder}/" in error
+    assert "https://github.com/facebookresearch/DomainBed" in error
+    assert "./" not in error
+    # The name goes before the folder.
+    (tmp_path / form(name)).mkdir()
+    assert cli.main(["compare", "--data", form(name)]) == 2
+    assert f"for the folder of that name here write ./{form(name)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data_dir", ["empty", "nothing"])
+def test_a_data_folder_without_the_data_set_says_where_to_get_it(tmp_path, data_dir):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path / data_dir}.*https://github.com/facebookresearch/DomainBed"):
+        open_data("pacs", data_dir=tmp_path / data_dir)
+
+
+@pytest.mark.parametrize("data", ["digits", "digits-rotated", "{folder}", "{tmp}/x.npz"])
+def test_a_data_folder_for_other_data_is_refused_and_not_ignored(tmp_path, image_folder, data):
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 2)), y=[0, 1, 0, 1], domain=[0, 0, 1, 1])
+    data = data.format(folder=image_folder, tmp=tmp_path)
+    with pytest.raises(InputError, match=f"--data-dir {tmp_path} is for PACS, VLCS, .*but the data is {data}$"):
+        open_data(data, data_dir=tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("pac", "PACS"), ("digit", "digits"), ("ofice_home", "OfficeHome")])
+def test_a_name_that_is_unknown_by_a_hair_is_named_with_the_one_there_is(tmp_path, monkeypatch, given, meant):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"{given} is neither a known name nor a folder: .*; is {meant} meant\?"):
+        open_data(given)
+
+
+@pytest.mark.slow
+def test_compare_twice_where_the_data_is_gives_the_same_results(image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder)
+    command = ["compare", "--data", ".", "--image-size", "8", "--seeds", "2", "--steps", "2", "--method", "erm"]
+    tables = []
+    for out in ("disam-jax-results", "disam-jax-results", "runs/first", "art/results", "art/cat/results"):
+        assert cli.main([*command, "--evaluations", "1", "--out", out]) == 0
+        tables.append((image_folder / out / "accuracy.csv").read_bytes())
+    assert len(set(tables)) == 1
 
 
 def changed(values, place=0):

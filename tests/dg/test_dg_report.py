@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from synthetic_results import COMPARE, diverge, make_results
 
-from disam_jax.dg.errors import InputError
 from disam_jax.dg.report import figures, formats, sensitivity, tables, write
 from disam_jax.dg.report.summary import findings, summarise
 from disam_jax.dg.report.tables import Cell, Table
@@ -163,13 +162,68 @@ def test_latex_parses_back():
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines() if line.endswith(r"\\")]
     assert rows == [
-        ["", "a|b", r"c\_d\$"],
+        ["", r"a\textbar{}b", r"c\_d\$"],
         ["first, in nats", "", ""],
         [r"\quad x*y", r"$\mathbf{1.0} \pm 0.2$", "-"],
         [r"\quad z", r"$+2.0^{\dagger}$", r"$<0.001$"],
         ["last", "diverged (1 of 2)", r"$[-1.0, +2.0]$"],
     ]
     assert body.count(r"\midrule") == 2
+
+
+# Names that mean something to Matplotlib, Markdown, HTML, LaTeX or a terminal.
+NAMES = (
+    "_background",
+    "__init__",
+    "_nolegend_",
+    "$x$",
+    r"$\no$",
+    "a$b",
+    "100 %",
+    "a\\b",
+    "<b>bold</b>",
+    "c|d",
+    "[x]",
+    "*",
+    "~out~",
+    "&amp;",
+    "[a](http://b)",
+    "`code`",
+    "{",
+    "é日",
+)
+IN_LINES = {"new\nline": "new line", "tab\there": "tab here", "bell\a": r"bell\x07", "to\u202eleft": r"to\u202eleft"}
+SHOWN = {**{name: name for name in NAMES}, **IN_LINES}
+
+
+@pytest.mark.parametrize("name", SHOWN, ids=ascii)
+def test_a_name_reads_the_same_in_a_markdown_table_and_in_a_sentence(name):
+    from markdown_it import MarkdownIt
+
+    table = Table("", ("method", name), ((Cell(name), Cell(name, best=True)), (Cell(f"  {name}"), Cell("-"))), (name,))
+    page = f"# {formats.markdown_text(name)}\n\n{formats.to_markdown(table)}"
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page)
+    found = ["".join(each.content for each in token.children) for token in tokens if token.type == "inline"]
+    shown = SHOWN[name]
+    assert found == [shown, "method", shown, shown, shown, f"\N{EM SPACE}{shown}", "-", shown]
+
+
+@pytest.mark.parametrize("name", SHOWN, ids=ascii)
+def test_a_name_has_no_command_in_latex(name):
+    text = formats.latex_text(name)
+    plain = re.sub(r"\\[{}%&$_#]|\\text\w+\{\}", "", text)
+    assert not re.search(r"[\\$%&#_^~<>|]", plain)
+    assert plain.count("{") == plain.count("}")
+    assert not text.startswith(("[", "*"))
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", SHOWN, ids=ascii)
+def test_a_name_is_one_line_of_a_terminal(name):
+    file = io.StringIO()
+    formats.print_table(Table(name, ("method", name), ((Cell(name), Cell(name)),)), file)
+    assert all(line.isprintable() for line in file.getvalue().split("\n"))
+    assert file.getvalue().count(SHOWN[name]) >= 2
 
 
 def test_csv_parses_back():
@@ -290,6 +344,37 @@ def test_the_losses_have_a_panel_for_each_method_and_a_line_for_each_source():
     assert list(lines_of(left)) == ["rotation", "inversion"]
     np.testing.assert_array_equal(right.lines[1].get_ydata(), summary.curves.domain_losses.mean[2, :, 2])
     assert left.get_ylim() == right.get_ylim()
+
+
+def test_every_domain_is_named_in_the_legend():
+    names = tuple(SHOWN)
+    summary = summarise(make_results({"SAM": {}}, domains=names, targets=[0, 1], seeds=2, points=2), "last")
+    drawn = figures.draw_losses(summary, ["SAM"])
+    assert len(drawn.axes[0].lines) == len(names)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == list(SHOWN.values())
+    assert not any(text.get_parse_math() for text in drawn.legends[0].get_texts())
+
+
+def test_every_method_is_named():
+    methods = {"ERM": {}, "_SAM": {"base": "ERM"}, "$x$": {"base": "_SAM"}}
+    grid = ({"rho": 0.1, "lam": 1.0}, {"rho": 0.2, "lam": 1.0})
+    results = make_results(methods, seeds=2, points=2, grid=grid)
+    summary, grids = summarise(results, "last"), sensitivity.grids(results)
+    of = lambda legend: [text.get_text() for text in legend.get_texts()]
+    assert of(figures.draw_convergence(summary).axes[1].get_legend()) == list(methods)
+    assert [panel.get_title() for panel in figures.draw_losses(summary, ["_SAM", "$x$"]).axes] == ["_SAM", "$x$"]
+    used = figures.draw_usable_range(grids, summary.labels, "title")
+    assert of(used.legends[0]) == [f"{grid.method}, lam 1" for grid in grids]
+    ticks = figures.draw_differences(summary).axes[0].get_yticklabels()
+    assert {tick.get_text() for tick in ticks} >= {"_SAM - ERM", "$x$ - _SAM"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_any_name_can_be_drawn(suffix):
+    names = tuple(name for name in SHOWN if "日" not in name)
+    summary = summarise(make_results(domains=names, targets=[0, 1], seeds=2, points=2), "last")
+    assert len(figures.render(figures.draw_losses(summary, ["SAM"]), suffix)) > 1000
 
 
 def test_lines_of_many_domains_differ():
@@ -489,37 +574,6 @@ def test_small_and_large_reports_are_made(methods, more, all_diverged):
 def test_an_unknown_criterion_is_named():
     with pytest.raises(ValueError, match="criterion must be one of validation, oracle, last, got 'best'"):
         write.report_files(make_results(), "best")
-
-
-def test_files_are_written_whole_and_replace_older_ones(tmp_path):
-    out = tmp_path / "deep" / "out"
-    write.write_files(out, {"a": b"1", "b": b"2"})
-    write.write_files(out, {"a": b"3"})
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"a": b"3", "b": b"2"}
-
-
-def test_a_failing_write_leaves_the_older_files(tmp_path, monkeypatch):
-    write.write_files(tmp_path, {"a": b"1", "b": b"1"})
-
-    def full(path, content):
-        if path.name == "b":
-            raise OSError(28, "No space left on device")
-        return path.open("wb").close()
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
-        write.write_files(tmp_path, {"a": b"2", "b": b"2"})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"1", "b": b"1"}
-
-
-def test_a_file_in_the_way_is_named(tmp_path):
-    (tmp_path / "x").write_text("")
-    for out in (tmp_path / "x", tmp_path / "x" / "y"):
-        with pytest.raises(InputError, match=f"{tmp_path / 'x'} is not a folder"):
-            write.check_out(out)
-    write.check_out(tmp_path)
-    write.check_out(tmp_path / "new" / "er")
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_machine_and_versions():

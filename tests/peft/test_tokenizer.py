@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from odd_files import ODD
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.pretrained import tokenizer as module
@@ -117,6 +119,107 @@ def test_a_broken_file_is_named(tmp_path, name, text):
     (small_files(tmp_path) / name).write_text(text)
     with pytest.raises(InputError, match=name):
         load_tokenizer(tmp_path)
+
+
+def saved_whole(folder):
+    """The vocabulary as tokenizer.json."""
+    pipeline = load_tokenizer(small_files(folder)).pipeline
+    pipeline.save(str(folder / "tokenizer.json"))
+    return json.loads((folder / "tokenizer.json").read_text())
+
+
+def refused(folder, *names):
+    with pytest.raises(InputError) as raised:
+        load_tokenizer(folder)
+    text = str(raised.value)
+    assert text.isprintable()
+    assert len(text) < 1000
+    assert [name for name in names if name not in text] == []
+
+
+def make_large(path):
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *ODD.values(),
+        lambda path: path.symlink_to("../outside"),
+        lambda path: path.write_bytes(b"\xff\xfe\xff"),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_bytes(b'{"a": ' * 5000),
+        lambda path: path.write_bytes(b'{"a": 1, "a": 2}'),
+        lambda path: path.write_bytes(b'"a"'),
+        make_large,
+    ],
+    ids=[*ODD, "outside", "bytes", "lists", "objects", "twice", "string", "large"],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, make):
+    (tmp_path / "outside").write_text("{}")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    small_files(folder)
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    refused(folder, str(folder / name))
+
+
+@pytest.mark.parametrize("number", [-1, 10, 2**40, 2**70, 1.0, True, None, "3", [3], 4, 10**400])
+def test_ids_that_cannot_be(tmp_path, number):
+    # 4 is another token's.
+    refused(small_files(tmp_path, VOCABULARY | SPECIAL | {"c": number}), "vocab.json")
+
+
+def test_a_token_that_is_no_text(tmp_path):
+    refused(small_files(tmp_path, VOCABULARY | SPECIAL | {"\ud800": 10}), "vocab.json", "ud800")
+
+
+@pytest.mark.parametrize("line", ["a", "a b</w> c", "a  b</w>", "x y", "b c", " ", "a\tb</w>", "a" * 10**5])
+def test_merges_that_cannot_be(tmp_path, line):
+    small_files(tmp_path)
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\na b</w>\n{line}\n")
+    refused(tmp_path, "merges.txt", "line 3")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("model"),
+        lambda content: content.update(model=5),
+        lambda content: content["model"].update(type="none"),
+        lambda content: content["model"]["vocab"].update(c=-1),
+        lambda content: content["model"]["vocab"].update(c=4),
+        lambda content: content["model"]["vocab"].update(c=40),
+        lambda content: content["model"]["vocab"].update(c=2**40),
+        lambda content: content["model"]["vocab"].pop("<|endoftext|>"),
+        lambda content: content["model"].update(merges=[["x", "y"]]),
+        lambda content: content["model"].update(merges=[["a"]]),
+        lambda content: content.update(pre_tokenizer={"type": "none"}),
+    ],
+)
+def test_a_tokenizer_json_that_cannot_be(tmp_path, change):
+    content = saved_whole(tmp_path)
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    refused(tmp_path, "tokenizer.json")
+
+
+def test_files_of_a_snapshot_of_the_hub_are_links(tmp_path):
+    snapshot = tmp_path / "models--o--n" / "snapshots" / "c0ffee"
+    blobs = tmp_path / "models--o--n" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in list(small_files(blobs).iterdir()):
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert load_tokenizer(snapshot).vocab_size == 10
+
+
+def test_a_text_that_is_none(tmp_path):
+    with pytest.raises(InputError, match=r"'a \\udce9': is no text"):
+        load_tokenizer(small_files(tmp_path)).words("a \udce9")
 
 
 @pytest.mark.parametrize(("missing", "says"), [("tokenizers", "pip install tokenizers"), ("clip", "openai-clip")])

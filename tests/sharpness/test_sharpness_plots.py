@@ -67,6 +67,35 @@ def test_panels_share_their_levels():
         np.testing.assert_array_equal(each, levels[0])
 
 
+ANY = ("_background", r"$\no$", "new\nline")
+VISIBLE = ["_background", r"$\no$", "new line (held out)", "mixture"]
+
+
+def test_every_curve_is_named_in_the_legend():
+    figure = plots.draw_curves(line()._replace(names=ANY))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == VISIBLE
+    assert len(figure.axes[0].get_legend_handles_labels()[0]) == 4
+
+
+@pytest.mark.slow
+def test_any_name_can_be_drawn_whatever_the_user_set(tmp_path):
+    from matplotlib import rc_context
+
+    drawn = {
+        "landscape": plots.draw_landscape(plane()._replace(names=ANY), title=ANY[1]),
+        "curves": plots.draw_curves(line()._replace(names=ANY), title=ANY[1]),
+        "spectrum": plots.draw_spectrum(eigenvalues()._replace(names=ANY), title=ANY[1]),
+        "similarity": plots.draw_similarity(similarity()._replace(names=ANY), title=ANY[1]),
+    }
+    assert [panel.get_title() for panel in drawn["landscape"].axes[:4]] == VISIBLE
+    for name, panel in (("spectrum", drawn["spectrum"].axes[0]), ("similarity", drawn["similarity"].axes[0])):
+        assert [label.get_text() for label in panel.get_xticklabels()] == VISIBLE, name
+    for name, figure in drawn.items():
+        # As a user saves it, with formulas on.
+        with rc_context({"text.parse_math": True}):
+            figure.savefig(tmp_path / f"{name}.pdf")
+
+
 def test_curves_have_the_losses_and_a_gap():
     panel = plots.draw_curves(line(), log=True).axes[0]
     drawn = {artist.get_label(): artist for artist in panel.get_lines()}

@@ -1,10 +1,14 @@
 """Labelled data made of domains: readers, splits, batches and augmentation.
 
 domains     a data set in memory
+names       names of data sets, domains and classes
 digits      handwritten digits under named shifts, no download
+walk        which files in a folder of domains and classes are its images
+images      one image from a file
 folder      images in `DIR/domain/class/*.jpg`
 layouts     PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed stores them
 arrays      `{"x", "y", "domain"}` in an npz file
+npz         the format of npz files, checked before memory is taken
 features    an image as 176 numbers
 splits      which examples of a domain train and which validate
 batches     which examples make up the batch of a step, and the batches themselves

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from disam_jax.dg.data.names import check_names
+
 
 @dataclass(frozen=True, eq=False)
 class Domains:
@@ -23,6 +25,9 @@ class Domains:
         validation: bool [N], True for the examples that split files set aside for validation; None
             if there are no such files and the split is drawn, see `splits`.
         notes: what a reader of its results has to know.
+
+    Raises:
+        InputError: If a name cannot be written into tables and figures.
     """
 
     name: str
@@ -33,6 +38,9 @@ class Domains:
     class_names: tuple[str, ...]
     validation: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_names(self.name, self.domain_names, self.class_names)
 
     @property
     def counts(self) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Images in folders, `DIR/domain/class/*.jpg`: listed and checked first, read afterwards."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,14 @@ import numpy as np
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.features import check_image_size, image_features
+from disam_jax.dg.data.images import read_image
+from disam_jax.dg.data.names import check_different, check_name, hint
+from disam_jax.dg.data.walk import Places, images_of_classes, places, subfolders, why_passed_over
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import read_bytes, reason, shown
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Above the lists of any benchmark: those of DomainNet have 600,000 lines.
+MOST_LIST_BYTES = 2**28
 
 Progress = Callable[[int, int], None]
 
@@ -28,7 +34,8 @@ class Listing:
         domain_names: D names.
         class_names: C names.
         images: for each domain, its images' paths, under `root`, and labels, indices into `class_names`.
-        left_out: images in the folder that do not belong to the data set (the duplicates of DomainNet).
+        left_out: Images in the folder that are not counted: the duplicates of DomainNet, and links to images that are
+            counted elsewhere.
         validation: for each domain and image, whether a split file sets it aside for validation; None if there
             are no split files and the split is drawn, see `splits`.
     """
@@ -58,18 +65,20 @@ def list_images(root: Path) -> Listing:
 
     Domains and classes are sorted by name and the images of a class by folder and name, as DomainBed and
     torchvision's ImageFolder sort them, so that an image has the same index there and here. Files that are no
-    images by their name and hidden entries are passed over.
+    images by their name are passed over, and so are hidden entries, usual leftovers (`__MACOSX`, `@eaDir`,
+    `Thumbs.db`, ...) and folders of results. Every file counts once, in its own class, see `walk.images_of_classes`.
 
     Args:
-        root: folder of domain folders of class folders of images; the images may lie in folders of their own in
-            the class folder. Their names end in one of `SUFFIXES`, in upper or lower case.
+        root: Folder of domain folders of class folders of images; the images may lie in folders of their own in
+            the class folder. Their names end in one of `walk.SUFFIXES`, in upper or lower case.
 
     Returns:
         Listing with the name of the folder.
 
     Raises:
-        InputError: if the folder is missing or can't be listed, has fewer than two domains or two
-            classes, if a domain lacks a class that another one has, or a class is empty.
+        InputError: If the folder is missing or can't be listed, has fewer than two domains or two
+            classes, if a domain lacks a class that another one has, a class is empty, or a name cannot be written into
+            tables.
 
     Example:
         >>> import tempfile
@@ -80,77 +89,94 @@ def list_images(root: Path) -> Listing:
         ...     list_images(Path(folder)).class_names
         ('cat', 'dog')
     """
-    if not root.exists():
-        raise InputError(f"no such folder: {root}")
+    check_folder(root)
+    # A relative "." has no name of its own.
+    name = Path(os.path.abspath(root)).name
+    check_name(name, "data set", root)
     domains = subfolders(root)
     expected = "expected DIR/domain/class/*.jpg"
     if len(domains) < 2:
-        found = f"only one domain, {domains[0].name}" if domains else "no domain"
-        raise InputError(f"{root} has {found}; at least two are needed ({expected})")
-    classes = {domain: {path.name: path for path in subfolders(domain)} for domain in domains}
+        found = f"only one domain, {shown(domains[0].name)}" if domains else "no domain"
+        raise InputError(f"{shown(root)} has {found}; at least two are needed ({expected})")
+    data = places([root, *domains])
+    classes = {domain: {path.name: path for path in subfolders(domain, data)} for domain in domains}
+    for domain in domains:
+        check_name(domain.name, "domain", domain)
+        for path in classes[domain].values():
+            check_name(path.name, "class", path)
     names = sorted(set().union(*classes.values()))
     if len(names) < 2:
         found = f"only one class, {names[0]}" if names else "no class folder"
-        raise InputError(f"{root} has {found} in its domains; at least two are needed ({expected})")
-    images = []
+        raise InputError(f"{shown(root)} has {found} in its domains; at least two are needed ({expected})")
     for domain in domains:
-        for name in names:
-            if name not in classes[domain]:
-                raise InputError(f"class missing in a domain: {domain / name} does not exist")
-        images.append(tuple((path, y) for y, name in enumerate(names) for path in class_images(classes[domain][name])))
-    # A relative "." has no name of its own.
-    name = Path(os.path.abspath(root)).name
-    return Listing(root, name, tuple(domain.name for domain in domains), tuple(names), tuple(images))
+        for each in names:
+            if each not in classes[domain]:
+                _class_missing(domain / each, list(classes[domain]), data)
+    check_different([domain.name for domain in domains], "domain")
+    check_different(names, "class")
+    folders = [[(classes[domain][each], label) for label, each in enumerate(names)] for domain in domains]
+    images, left_out = list_classes(folders, data)
+    return Listing(root, name, tuple(domain.name for domain in domains), tuple(names), images, left_out)
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, without hidden ones.
+def check_folder(folder: Path) -> None:
+    """Checks that a folder is there.
+
+    Args:
+        folder: Path of the folder.
 
     Raises:
-        InputError: if it cannot be listed.
+        InputError: If it is not there.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("sketch", "photo", ".hidden"):
-        ...         Path(folder, name).mkdir()
-        ...     [path.name for path in subfolders(Path(folder))]
-        ['photo', 'sketch']
+        >>> check_folder(Path("."))
     """
     try:
-        entries = sorted(folder.iterdir(), key=lambda path: path.name)
-    except OSError as error:
-        _cannot_list(error, folder)
-    return [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+        os.stat(folder)
+    # A ValueError: a name with a zero byte, or one that the file system cannot encode.
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise InputError(
+            f"no such folder: {shown(folder)}" if missing else f"cannot list {shown(folder)}: {reason(error)}"
+        ) from error
 
 
-def class_images(folder: Path) -> list[Path]:
-    """The images in a folder and the folders within, in the order of torchvision's ImageFolder.
+def list_classes(
+    folders: Sequence[Sequence[tuple[Path, int]]], data: Places
+) -> tuple[tuple[tuple[tuple[Path, int], ...], ...], tuple[Path, ...]]:
+    """The images of all domains and classes.
+
+    Args:
+        folders: For each domain, the folders of its classes, each with its label.
+        data: Places of the data set and its domains.
+
+    Returns:
+        For each domain its images with their labels, and the images that are left out.
 
     Raises:
-        InputError: if it cannot be listed or has no image.
+        InputError: As `walk.images_of_classes`.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("2.PNG", "1.jpg", "notes.txt"):
-        ...         Path(folder, name).touch()
-        ...     [path.name for path in class_images(Path(folder))]
-        ['1.jpg', '2.PNG']
+        ...     Path(folder, "1.jpg").touch()
+        ...     images, left_out = list_classes([[(Path(folder), 3)]], places([Path(folder)]))
+        >>> [label for _, label in images[0]]
+        [3]
     """
-    walked = sorted(os.walk(folder, onerror=lambda error: _cannot_list(error, folder), followlinks=True))
-    images = [Path(inside, name) for inside, _, names in walked for name in sorted(names) if _is_image(name)]
-    if not images:
-        raise InputError(f"empty class: {folder} has no image ({', '.join(SUFFIXES)})")
-    return images
+    found = iter(images_of_classes([path for domain in folders for path, _ in domain], data))
+    of_domains = [[(next(found), label) for _, label in domain] for domain in folders]
+    return (
+        tuple(tuple((path, label) for each, label in domain for path in each.images) for domain in of_domains),
+        tuple(path for domain in of_domains for each, _ in domain for path in each.left_out),
+    )
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
-
-
-def _cannot_list(error: OSError, folder: Path) -> NoReturn:
-    raise InputError(f"cannot list {error.filename or folder}: {error.strerror}") from error
+def _class_missing(path: Path, others: Sequence[str], data: Places) -> NoReturn:
+    """Says why a class has no folder, or which folder is perhaps meant."""
+    passed_over = why_passed_over(path, data)
+    found = f"does not exist{hint(path.name, others)}" if passed_over is None else passed_over
+    raise InputError(f"class missing in a domain: {shown(path)} {found}")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -168,50 +194,12 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         [(1, 'cat'), (3, 'dog')]
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def read_image(path: Path, size: int) -> np.ndarray:
-    """Reads an image and scales it to a square.
-
-    A truncated image is an error here, where DomainBed fills in what is missing.
-
-    Args:
-        path: of the image.
-        size: pixels on each side of the result.
-
-    Returns:
-        uint8 [size, size, 3], scaled bilinearly with antialiasing.
-
-    Raises:
-        InputError: if the file is not a complete image of 8 bits per colour.
-
-    Example:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (2, 3), "red").save(Path(folder, "1.png"))
-        ...     read_image(Path(folder, "1.png"), size=1).tolist()
-        [[[255, 0, 0]]]
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            # Pillow cuts such pixels off at 255 without a word.
-            if image.mode[0] in "IF":
-                raise ValueError(f"pixels of more than 8 bits (mode {image.mode}); save it with 8 bits")
-            # Palettes and transparency only become colours by way of RGBA.
-            if image.mode == "P" or "transparency" in image.info:
-                image = image.convert("RGBA")
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    # A decoder meets broken bytes with whatever error it happens upon.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read image {path}: {reason}") from error
+        # Editors of Windows put a mark before the text.
+        text = read_bytes(path, MOST_LIST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {shown(path)}: {reason(error)}; save it as UTF-8 text") from error
+    # Not splitlines, which also ends lines at characters that names can have.
+    return [(number, line.strip()) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
 
 
 def load_features(listing: Listing, image_size: int = 64, on_progress: Progress | None = None) -> Domains:

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from disam_jax.dg.data.folder import Listing, class_images, read_lines, subfolders
+from disam_jax.dg.data.folder import Listing, list_classes, read_lines
+from disam_jax.dg.data.names import how_they_differ, near
+from disam_jax.dg.data.walk import Places, places, subfolders, why_passed_over
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import brief, exists, is_folder, reason, shown
 
 DUPLICATES = "domain_net_duplicates.txt"
+HOW_TO_GET = "domainbed/scripts/download.py in https://github.com/facebookresearch/DomainBed downloads it"
 
 
 @dataclass(frozen=True)
@@ -187,75 +191,85 @@ def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Li
         raise InputError(f"{layout.name} has no list of duplicates, got {duplicates}; only DomainNet has one")
     root = _find_root(layout, data_dir)
     found = _match(layout.domain_names, subfolders(root), f"domain of {layout.name}", layout.other_domains)
-    images = []
+    data = places([root, *found.values()])
+    folders = []
     for domain in layout.domain_names:
         if domain not in found:
-            raise InputError(f"domain missing: {layout.name} needs the folder {root / domain}")
-        images.append(_list_domain(layout, found[domain]))
+            raise InputError(f"domain missing: {layout.name} needs the folder {_absent(root / domain, places([root]))}")
+        folders.append(_class_folders(layout, found[domain], data))
+    images, doubles = list_classes(folders, data)
     listed = _read_duplicates(layout, root, duplicates)
     paths = (path for domain in images for path, _ in domain) if listed else ()
-    gone = {path: None for path in paths if _plain(path.relative_to(root).as_posix()) in listed}
+    gone = {path: None for path in paths if _key(path.relative_to(root).as_posix()) in listed}
     kept = tuple(tuple(image for image in domain if image[0] not in gone) for domain in images)
     for domain, before, after in zip(layout.domain_names, images, kept, strict=True):
         emptied = sorted({label for _, label in before} - {label for _, label in after})
         if emptied:
             raise InputError(f"the list of duplicates names all images of {domain}/{layout.class_names[emptied[0]]}")
-    return Listing(root, layout.name, layout.domain_names, layout.class_names, kept, left_out=tuple(gone))
+    return Listing(root, layout.name, layout.domain_names, layout.class_names, kept, left_out=(*gone, *doubles))
 
 
 def _find_root(layout: Layout, data_dir: Path) -> Path:
-    if not data_dir.exists():
-        raise InputError(f"no such folder: {data_dir}")
-    if (data_dir / layout.folder).is_dir():
+    if not exists(data_dir):
+        raise InputError(f"no such folder: {shown(data_dir)}, which should hold {layout.folder}/; {HOW_TO_GET}")
+    if is_folder(data_dir / layout.folder):
         return data_dir / layout.folder
-    names = {_plain(path.name) for path in subfolders(data_dir)}
-    if data_dir.name == layout.folder or names & {_plain(name) for name in layout.domain_names}:
+    try:
+        names = {_key(path.name) for path in data_dir.iterdir()}
+    except OSError as error:
+        raise InputError(f"cannot list {shown(data_dir)}: {reason(error)}") from error
+    if data_dir.name == layout.folder or names & {_key(name) for name in layout.domain_names}:
         return data_dir
     raise InputError(
-        f"no {layout.name} in {data_dir}: expected {data_dir / layout.folder} or the folders "
-        f"{', '.join(layout.domain_names)} in it"
+        f"no {layout.name} in {shown(data_dir)}: expected {shown(data_dir / layout.folder)} or the folders "
+        f"{', '.join(layout.domain_names)} in it; {HOW_TO_GET}"
     )
 
 
-def _plain(name: str) -> str:
+def _key(name: str) -> str:
     return name.casefold().replace("_", " ")
 
 
 def _match(names: tuple[str, ...], folders: list[Path], what: str, others: str | None = None) -> dict[str, Path]:
     """Which folder is which name; each folder must be one, or begin like the `others`, which are not read."""
-    known = {_plain(name): name for name in names}
+    known = {_key(name): name for name in names}
     found: dict[str, Path] = {}
     for path in folders:
-        name = known.get(_plain(path.name))
+        name = known.get(_key(path.name))
         if name is None and others is not None and path.name.startswith(others):
             continue
         if name is None:
-            raise InputError(f"{path} is no {what}: move it elsewhere")
+            meant = near(path.name, names)
+            advice = "move it elsewhere" if meant is None else f"{how_they_differ(path.name, meant)}; rename or move it"
+            raise InputError(f"{shown(path)} is no {what}: {advice}")
         if name in found:
-            raise InputError(f"{path} and {found[name]} are the same {what}: move one elsewhere")
+            raise InputError(f"{shown(path)} and {shown(found[name])} are the same {what}: move one elsewhere")
         found[name] = path
     return found
 
 
-def _list_domain(layout: Layout, folder: Path) -> list[tuple[Path, int]]:
-    found = _match(layout.class_names, subfolders(folder), f"class of {layout.name}")
+def _class_folders(layout: Layout, folder: Path, data: Places) -> list[tuple[Path, int]]:
+    found = _match(layout.class_names, subfolders(folder, data), f"class of {layout.name}")
     missing = [name for name in layout.class_names if name not in found]
     if missing and (len(missing) == len(layout.class_names) or not layout.may_lack_classes):
-        raise InputError(f"class missing in a domain: {layout.name} needs the folder {folder / missing[0]}")
-    return [
-        (path, label)
-        for label, name in enumerate(layout.class_names)
-        if name in found
-        for path in class_images(found[name])
-    ]
+        absent = _absent(folder / missing[0], data)
+        raise InputError(f"class missing in a domain: {layout.name} needs the folder {absent}")
+    return [(found[name], label) for label, name in enumerate(layout.class_names) if name in found]
+
+
+def _absent(path: Path, data: Places) -> str:
+    passed_over = why_passed_over(path, data)
+    return shown(path) if passed_over is None else f"{shown(path)}, but that {passed_over}"
 
 
 def _read_duplicates(layout: Layout, root: Path, given: Path | None) -> set[str]:
-    if not layout.has_duplicates or (given is None and not (root / DUPLICATES).exists()):
+    if not layout.has_duplicates or (given is None and not exists(root / DUPLICATES)):
         return set()
     path = given or root / DUPLICATES
     lines = read_lines(path)
     for number, line in lines:
         if line.split("/")[0] not in layout.domain_names:
-            raise InputError(f"{path} line {number}: expected a path like clipart/bear/image.jpg, got {line!r}")
-    return {_plain(line) for _, line in lines}
+            raise InputError(
+                f"{shown(path)} line {number}: expected a path like clipart/bear/image.jpg, got {brief(line)}"
+            )
+    return {_key(line) for _, line in lines}

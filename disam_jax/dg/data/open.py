@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,9 @@ import numpy as np
 
 from disam_jax.dg.data import arrays, digits, folder, layouts, splits
 from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.names import near
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import exists, is_folder, reason, shown
 
 DIGITS = {"digits": digits.load_digits, "digits-rotated": digits.load_rotated_digits}
 
@@ -62,13 +65,14 @@ def open_data(
     stream: bool = False,
     most_bytes: int | None = None,
     on_progress: folder.Progress | None = None,
+    out: Path | None = None,
 ) -> Domains:
     """Reads a data set.
 
     Args:
         name_or_path: one of `names()`, in upper or lower case; a folder of images, `DIR/domain/class/*.jpg`; or an
             npz file. A name goes before a path of the same name: write `./digits` for a folder.
-        data_dir: for the layouts, DomainBed's data directory; not used for other data.
+        data_dir: DomainBed's data directory, for the layouts only.
         image_size: pixels on each side to which images are scaled; not used for digits and arrays.
         features: images as 176 numbers, float32 [N, 176], instead of uint8 [N, S, S, 3].
         split_files: for images, a folder of split files or one of them, see `splits.read_split_files`.
@@ -77,6 +81,7 @@ def open_data(
         stream: leave the images in their files.
         most_bytes: leave them there too if their pixels take more; None for no limit.
         on_progress: called with the number of images read and their total.
+        out: Folder that results will be written to; none of the folders in which the images lie.
 
     Returns:
         The data set; `StreamedImages` if the images stay in their files.
@@ -90,25 +95,30 @@ def open_data(
         (('0', '15', '30', '45', '60', '75'), (1797, 64))
     """
     name = name_or_path.casefold()
-    path = Path(name_or_path).expanduser()
-    if layouts.find_layout(name) is not None or (name not in DIGITS and path.is_dir()):
+    path = expand(Path(name_or_path))
+    if layouts.find_layout(name) is not None or (name not in DIGITS and is_folder(path)):
         listing = list_data(name_or_path, data_dir=data_dir, split_files=split_files, duplicates=duplicates)
+        if out is not None:
+            check_apart(out, listing)
         if features and stream:
             raise InputError("features are computed once and fit: leave out --stream")
         if not features and (stream or (most_bytes is not None and pixel_bytes(listing, image_size) > most_bytes)):
             return stream_images(listing, image_size)
         return (folder.load_features if features else folder.load_images)(listing, image_size, on_progress)
     if stream:
-        raise InputError(f"{name_or_path} is no folder of images and fits: leave out --stream")
+        raise InputError(f"{shown(name_or_path)} is no folder of images and fits: leave out --stream")
+    _check_data_dir(name_or_path, data_dir)
     for option, given in (("split files", split_files), ("list of duplicates", duplicates)):
         if given is not None:
-            raise InputError(f"{name_or_path} is no folder of images and has no {option}, got {given}")
+            raise InputError(f"{shown(name_or_path)} is no folder of images and has no {option}, got {shown(given)}")
     if name in DIGITS:
         return DIGITS[name]()
     if path.suffix == ".npz":
         return arrays.load_arrays(path, allow_missing_classes)
-    seen = "is a file, but no .npz file" if path.is_file() else "is neither a known name nor a folder"
-    raise InputError(f"{name_or_path} {seen}: write one of {', '.join(names())}, a folder of images or a .npz file")
+    seen = "is a file, but no .npz file" if exists(path) else "is neither a known name nor a folder"
+    known = f"one of {', '.join(names())}, a folder of images or a .npz file"
+    meant = None if exists(path) else near(name, names())
+    raise InputError(f"{shown(name_or_path)} {seen}: write {known}{'' if meant is None else f'; is {meant} meant?'}")
 
 
 def list_data(
@@ -140,13 +150,70 @@ def list_data(
     layout = layouts.find_layout(name_or_path)
     if layout is None:
         if duplicates is not None:
-            raise InputError(f"{name_or_path} has no list of duplicates, got {duplicates}; only DomainNet has one")
-        listing = folder.list_images(Path(name_or_path).expanduser())
+            raise InputError(
+                f"{shown(name_or_path)} has no list of duplicates, got {shown(duplicates)}; only DomainNet has one"
+            )
+        _check_data_dir(name_or_path, data_dir)
+        listing = folder.list_images(expand(Path(name_or_path)))
     elif data_dir is None:
-        raise InputError(f"{layout.name} is read from a data directory: write the folder that holds {layout.folder}/")
+        here = f"; for the folder of that name here write ./{name_or_path}" if is_folder(Path(name_or_path)) else ""
+        raise InputError(
+            f"{layout.name} is read from a data directory: give --data-dir DIR (data_dir in Python), the folder that "
+            f"holds {layout.folder}/; {layouts.HOW_TO_GET}{here}"
+        )
     else:
-        listing = layouts.list_layout(layout.name, data_dir.expanduser(), duplicates)
+        listing = layouts.list_layout(layout.name, expand(data_dir), duplicates)
     return listing if split_files is None else splits.read_split_files(split_files, listing)
+
+
+def _check_data_dir(name_or_path: str, data_dir: Path | None) -> None:
+    if data_dir is not None:
+        raise InputError(
+            f"--data-dir {shown(data_dir)} is for {', '.join(layouts.LAYOUTS)}, but the data is {shown(name_or_path)}"
+        )
+
+
+def expand(path: Path) -> Path:
+    """A path with `~` replaced by a user's folder.
+
+    Raises:
+        InputError: If there is no such user.
+
+    Example:
+        >>> expand(Path("data")).name
+        'data'
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"cannot read {shown(path)}: {reason(error)}; write ./{shown(path)} for that name") from error
+
+
+def check_apart(out: Path, listing: folder.Listing) -> None:
+    """Checks that results are not written among the images, where figures would be taken for images.
+
+    Args:
+        out: Folder that results will be written to; it need not exist.
+        listing: Images of the data set.
+
+    Raises:
+        InputError: If it is a class folder, or a folder within one that has images in it.
+
+    Example:
+        >>> images = (((Path("toy/photo/cat/1.jpg"), 0),),)
+        >>> listing = folder.Listing(Path("toy"), "toy", ("photo",), ("cat",), images)
+        >>> check_apart(Path("toy/results"), listing)
+        >>> check_apart(Path("toy/photo/cat"), listing)
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --out toy/photo/cat holds images of toy: give another folder
+    """
+    # Root and domains hold no images themselves.
+    least = len(listing.root.parts) + 2
+    parents = {path.parent for path in listing.paths}
+    inside = {above for path in parents for above in (path, *path.parents) if len(above.parts) >= least}
+    if os.path.realpath(out) in {os.path.realpath(path) for path in inside}:
+        raise InputError(f"--out {shown(out)} holds images of {listing.name}: give another folder")
 
 
 def pixel_bytes(listing: folder.Listing, image_size: int) -> int:
@@ -240,4 +307,4 @@ def _files(listing: folder.Listing) -> list[tuple[str, int]]:
     try:
         return [(path.relative_to(listing.root).as_posix(), path.stat().st_size) for path in listing.paths]
     except OSError as error:
-        raise InputError(f"cannot read image {error.filename}: {error.strerror}") from error
+        raise InputError(f"cannot read image {shown(error.filename)}: {reason(error)}") from error

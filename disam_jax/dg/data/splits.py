@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import Listing, read_lines
+from disam_jax.dg.data.walk import is_visible
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import exists, is_folder, reason, shown
 
 PARTS = {"train": False, "val": True, "crossval": True, "validation": True, "test": None}
 
@@ -208,7 +211,8 @@ def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
     measured, and so are other files of a folder. The domain is read from the lines.
 
     Lines may name images that the listing leaves out. Folders before the domain's are dropped, and `.png` may stand
-    for `.jpg` and so on if the class has one image of that name only: many copies of a data set were saved anew.
+    for `.jpg` and so on, and letters be in another Unicode form, if the class has one image of that name only: many
+    copies of a data set were saved anew.
     Labels may count from 0 or 1 or in any order, but must agree with the class folders.
 
     Args:
@@ -238,11 +242,11 @@ def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
     label_of: dict[str, tuple[str, str]] = {}
     for file, validates in files:
         for number, line in read_lines(file):
-            where = f"{file} line {number}"
+            where = f"{shown(file)} line {number}"
             name, label = _parse(line)
             image, class_name = _find(name, index, listing, where)
             if image in first:
-                raise InputError(f"{where}: {name} is listed twice, first in {first[image]}")
+                raise InputError(f"{where}: {shown(name)} is listed twice, first in {first[image]}")
             first[image], validation[image] = where, validates
             if label is not None:
                 _check_label(label, class_name, label_of, where)
@@ -250,7 +254,8 @@ def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
         absent = [path for path, _ in domain if path not in validation]
         if absent:
             raise InputError(
-                f"{len(absent)} of {len(domain)} images of {domain_name} are in no split file, the first {absent[0]}"
+                f"{len(absent)} of {len(domain)} images of {domain_name} are in no split file, "
+                f"the first {shown(absent[0])}"
             )
     flags = tuple(tuple(validation[path] for path, _ in domain) for domain in listing.images)
     return replace(listing, validation=flags)
@@ -258,9 +263,9 @@ def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
 
 def _split_files(paths: Path | Sequence[Path]) -> list[tuple[Path, bool]]:
     if isinstance(paths, Path):
-        if not paths.exists():
-            raise InputError(f"no such folder of split files: {paths}")
-        given = sorted(paths.glob("*.txt")) if paths.is_dir() else [paths]
+        if not exists(paths):
+            raise InputError(f"no such folder of split files: {shown(paths)}")
+        given = _texts(paths) if is_folder(paths) else [paths]
     else:
         given = list(paths)
     parts = []
@@ -269,12 +274,19 @@ def _split_files(paths: Path | Sequence[Path]) -> list[tuple[Path, bool]]:
         parts.append(PARTS[words[-1]] if words else None)
     for validates, what in ((False, "train"), (True, "val")):
         if validates not in parts:
-            raise InputError(f"no split file named like DOMAIN_{what}.txt among {_short(given) or paths}")
+            raise InputError(f"no split file named like DOMAIN_{what}.txt among {_short(given) or shown(paths)}")
     return [(path, part) for path, part in zip(given, parts, strict=True) if part is not None]
 
 
+def _texts(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".txt" and is_visible(path.name))
+    except OSError as error:
+        raise InputError(f"cannot list {shown(folder)}: {reason(error)}") from error
+
+
 def _short(paths: Sequence[Path]) -> str:
-    names = [str(path) for path in paths]
+    names = [shown(path) for path in paths]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -283,7 +295,7 @@ class Index(NamedTuple):
 
     Attributes:
         exact: by path.
-        stems: by path without suffix; None where two images share one.
+        stems: By path without suffix, in NFC; None where two images share one.
     """
 
     exact: dict[str, tuple[Path, str]]
@@ -303,9 +315,17 @@ def _index(listing: Listing) -> Index:
 
 
 def _add(index: Index, relative: Path, path: Path, class_name: str) -> None:
-    stem = relative.with_suffix("").as_posix()
+    stem = _stem(relative)
     index.exact[relative.as_posix()] = (path, class_name)
     index.stems[stem] = None if stem in index.stems else (path, class_name)
+
+
+def _stem(relative: Path) -> str:
+    return _composed(relative.with_suffix("").as_posix())
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _parse(line: str) -> tuple[str, int | None]:
@@ -315,12 +335,13 @@ def _parse(line: str) -> tuple[str, int | None]:
 
 def _find(name: str, index: Index, listing: Listing, where: str) -> tuple[Path, str]:
     parts = name.replace("\\", "/").split("/")
-    for start in (place for place, part in enumerate(parts) if part in listing.domain_names):
+    domain_names = [_composed(domain) for domain in listing.domain_names]
+    for start in (place for place, part in enumerate(parts) if _composed(part) in domain_names):
         relative = Path(*parts[start:])
-        entry = index.exact.get(relative.as_posix()) or index.stems.get(relative.with_suffix("").as_posix())
+        entry = index.exact.get(relative.as_posix()) or index.stems.get(_stem(relative))
         if entry is not None:
             return entry
-    raise InputError(f"{where}: no image {name} in {listing.root}")
+    raise InputError(f"{where}: no image {shown(name)} in {shown(listing.root)}")
 
 
 def _check_label(label: int, class_name: str, label_of: dict[str, tuple[str, str]], where: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from disam_jax.dg.data.batches import Batch, Plan, ResumableBatches, arrange, fingerprint
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.folder import Listing, read_image
+from disam_jax.dg.data.folder import Listing
+from disam_jax.dg.data.images import read_image
 from disam_jax.dg.data.splits import Split
 from disam_jax.dg.errors import InputError
 

@@ -2,6 +2,7 @@
 
 load              a module from a folder, a file or a repository of Hugging Face
 files             safetensors and config.json, never pickle
+tensors           the format of safetensors
 keymap            from the keys of a checkpoint to the variables of a module
 clip_keys         CLIP's keys and sizes
 vit_keys          ViT's

@@ -7,7 +7,8 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.clip import CLIP, CLIPConfig
 from disam_jax.dg.pretrained.files import CONFIG, Checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, Rule, linear_kernel
-from disam_jax.dg.pretrained.transformer_keys import Settings, linear_rules, norm_rules, patch_rule
+from disam_jax.dg.pretrained.transformer_keys import Settings, count_blocks, linear_rules, norm_rules, patch_rule
+from disam_jax.dg.reading import brief
 
 
 def clip_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
@@ -28,7 +29,11 @@ def clip_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
             f"{checkpoint.where}: num_classes is {num_classes}, but CLIP classifies by texts and has no head to make; "
             "leave num_classes out"
         )
-    config = clip_config(checkpoint.config or {}, checkpoint.where)
+    given = checkpoint.config or {}
+    config = clip_config(given, checkpoint.where)
+    for part, model in (("text_config", "text_model"), ("vision_config", "vision_model")):
+        found = count_blocks(checkpoint.tensors, rf"{_block(model)}\.")
+        _part(given, part, f"{checkpoint.where}: {CONFIG}").layers("num_hidden_layers", 12, found)
     return Recipe(lambda rngs: CLIP(config, rngs=rngs), clip_rules(config.patch_size))
 
 
@@ -58,6 +63,7 @@ def clip_config(config: Mapping[str, Any], where: str) -> CLIPConfig:
     text, vision = _part(config, "text_config", where), _part(config, "vision_config", where)
     if (channels := vision.whole("num_channels", 3)) != 3:
         raise InputError(f"{vision.where}: num_channels is {channels}, but only images of 3 channels are supported")
+    vocab_size = text.whole("vocab_size", 49408)
     try:
         return CLIPConfig(
             image_size=vision.square("image_size", 224),
@@ -70,14 +76,14 @@ def clip_config(config: Mapping[str, Any], where: str) -> CLIPConfig:
             text_layers=text.whole("num_hidden_layers", 12),
             text_heads=text.whole("num_attention_heads", 8),
             text_hidden=text.whole("intermediate_size", 2048),
-            vocab_size=text.whole("vocab_size", 49408),
+            vocab_size=vocab_size,
             embed_dim=Settings(config, where).whole("projection_dim", 512),
             context_length=text.whole("max_position_embeddings", 77),
             activation=_common("hidden_act", text.activation("quick_gelu"), vision.activation("quick_gelu"), where),
             eps=_common(
                 "layer_norm_eps", text.positive("layer_norm_eps", 1e-5), vision.positive("layer_norm_eps", 1e-5), where
             ),
-            eos_token_id=text.whole("eos_token_id", 49407, least=0),
+            eos_token_id=text.whole("eos_token_id", 49407, least=0, most=vocab_size - 1),
         )
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
@@ -86,9 +92,9 @@ def clip_config(config: Mapping[str, Any], where: str) -> CLIPConfig:
 def _part(config: Mapping[str, Any], name: str, where: str) -> Settings:
     entries: dict[str, Any] = {}
     for key in (name, f"{name}_dict"):
-        part = config.get(key) or {}
+        part = {} if config.get(key) is None else config[key]
         if not isinstance(part, Mapping):
-            raise InputError(f"{where}: {key} is {part!r}, must be an object {{...}}")
+            raise InputError(f"{where}: {key} is {brief(part)}, must be an object {{...}}")
         entries |= part
     return Settings(entries, f"{where}: {name}")
 
@@ -128,7 +134,7 @@ def clip_rules(patch_size: int) -> list[Rule]:
 
 
 def _block_rules(model: str, tower: str) -> list[Rule]:
-    block, path = rf"{model}\.encoder\.layers\.(\d+)", rf"{tower}.blocks.\1"
+    block, path = _block(model), rf"{tower}.blocks.\1"
     return [
         *norm_rules(rf"{block}\.layer_norm1", f"{path}.norm1"),
         *linear_rules(rf"{block}\.self_attn\.q_proj", f"{path}.attention.query"),
@@ -138,3 +144,7 @@ def _block_rules(model: str, tower: str) -> list[Rule]:
         *norm_rules(rf"{block}\.layer_norm2", f"{path}.norm2"),
         *linear_rules(rf"{block}\.mlp\.(fc[12])", rf"{path}.mlp.\2"),
     ]
+
+
+def _block(model: str) -> str:
+    return rf"{model}\.encoder\.layers\.(\d+)"

@@ -1,17 +1,20 @@
 """Checkpoints as they are published: safetensors and config.json, in a folder, a file or a repository of Hugging Face.
 
-Pickle is never read: loading it runs whatever code it holds.
+Pickle is never read: loading it runs whatever code it holds. Of a folder, only what is in it is read: a link that leads
+out of it is refused, but for those of Hugging Face's cache, which lead from a repository's `snapshots` to its `blobs`.
 """
 
-import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.pretrained.tensors import Tensors
+from disam_jax.dg.reading import brief, exists, is_folder, read_json, reason, regular_file, shown
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -23,49 +26,12 @@ HUB_PATTERNS = ("*.safetensors", "*.json", "merges.txt", "vocab.txt")
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# "model-00001-of-00002.safetensors"; one of one is whole.
+_PART = re.compile(r".*-[0-9]+-of-0*+((?!1\.)[0-9]+)\.safetensors", re.DOTALL)
 _NO_PICKLE = (
     "pickle is never read; convert it once where torch is installed: safetensors.torch.save_file("
     "torch.load('{name}', weights_only=True), 'model.safetensors')"
 )
-
-
-class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of one or several safetensors files, by key; read one at a time, whenever one is asked for.
-
-    bfloat16 comes as `ml_dtypes.bfloat16`, as everywhere in jax.
-
-    Args:
-        files: the files; together they hold each key once.
-
-    Raises:
-        InputError: if a file cannot be read, is no safetensors file or is truncated, or if two files hold one key.
-    """
-
-    def __init__(self, files: Sequence[Path]):
-        self._files: dict[str, tuple[Path, Any]] = {}
-        for file in files:
-            opened = _open(file)
-            for key in opened.keys():  # noqa: SIM118 (not a mapping)
-                if key in self._files:
-                    raise InputError(f"{file}: holds {key}, and so does {self._files[key][0].name}; remove one of them")
-                self._files[key] = (file, opened)
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        """The tensor, in memory of its own."""
-        from safetensors import SafetensorError
-
-        file, opened = self._files[key]
-        try:
-            return opened.get_tensor(key)
-        # An AttributeError: numpy has no type of that name (float8, say).
-        except (AttributeError, TypeError, OSError, SafetensorError) as error:
-            raise InputError(f"{file}: cannot read {key}: {_one_line(error)}") from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 class Checkpoint(NamedTuple):
@@ -97,45 +63,86 @@ def read_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> Ch
         Checkpoint.
 
     Raises:
-        InputError: if there is no such path, no safetensors file, more than one, a file that is damaged, a revision of
-            a path; and if a repository is meant and `huggingface_hub` is not installed or cannot get it.
+        InputError: if there is no such path, no safetensors file, more than one, a file that is damaged, parts of a
+            checkpoint that are not all there, a link or a part out of the folder, a revision of a path; and if a
+            repository is meant and `huggingface_hub` is not installed or cannot get it.
     """
-    path = Path(path_or_repo)
-    if not path.exists():
-        path = download(str(path_or_repo), revision)
-    elif revision is not None:
-        raise InputError(f"{path}: revision is {revision!r}, but this is a path; leave revision out")
-    files = _safetensors_files(path) if path.is_dir() else [_safetensors_file(path)]
-    folder = path if path.is_dir() else path.parent
+    path = checkpoint_path(path_or_repo, revision)
+    whole = is_folder(path)
+    folder = path if whole else path.parent
+    tensors = _folder_tensors(folder) if whole else Tensors([_safetensors_file(path)])
     return Checkpoint(
-        where=str(path),
-        config=read_json(folder / CONFIG) if (folder / CONFIG).exists() else None,
-        preprocessor=read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).exists() else None,
-        tensors=Tensors(files),
+        where=shown(path),
+        config=_settings(folder, CONFIG),
+        preprocessor=_settings(folder, PREPROCESSOR),
+        tensors=tensors,
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def checkpoint_path(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The path of a checkpoint, which is downloaded if it is a repository.
 
     Args:
-        path: the file.
+        path_or_repo: Path, or name of a repository on Hugging Face. A path that exists goes before a repository.
+        revision: Branch, tag or commit of the repository.
 
     Returns:
-        The object.
+        Path of the folder or the file.
 
     Raises:
-        InputError: if it cannot be read, is no JSON or no object.
+        InputError: If the path cannot be looked at, there is neither path nor repository, or a path has a revision.
+
+    Example:
+        >>> checkpoint_path(".")
+        PosixPath('.')
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON ({_one_line(error)}); get it anew") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, but must hold an object {{...}}; get it anew")
-    return content
+    path = Path(path_or_repo)
+    if not exists(path):
+        return download(str(path_or_repo), revision)
+    if revision is not None:
+        raise InputError(f"{shown(path)}: revision is {revision!r}, but this is a path; leave revision out")
+    return path
+
+
+def member(folder: Path, name: str) -> Path | None:
+    """A file of a checkpoint's folder, if it has one of that name.
+
+    Args:
+        folder: Folder of the checkpoint.
+        name: Name of the file, or its path inside of the folder.
+
+    Returns:
+        Path of the file; None if there is none.
+
+    Raises:
+        InputError: If it is no regular file, or a link that leads out of the folder, and not to the blobs of the
+            repository in Hugging Face's cache that the folder is a snapshot of.
+
+    Example:
+        >>> member(Path("."), "no such file.json") is None
+        True
+    """
+    path = folder / name
+    if not exists(path):
+        return None
+    regular_file(path)
+    home, target = (Path(os.path.realpath(each)) for each in (folder, path))
+    if not any(target.is_relative_to(root) for root in (home, *_blobs(home))):
+        raise InputError(
+            f"{shown(path)}: is a link that leads out of its folder, to {shown(target)}; put a copy of that file there"
+        )
+    return path
+
+
+def _blobs(home: Path) -> list[Path]:
+    """The folder that the links of a snapshot in Hugging Face's cache lead to."""
+    repositories = [parent.parent for parent in home.parents if parent.name == "snapshots"]
+    return [repository / "blobs" for repository in repositories[:1] if is_folder(repository / "blobs")]
+
+
+def _settings(folder: Path, name: str) -> dict[str, Any] | None:
+    path = member(folder, name)
+    return None if path is None else read_json(path)
 
 
 def download(repo: str, revision: str | None = None) -> Path:
@@ -152,7 +159,9 @@ def download(repo: str, revision: str | None = None) -> Path:
         InputError: if this is no name of a repository, `huggingface_hub` is not installed, or it cannot get it.
     """
     if not _REPOSITORY.fullmatch(repo) or repo.endswith(".safetensors"):
-        raise InputError(f"{repo}: no such file or folder; write a path, or owner/name of a repository on Hugging Face")
+        raise InputError(
+            f"{shown(repo)}: no such file or folder; write a path, or owner/name of a repository on Hugging Face"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -163,58 +172,93 @@ def download(repo: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_PATTERNS)))
     except (OSError, ValueError) as error:
         at = "" if revision is None else f" at revision {revision}"
-        raise InputError(f"{repo}: cannot download it{at}: {_one_line(error)}") from error
+        raise InputError(f"{repo}: cannot download it{at}: {reason(error)}") from error
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        return _shards(folder / INDEX)
+def _folder_tensors(folder: Path) -> Tensors:
+    if (weights := member(folder, WEIGHTS)) is not None:
+        return Tensors([weights])
+    if (index := member(folder, INDEX)) is not None:
+        return _joined(folder, index)
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: cannot list it: {error.strerror}") from error
+        raise InputError(f"{shown(folder)}: cannot list it: {reason(error)}") from error
     found = [name for name in names if name.endswith(".safetensors")]
+    listed = ", ".join(map(shown, found[:8]))
+    if found and all(map(_PART.fullmatch, found)):
+        raise InputError(
+            f"{shown(folder)}: holds {listed}, parts of one checkpoint: get {INDEX} too, and all parts that it names"
+        )
     if len(found) == 1:
-        return [folder / found[0]]
+        return Tensors([path for path in [member(folder, found[0])] if path is not None])
     if found:
-        raise InputError(f"{folder}: holds {', '.join(found[:8])}; give the one file that is meant")
+        raise InputError(f"{shown(folder)}: holds {listed}; give the one file that is meant")
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
-        raise InputError(f"{folder}: holds {pickles[0]} and no .safetensors file; {_NO_PICKLE.format(name=pickles[0])}")
-    raise InputError(f"{folder}: holds no .safetensors file; give the folder or the file of a checkpoint in that form")
+        raise InputError(
+            f"{shown(folder)}: holds {shown(pickles[0])} and no .safetensors file; {_no_pickle(pickles[0])}"
+        )
+    raise InputError(
+        f"{shown(folder)}: holds no .safetensors file; give the folder or the file of a checkpoint in that form"
+    )
 
 
 def _safetensors_file(path: Path) -> Path:
     if path.suffix in _PICKLES:
-        raise InputError(f"{path}: is no .safetensors file; {_NO_PICKLE.format(name=path.name)}")
+        raise InputError(f"{shown(path)}: is no .safetensors file; {_no_pickle(path.name)}")
     if path.name == INDEX:
-        raise InputError(f"{path}: is the index of a checkpoint in parts; give its folder")
+        raise InputError(f"{shown(path)}: is the index of a checkpoint in parts; give its folder")
+    if _PART.fullmatch(path.name):
+        raise InputError(
+            f"{shown(path)}: is one of the parts of one checkpoint: get {INDEX} and all parts that it names into one "
+            "folder, and give that folder"
+        )
     return path
 
 
-def _shards(index: Path) -> list[Path]:
+def _no_pickle(name: str) -> str:
+    return _NO_PICKLE.format(name=shown(name))
+
+
+def _joined(folder: Path, index: Path) -> Tensors:
+    """The tensors of the parts that an index names; each must be in the part that it says."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: has no weight_map from keys to files; get it anew")
-    files = [index.parent / str(name) for name in sorted(set(map(str, weight_map.values())))]
-    for file in files:
-        if not file.exists():
-            raise InputError(f"{file}: no such file, but {index.name} names it; get it too")
-    return files
-
-
-def _open(file: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="numpy")
-    except (OSError, SafetensorError) as error:
+        raise InputError(f"{shown(index)}: has no weight_map from keys to files; get it anew")
+    parts: dict[str, Path] = {}
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or name not in parts:
+            parts[name] = _part(folder, index, key, name)
+    said = {match and int(match[1]) for match in map(_PART.fullmatch, parts)}
+    if None not in said and said != {len(parts)}:
         raise InputError(
-            f"{file}: is no safetensors file or a truncated one ({_one_line(error)}); get it anew"
-        ) from error
+            f"{shown(index)}: weight_map names {len(parts)} parts, but {brief(min(parts))} is one of another number; "
+            "get it anew"
+        )
+    tensors = Tensors(sorted(set(parts.values())))
+    for key, name in weight_map.items():
+        if key not in tensors or tensors.entries[key].file != parts[name]:
+            raise InputError(f"{shown(parts[name])}: holds no {shown(key)}, but {INDEX} says so; get both anew")
+    for key, entry in tensors.entries.items():
+        if key not in weight_map:
+            raise InputError(f"{shown(entry.file)}: holds {shown(key)}, but {INDEX} does not name it; get both anew")
+    return tensors
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _part(folder: Path, index: Path, key: str, name: Any) -> Path:
+    """The path of a part: the index comes with the checkpoint, and could name any file of the machine."""
+    if (
+        not isinstance(name, str)
+        or not name.endswith(".safetensors")
+        or PureWindowsPath(name).anchor
+        or ".." in (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    ):
+        raise InputError(
+            f"{shown(index)}: weight_map: {shown(key)} is in {brief(name)}, which must be the name of a .safetensors "
+            "file in the same folder; get it anew"
+        )
+    part = member(folder, name)
+    if part is None:
+        raise InputError(f"{shown(folder / name)}: no such file, but {INDEX} names it; get it too")
+    return part

@@ -11,8 +11,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import shown
 
 _SHOWN = 8
+_LONGEST = 400
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
@@ -165,4 +167,4 @@ def _listed(title: str, entries: Sequence[str]) -> list[str]:
     if not entries:
         return []
     more = [f"and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
-    return [f"{title}: {', '.join([*entries[:_SHOWN], *more])}"]
+    return [f"{title}: {', '.join([*(shown(entry)[:_LONGEST] for entry in entries[:_SHOWN]), *more])}"]

@@ -16,6 +16,7 @@ from disam_jax.dg.pretrained.files import CONFIG, Checkpoint, read_checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, fill
 from disam_jax.dg.pretrained.resnet_keys import NAMED, resnet_recipe
 from disam_jax.dg.pretrained.vit_keys import vit_recipe
+from disam_jax.dg.reading import brief
 
 
 class Architecture(NamedTuple):
@@ -89,6 +90,39 @@ def from_pretrained(
     if model is not None and model not in (*ARCHITECTURES, *NAMED):
         raise InputError(f"unknown model {model!r}; write one of {', '.join((*ARCHITECTURES, *NAMED))}")
     checkpoint = read_checkpoint(path_or_repo, revision)
+    recipe = recipe_of(checkpoint, model, num_classes, **options)
+    module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
+    fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)
+    if recipe.add_head is not None and rngs is not None:
+        recipe.add_head(module, rngs)
+        nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module, nnx.Param)))
+    return module
+
+
+def recipe_of(
+    checkpoint: Checkpoint, model: str | None = None, num_classes: int | None = None, **options: Any
+) -> Recipe:
+    """How a checkpoint becomes a module: all that is checked before the module is made.
+
+    Args:
+        checkpoint: Checkpoint, its tensors not yet read.
+        model: As for `from_pretrained`.
+        num_classes: As for `from_pretrained`.
+        **options: As for `from_pretrained`.
+
+    Returns:
+        Recipe.
+
+    Raises:
+        InputError: If it is of another architecture, config.json is missing or has an entry that cannot be, or the
+            architecture has no such option.
+
+    Example:
+        >>> recipe_of(Checkpoint("weights", {"model_type": "bert"}, None, {}))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: weights: is a checkpoint of bert; give one of clip, vit, resnet
+    """
     kind = _architecture(checkpoint, model)
     architecture = ARCHITECTURES[kind]
     unknown = [option for option in options if option not in architecture.options]
@@ -96,16 +130,10 @@ def from_pretrained(
         known = ", ".join(architecture.options) or "none of its own"
         raise InputError(f"model {kind} has no option {unknown[0]!r}; it has {known}")
     if architecture.needs_config and checkpoint.config is None:
-        raise InputError(f"{_config_place(checkpoint)}: no such file, but it tells the sizes of a {kind}; get it too")
+        raise InputError(f"{checkpoint.where}: {CONFIG}: no such file, but it tells the sizes of a {kind}; get it too")
     if model in NAMED:
         options["name"] = model
-    recipe = architecture.recipe(checkpoint, num_classes, **options)
-    module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
-    fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)
-    if recipe.add_head is not None and rngs is not None:
-        recipe.add_head(module, rngs)
-        nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module, nnx.Param)))
-    return module
+    return architecture.recipe(checkpoint, num_classes, **options)
 
 
 def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
@@ -116,24 +144,20 @@ def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
         if asked is not None:
             return asked
         raise InputError(
-            f"{_config_place(checkpoint)}: no such file, so the architecture is unknown; get it too, or write "
+            f"{checkpoint.where}: {CONFIG}: no such file, so the architecture is unknown; get it too, or write "
             "model='resnet' for a ResNet with torchvision's or timm's keys"
         )
     said = config.get("model_type") or config.get("architecture")
-    if said is None:
+    if not said:
         if asked is not None:
             return asked
         raise InputError(
-            f"{_config_place(checkpoint)}: has neither model_type nor architecture; write model= and one of "
+            f"{checkpoint.where}: {CONFIG}: has neither model_type nor architecture; write model= and one of "
             f"{', '.join(ARCHITECTURES)}"
         )
-    found = "resnet" if str(said) in NAMED else str(said)
+    named = said if isinstance(said, str) and said.isprintable() else brief(said)
+    found = "resnet" if named in NAMED else named
     if found not in ARCHITECTURES or (asked is not None and asked != found):
         wanted = asked if asked is not None else ", ".join(ARCHITECTURES)
-        raise InputError(f"{checkpoint.where}: is a checkpoint of {said}; give one of {wanted}")
+        raise InputError(f"{checkpoint.where}: is a checkpoint of {named[:80]}; give one of {wanted}")
     return found
-
-
-def _config_place(checkpoint: Checkpoint) -> Path:
-    path = Path(checkpoint.where)
-    return (path if path.is_dir() else path.parent) / CONFIG

@@ -13,6 +13,9 @@ from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.resnet import BasicBlock, Bottleneck, ResNet
 from disam_jax.dg.pretrained.files import CONFIG, PREPROCESSOR, Checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, Rule, conv_kernel, linear_kernel
+from disam_jax.dg.pretrained.tensors import shapes
+from disam_jax.dg.pretrained.transformer_keys import MOST_SIZE, count_blocks, is_numbers
+from disam_jax.dg.reading import brief, shown
 
 # Plain ResNets by torchvision's and timm's names; relatives such as resnet50d compute something else.
 NAMED: Mapping[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottleneck]]] = {
@@ -22,6 +25,9 @@ NAMED: Mapping[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottleneck]]]
     "resnet101": ((3, 4, 23, 3), Bottleneck),
     "resnet152": ((3, 8, 36, 3), Bottleneck),
 }
+
+# Each has twice the channels of the one before.
+MOST_STAGES = 16
 
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -70,6 +76,8 @@ def resnet_recipe(
     """
     hugging_face = any("embedder.embedder." in key for key in checkpoint.tensors)
     sizes = sizes_by_config(checkpoint) if hugging_face else sizes_by_tensors(checkpoint)
+    if hugging_face:
+        _check_depths(checkpoint, sizes.stages)
     if name is not None and (sizes.stages, sizes.block, sizes.width) != (*NAMED[name], 64):
         raise InputError(
             f"{checkpoint.where}: is no {name} but a ResNet of {sizes.block.__name__} {sizes.stages}, width "
@@ -129,6 +137,8 @@ def sizes_by_tensors(checkpoint: Checkpoint) -> Sizes:
     stages: list[int] = []
     while blocks := _count(checkpoint, f"layer{len(stages) + 1}." + "{}.conv1.weight"):
         stages.append(blocks)
+    if len(stages) > MOST_STAGES:
+        raise InputError(f"{checkpoint.where}: has {len(stages)} stages, a ResNet has at most {MOST_STAGES}")
     if not stages:
         raise InputError(f"{checkpoint.where}: has no layer1.0.conv1.weight, so it is no ResNet of torchvision or timm")
     block = Bottleneck if "layer1.0.conv3.weight" in checkpoint.tensors else BasicBlock
@@ -159,13 +169,15 @@ def sizes_by_config(checkpoint: Checkpoint) -> Sizes:
     given = checkpoint.config
     for key in ("downsample_in_bottleneck", "downsample_in_first_stage"):
         if given.get(key, False) is not False:
-            raise InputError(f"{where}: {key} is {given[key]!r}, but only ResNets without it (false) are supported")
+            raise InputError(
+                f"{where}: {key} is {brief(given[key])}, but only ResNets without it (false) are supported"
+            )
     if (activation := given.get("hidden_act", "relu")) != "relu":
-        raise InputError(f"{where}: hidden_act is {activation!r}, but only relu is supported")
+        raise InputError(f"{where}: hidden_act is {brief(activation)}, but only relu is supported")
     blocks = {"basic": BasicBlock, "bottleneck": Bottleneck}
     layer_type = given.get("layer_type", "bottleneck")
-    if layer_type not in blocks:
-        raise InputError(f"{where}: layer_type is {layer_type!r}, must be one of {', '.join(blocks)}")
+    if not isinstance(layer_type, str) or layer_type not in blocks:
+        raise InputError(f"{where}: layer_type is {brief(layer_type)}, must be one of {', '.join(blocks)}")
     block = blocks[layer_type]
     (width,) = _whole(where, "embedding_size", [given.get("embedding_size", 64)])
     (channels,) = _whole(where, "num_channels", [given.get("num_channels", 3)])
@@ -246,23 +258,43 @@ def _count(checkpoint: Checkpoint, form: str) -> int:
 
 def _shape(checkpoint: Checkpoint, key: str, rank: int) -> tuple[int, ...]:
     if key not in checkpoint.tensors:
-        some = ", ".join(sorted(checkpoint.tensors)[:3])
+        some = ", ".join(map(shown, sorted(checkpoint.tensors)[:3]))
         raise InputError(f"{checkpoint.where}: has no {key}, so it is no ResNet; its keys are {some}, ...")
-    shape = checkpoint.tensors[key].shape
-    if len(shape) != rank:
-        raise InputError(f"{checkpoint.where}: {key} is {list(shape)}, must have {rank} dimensions")
+    shape = shapes(checkpoint.tensors)[key]
+    if len(shape) != rank or 0 in shape or max(shape) > MOST_SIZE:
+        raise InputError(f"{checkpoint.where}: {key} is {list(shape)}, must have {rank} dimensions above zero")
     return shape
 
 
 def _whole(where: str, key: str, numbers: Any) -> tuple[int, ...]:
-    if not isinstance(numbers, list) or not numbers or not all(type(n) is int and n > 0 for n in numbers):
-        raise InputError(f"{where}: {key} is {numbers!r}, must be whole numbers above zero")
+    if (
+        not isinstance(numbers, list)
+        or not 1 <= len(numbers) <= MOST_STAGES
+        or not all(type(n) is int and 0 < n <= MOST_SIZE for n in numbers)
+    ):
+        raise InputError(
+            f"{where}: {key} is {brief(numbers)}, must be whole numbers above zero, at most {MOST_STAGES} of at most "
+            f"{MOST_SIZE}"
+        )
     return tuple(numbers)
+
+
+def _check_depths(checkpoint: Checkpoint, stages: tuple[int, ...]) -> None:
+    """Not more blocks than there are tensors for: to make them takes time that config.json would decide."""
+    for stage, depth in enumerate(stages):
+        found = count_blocks(checkpoint.tensors, rf"(?:resnet\.)?encoder\.stages\.{stage}\.layers\.(\d+)\.")
+        if depth > max(found, 1):
+            raise InputError(
+                f"{checkpoint.where}: {CONFIG}: depths is {list(stages)}, but stage {stage} has {found} blocks in the "
+                "checkpoint's tensors"
+            )
 
 
 def _check_normalisation(checkpoint: Checkpoint) -> None:
     """Networks of the benchmark see images normalised as for ImageNet, and some checkpoints have seen others."""
     config = (checkpoint.config or {}).get("pretrained_cfg")
+    if config is not None and not isinstance(config, Mapping):
+        raise InputError(f"{checkpoint.where}: {CONFIG}: pretrained_cfg is {brief(config)}, must be an object {{...}}")
     places = [
         (PREPROCESSOR, checkpoint.preprocessor, ("image_mean", "image_std")),
         (f"{CONFIG}: pretrained_cfg", config, ("mean", "std")),
@@ -270,8 +302,8 @@ def _check_normalisation(checkpoint: Checkpoint) -> None:
     for name, entries, keys in places:
         for key, usual in zip(keys, (IMAGENET_MEAN, IMAGENET_STD), strict=True):
             seen = entries.get(key) if isinstance(entries, Mapping) else None
-            if seen is not None and not (np.shape(seen) == (3,) and np.allclose(seen, usual, rtol=0.0, atol=1e-3)):
+            if seen is not None and not (is_numbers(seen, 3) and np.allclose(seen, usual, rtol=0.0, atol=1e-3)):
                 raise InputError(
-                    f"{checkpoint.where}: {name}: {key} is {seen}, but ResNets see images normalised by {list(usual)}; "
-                    "take a checkpoint that was trained so"
+                    f"{checkpoint.where}: {name}: {key} is {brief(seen)}, but ResNets see images normalised by "
+                    f"{list(usual)}; take a checkpoint that was trained so"
                 )

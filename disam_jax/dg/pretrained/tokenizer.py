@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.pretrained.files import member
+from disam_jax.dg.reading import brief, parse_json, read_bytes, read_json, reason, shown
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -36,7 +38,7 @@ class Tokenizer:
         vocab_size: number of tokens.
 
     Raises:
-        InputError: if the vocabulary has no such two tokens.
+        InputError: if the vocabulary has no such two tokens, or its ids are not 0, 1, 2, ...
 
     References:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, section 2.4.
@@ -47,7 +49,10 @@ class Tokenizer:
         pipeline.no_truncation()
         pipeline.no_padding()
         self.pipeline, self.source = pipeline, source
-        self.vocab_size: int = pipeline.get_vocab_size(with_added_tokens=True)
+        ids = sorted(pipeline.get_vocab(with_added_tokens=True).values())
+        if ids != list(range(len(ids))):
+            raise InputError(f"{source}: the ids of the vocabulary's {len(ids)} tokens must be 0, 1, 2, ...")
+        self.vocab_size: int = len(ids)
         self.start, self.end = (self._special(token) for token in (START, END))
 
     def _special(self, token: str) -> int:
@@ -70,6 +75,10 @@ class Tokenizer:
         """
         if START in text.lower() or END in text.lower():
             raise InputError(f"{text!r}: {START} and {END} are put around a text, leave them out of it")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"{text!r}: is no text ({error.reason})") from error
         return self.pipeline.encode(text, add_special_tokens=False).ids
 
     def tokenize(self, texts: Sequence[str], context_length: int = 77) -> np.ndarray:
@@ -133,16 +142,17 @@ def load_tokenizer(folder: str | Path | None = None) -> Tokenizer:
         Tokenizer.
 
     Raises:
-        InputError: if a package is missing or a file is none of a tokenizer.
+        InputError: if a package is missing, or a file is none of a tokenizer or a link that leads out of the folder.
     """
     if importlib.util.find_spec("tokenizers") is None:
         raise InputError("text needs the package tokenizers: pip install tokenizers")
     folder = Path(folder) if folder is not None else None
-    whole, vocabulary, merges = ((folder or Path()) / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if folder is not None and whole.is_file():
-        return Tokenizer(_whole(whole), str(whole))
-    if folder is not None and vocabulary.is_file() and merges.is_file():
-        return Tokenizer(_two_files(vocabulary, merges), str(vocabulary))
+    if folder is not None:
+        whole, vocabulary, merges = (member(folder, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        if whole is not None:
+            return Tokenizer(_whole(whole), shown(whole))
+        if vocabulary is not None and merges is not None:
+            return Tokenizer(_pipeline(*_two_files(vocabulary, merges)), shown(vocabulary))
     return Tokenizer(_packaged(packaged_vocabulary(folder)), "openai-clip's vocabulary")
 
 
@@ -218,22 +228,49 @@ def _packaged(file: Path) -> Any:
     return _pipeline({token: number for number, token in enumerate(tokens)}, merges)
 
 
-def _two_files(vocabulary: Path, merges: Path) -> Any:
-    from tokenizers.models import BPE
-
+def _two_files(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and the merges, each of two tokens that make a third."""
+    tokens = read_json(vocabulary)
+    for token, number in tokens.items():
+        if type(number) is not int or not 0 <= number < len(tokens) or not _is_text(token):
+            raise InputError(
+                f"{shown(vocabulary)}: {brief(token)} has the id {brief(number)}; ids must be 0 to {len(tokens) - 1}"
+            )
     try:
-        return _pipeline(*BPE.read_file(str(vocabulary), str(merges)))
-    except Exception as error:  # the package raises nothing narrower
-        raise InputError(f"{vocabulary} and {merges.name} are not a vocabulary: {error}") from error
+        lines = read_bytes(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown(merges)}: is no text in UTF-8 ({reason(error)}); get it anew") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#version") or not line:
+            continue
+        first, _, second = line.partition(" ")
+        if not {first, second, first + second} <= tokens.keys():
+            raise InputError(
+                f"{shown(merges)}: line {number} is {brief(line)}; it must be two tokens that make a third of "
+                f"{vocabulary.name}"
+            )
+        pairs.append((first, second))
+    return tokens, pairs
+
+
+def _is_text(token: str) -> bool:
+    """False for half of a pair of surrogates, which JSON can escape and UTF-8 cannot hold."""
+    return not any("\ud800" <= char <= "\udfff" for char in token)
 
 
 def _whole(file: Path) -> Any:
     from tokenizers import Tokenizer as Pipeline
 
+    content = read_bytes(file)
     try:
-        return Pipeline.from_file(str(file))
-    except Exception as error:  # the package raises nothing narrower
-        raise InputError(f"{file} is not a tokenizer: {error}") from error
+        parse_json(content)
+    except ValueError as error:
+        raise InputError(f"{shown(file)}: {error}; get it anew") from error
+    try:
+        return Pipeline.from_buffer(content)
+    except ValueError as error:
+        raise InputError(f"{shown(file)} is not a tokenizer: {reason(error)}") from error
 
 
 def _pipeline(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:

@@ -1,6 +1,7 @@
 """What the keys and the config.json of transformers have in common."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,11 @@ import numpy as np
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.transformer import ACTIVATIONS
 from disam_jax.dg.pretrained.keymap import Rule, conv_kernel, linear_kernel
+from disam_jax.dg.reading import brief
+
+# What an index of an array holds; real sizes are far below, and no array is made before the tensors are seen.
+MOST_SIZE = 2**31 - 1
+MOST_PIXELS = 2**16
 
 
 def linear_rules(pattern: str, path: str) -> list[Rule]:
@@ -71,13 +77,13 @@ class Settings:
         self.where = where
 
     def _fail(self, key: str, value: Any, wanted: str) -> InputError:
-        return InputError(f"{self.where}: {key} is {value!r}, must be {wanted}")
+        return InputError(f"{self.where}: {key} is {brief(value)}, must be {wanted}")
 
-    def whole(self, key: str, default: int, least: int = 1) -> int:
-        """A whole number, at least `least`."""
+    def whole(self, key: str, default: int, least: int = 1, most: int = MOST_SIZE) -> int:
+        """A whole number from `least` to `most`."""
         value = self.entries.get(key, default)
-        if type(value) is not int or value < least:
-            raise self._fail(key, value, f"a whole number of at least {least}")
+        if type(value) is not int or not least <= value <= most:
+            raise self._fail(key, value, f"a whole number of at least {least} and at most {most}")
         return value
 
     def square(self, key: str, default: int) -> int:
@@ -85,23 +91,33 @@ class Settings:
         value = self.entries.get(key, default)
         if isinstance(value, Sequence) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        if type(value) is not int or value < 1:
-            raise self._fail(key, value, "a whole number of at least 1: only squares are supported")
+        if type(value) is not int or not 1 <= value <= MOST_PIXELS:
+            raise self._fail(
+                key, value, f"a whole number of at least 1 and at most {MOST_PIXELS}: only squares are supported"
+            )
         return value
 
     def positive(self, key: str, default: float) -> float:
-        """A number above zero."""
+        """A number above zero, as float32 has them."""
         value = self.entries.get(key, default)
-        if type(value) not in (int, float) or not value > 0:
+        if not _is_number(value) or not np.float32(value) > 0:
             raise self._fail(key, value, "a number above 0")
         return float(value)
 
-    def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """As many numbers as the default has, one for each channel."""
+    def numbers(self, key: str, default: tuple[float, ...], above: float = -np.inf) -> tuple[float, ...]:
+        """As many numbers as the default has, one for each channel, all of them above `above`."""
         value = self.entries.get(key, default)
-        if not isinstance(value, Sequence) or len(value) != len(default) or {*map(type, value)} - {int, float}:
-            raise self._fail(key, value, f"{len(default)} numbers")
+        if not is_numbers(value, len(default)) or not all(np.float32(number) > above for number in value):
+            wanted = "" if above == -np.inf else f" above {above:g}"
+            raise self._fail(key, value, f"{len(default)} numbers{wanted}")
         return tuple(map(float, value))
+
+    def layers(self, key: str, default: int, found: int) -> None:
+        """Makes sure that there are not more blocks than a checkpoint has: to make them takes time that it decides."""
+        value = self.whole(key, default)
+        # One block is made in no time, and then the error lists everything that is missing.
+        if value > max(found, 1):
+            raise self._fail(key, value, f"at most {found}, which is the number of blocks in the checkpoint's tensors")
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
@@ -113,6 +129,39 @@ class Settings:
     def activation(self, default: str) -> str:
         """The activation's name, under "hidden_act"."""
         value = self.entries.get("hidden_act", default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self._fail("hidden_act", value, f"one of {', '.join(ACTIVATIONS)}: others are not supported")
         return value
+
+
+def count_blocks(keys: Iterable[str], pattern: str) -> int:
+    r"""How many blocks there are in a checkpoint.
+
+    Args:
+        keys: Keys of the checkpoint.
+        pattern: Matches the start of a block's keys and has one group, the block's number.
+
+    Returns:
+        Number of different blocks.
+
+    Example:
+        >>> count_blocks(["layer.0.fc.weight", "layer.0.fc.bias", "layer.7.fc.bias", "fc.bias"], r"layer\.(\d+)\.")
+        2
+    """
+    form = re.compile(pattern)
+    return len({match[1] for key in keys if (match := form.match(key))})
+
+
+def is_numbers(values: Any, count: int) -> bool:
+    """Whether this is a list of so many finite numbers.
+
+    Example:
+        >>> is_numbers([0.5, 1, 2], 3), is_numbers([0.5, True, "1"], 3), is_numbers([1e999], 1), is_numbers("ab", 2)
+        (True, False, False, False)
+    """
+    return isinstance(values, Sequence) and len(values) == count and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    # Python compares integers of any size with a float.
+    return type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)

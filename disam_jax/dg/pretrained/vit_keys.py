@@ -13,7 +13,14 @@ from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.vit import ViT, ViTConfig
 from disam_jax.dg.pretrained.files import CONFIG, PREPROCESSOR, Checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, Rule
-from disam_jax.dg.pretrained.transformer_keys import Settings, linear_rules, norm_rules, patch_rule
+from disam_jax.dg.pretrained.tensors import shapes
+from disam_jax.dg.pretrained.transformer_keys import Settings, count_blocks, linear_rules, norm_rules, patch_rule
+from disam_jax.dg.reading import brief
+
+# A mean and a standard deviation are held for each.
+MOST_CHANNELS = 1024
+
+_BLOCK = r"(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)"
 
 
 def vit_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
@@ -31,15 +38,30 @@ def vit_recipe(checkpoint: Checkpoint, num_classes: int | None) -> Recipe:
     """
     said, where = checkpoint.config or {}, checkpoint.where
     config = vit_config(said, where, checkpoint.preprocessor)
+    found = count_blocks(checkpoint.tensors, rf"{_BLOCK}\.")
+    Settings(said, f"{where}: {CONFIG}").layers("num_hidden_layers", 12, found)
     if num_classes is not None:
         return _recipe(config, None, partial(add_head, num_classes=num_classes))
-    head = [key for key in ("classifier.weight", "classifier.bias") if key in checkpoint.tensors]
-    if not head and "ViTForImageClassification" in (said.get("architectures") or ()):
+    architectures = _architectures(said, where)
+    sizes = shapes(checkpoint.tensors)
+    head = [sizes[key] for key in ("classifier.weight", "classifier.bias") if key in sizes]
+    if not head and "ViTForImageClassification" in architectures:
         raise InputError(
             f"{where}: no tensor classifier.weight, but {CONFIG} says ViTForImageClassification; get it anew, or write "
             "num_classes for a new head"
         )
-    return _recipe(config, len(np.atleast_1d(checkpoint.tensors[head[0]])) if head else None)
+    if head and not (head[0] and head[0][0]):
+        raise InputError(f"{where}: the tensors of the classifier have no row: get it anew")
+    return _recipe(config, head[0][0] if head else None)
+
+
+def _architectures(config: Mapping[str, Any], where: str) -> list[str]:
+    names = config.get("architectures")
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: {CONFIG}: architectures is {brief(names)}, must be a list of names")
+    return names
 
 
 def _recipe(config: ViTConfig, kept: int | None, add: Callable[[nnx.Module, nnx.Rngs], None] | None = None) -> Recipe:
@@ -81,7 +103,7 @@ def vit_config(config: Mapping[str, Any], where: str, preprocessor: Mapping[str,
         (384, 768, (0.5, 0.5, 0.5))
     """
     settings = Settings(config, f"{where}: {CONFIG}")
-    channels = settings.whole("num_channels", 3)
+    channels = settings.whole("num_channels", 3, most=MOST_CHANNELS)
     images = Settings(preprocessor or {}, f"{where}: {PREPROCESSOR}")
     try:
         return ViTConfig(
@@ -96,7 +118,7 @@ def vit_config(config: Mapping[str, Any], where: str, preprocessor: Mapping[str,
             qkv_bias=settings.flag("qkv_bias", True),
             channels=channels,
             mean=images.numbers("image_mean", (0.5,) * channels),
-            std=images.numbers("image_std", (0.5,) * channels),
+            std=images.numbers("image_std", (0.5,) * channels, above=0.0),
         )
     except ValueError as error:
         raise InputError(f"{where}: {CONFIG}: {error}") from error
@@ -135,7 +157,7 @@ def vit_rules(config: ViTConfig) -> list[Rule]:
 
 
 def _block_rules() -> list[Rule]:
-    block, path = r"(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)", r"blocks.\1"
+    block, path = _BLOCK, r"blocks.\1"
     names = {
         "attention.query": r"attention\.(?:attention\.query|q_proj)",
         "attention.key": r"attention\.(?:attention\.key|k_proj)",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disam_jax._labels import curve_label, name_legend, visible
 from disam_jax.dg.report.scores import QUANTITIES
 from disam_jax.dg.report.sensitivity import Grid, stretches, usable
 from disam_jax.dg.report.statistics import Estimate
@@ -88,7 +89,7 @@ def _style(place: int) -> dict[str, Any]:
 
 def _band(panel: "Axes", x: np.ndarray, each: Estimate, place: int, label: str, **more: Any) -> None:
     """A line of means in a band of one standard error to either side."""
-    panel.plot(x, each.mean, **_style(place), label=label, **more)
+    panel.plot(x, each.mean, **_style(place), label=curve_label(label), **more)
     low, high = each.mean - each.error, each.mean + each.error
     panel.fill_between(x, low, high, color=COLOURS[place % len(COLOURS)], alpha=0.2, linewidth=0)
 
@@ -97,7 +98,7 @@ def _new(width: float, height: float, title: str) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(16 * width)))
+    figure.suptitle(textwrap.fill(visible(title), int(16 * width)))
     return figure
 
 
@@ -106,7 +107,9 @@ def _legend(figure: "Figure", panel: "Axes", width: float, title: str | None = N
     handles, labels = panel.get_legend_handles_labels()
     if handles:
         columns = max(1, min(len(labels), int(14 * width / (5 + max(map(len, labels))))))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, columnspacing=1.2)
+        name_legend(
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, columnspacing=1.2)
+        )
 
 
 def _log_losses(panel: "Axes", losses: np.ndarray) -> None:
@@ -170,7 +173,9 @@ def draw_losses(summary: Summary, methods: Sequence[str]) -> "Figure":
 
 def _with_diverged(summary: Summary, method: str) -> str:
     diverged = summary.scores.diverged[summary.methods.index(method)]
-    return summary.labels[method] + (f" ({diverged.sum()} of {diverged.size} diverged)" if diverged.any() else "")
+    return visible(summary.labels[method]) + (
+        f" ({diverged.sum()} of {diverged.size} diverged)" if diverged.any() else ""
+    )
 
 
 def convergence_groups(summary: Summary, at_most: int = 7) -> list[list[str]]:
@@ -235,7 +240,7 @@ def draw_convergence(summary: Summary, groups: Sequence[Sequence[str]] | None = 
             _log_losses(left, curves.loss.mean)
             left.set_ylabel("source loss, nats")
             right.set_ylabel("accuracy, %")
-            right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            name_legend(right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5)))
             for panel in (left, right):
                 panel.set_xlim(0, curves.steps[-1])
                 panel.grid()
@@ -294,9 +299,9 @@ def draw_sensitivity(grids: Sequence[Grid], labels: Mapping[str, str], title: st
                     _dots(panel, getattr(grid, along)[at], _take(grid.accuracy, at), place, f"{other} {value:g}")
                 panel.set_visible(len(np.unique(getattr(grid, along))) > 1)
                 panel.set_xlabel(along)
-                panel.set_title(labels[grid.method])
+                panel.set_title(visible(labels[grid.method]))
                 panel.grid()
-                panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+                name_legend(panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5)))
             _rho_axis(pair[0], grid.rho)
             lams = np.unique(grid.lam)
             pair[1].xaxis.set_major_locator(FixedLocator(lams[:: -(-len(lams) // 6)].tolist()))
@@ -311,7 +316,9 @@ def _take(each: Estimate, at: np.ndarray) -> Estimate:
 
 def _dots(panel: "Axes", x: np.ndarray, each: Estimate, place: int, label: str) -> None:
     # Points that were measured, with what is between them only drawn to guide the eye.
-    panel.errorbar(x, each.mean, each.error, **_style(place), marker="o", capsize=2, elinewidth=0.8, label=label)
+    panel.errorbar(
+        x, each.mean, each.error, **_style(place), marker="o", capsize=2, elinewidth=0.8, label=curve_label(label)
+    )
 
 
 def draw_usable_range(grids: Sequence[Grid], labels: Mapping[str, str], title: str) -> "Figure":
@@ -357,7 +364,7 @@ def draw_usable_range(grids: Sequence[Grid], labels: Mapping[str, str], title: s
         upper.set_xlabel("")
         upper.set_ylabel(f"accuracy above {PLAIN}'s, points")
         upper.grid()
-        lower.set_yticks(range(len(grids)), [labels[grid.method] for grid in grids])
+        lower.set_yticks(range(len(grids)), [visible(labels[grid.method]) for grid in grids])
         lower.set_ylim(len(grids) - 0.4, -0.6)
         lower.spines["left"].set_visible(False)
         lower.tick_params(axis="y", length=0)
@@ -392,7 +399,7 @@ def draw_differences(summary: Summary, quantities: Sequence[tuple[str, str]] = F
         ['SAM - ERM']
     """
     rows = [
-        f"{summary.labels[each.method]} - {summary.labels[each.baseline]}"
+        visible(f"{summary.labels[each.method]} - {summary.labels[each.baseline]}")
         for each in summary.comparisons[QUANTITIES[0]]
     ]
     with look():

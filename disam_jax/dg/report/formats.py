@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import IO, Any
 
+from disam_jax._labels import visible
 from disam_jax.dg.report.tables import INDENT, NOTHING, Cell, Table
 
 # Fits the 80 columns of a plain terminal and of a log.
@@ -40,24 +41,41 @@ def to_markdown(table: Table) -> str:
     """
 
     def text(cell: Cell) -> str:
-        escaped = _markdown_text(cell.text)
+        escaped = markdown_text(cell.text)
         return (f"**{escaped}**" if cell.best else escaped) + ("†" if cell.level else "")
 
     def line(texts: Sequence[str]) -> str:
         return "| " + " | ".join(texts) + " |"
 
     lines = [
-        line([_markdown_text(column) for column in table.columns]).replace("|  |", "| |", 1),
+        line([markdown_text(column) for column in table.columns]).replace("|  |", "| |", 1),
         "|---|" + "---:|" * (len(table.columns) - 1),
         *(line([text(cell) for cell in row]) for row in full_rows(table)),
     ]
     if table.notes:
-        lines += ["", *(f"- {_markdown_text(note)}" for note in table.notes)]
+        lines += ["", *(f"- {markdown_text(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_text(text: str) -> str:
-    escaped = re.sub(r"([\\`*|$]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+# Each would begin something in Markdown: code, emphasis, a cell, a formula, what is crossed out, a tag, a link, an
+# entity; a bracket or a letter that stands alone begins nothing.
+_MARKS = re.compile(r"([\\`*|$~]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#?\w+;))")
+
+
+def markdown_text(text: str) -> str:
+    r"""Text in one line with all that Markdown would read as a mark made plain.
+
+    Args:
+        text: Any; two spaces at its beginning stay an indent.
+
+    Returns:
+        Markdown for a cell or a line.
+
+    Example:
+        >>> print(markdown_text("_a|b <i>"))
+        \_a\|b \<i>
+    """
+    escaped = _MARKS.sub(r"\\\1", visible(text))
     return "&emsp;" + escaped if text.startswith(INDENT) else escaped
 
 
@@ -72,6 +90,7 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
@@ -86,7 +105,9 @@ def latex_text(text: str) -> str:
         >>> print(latex_text("50 % of A_1"))
         50 \% of A\_1
     """
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    plain_text = "".join(_LATEX.get(letter, letter) for letter in visible(text))
+    # After the end of a row, either would be read as an option of that end.
+    return f"{{{plain_text[0]}}}{plain_text[1:]}" if plain_text.startswith(("[", "*")) else plain_text
 
 
 def to_latex(table: Table) -> str:
@@ -267,7 +288,11 @@ def print_lines(lines: Sequence[str], file: IO[str] | None = None) -> None:
 
 
 def _writable(text: str, encoding: str) -> str:
-    return text if encoding.lower().startswith("utf") else text.replace("±", "+-").replace("†", "~")
+    """The text in what the encoding has, without what would control a terminal; an indent stays."""
+    text = INDENT * text.startswith(INDENT) + visible(text)
+    if not encoding.lower().startswith("utf"):
+        text = text.replace("±", "+-").replace("†", "~")
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _writable_table(table: Table, encoding: str) -> Table:

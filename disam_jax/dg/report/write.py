@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 
 import disam_jax
-from disam_jax.dg.errors import InputError
 from disam_jax.dg.report import figures, formats, tables
 from disam_jax.dg.report.open_classes import open_by_run, open_table
 from disam_jax.dg.report.scores import QUANTITIES, score
@@ -257,15 +255,18 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     """
     data = results.header["data"]
     classes = data["classes"] if isinstance(data["classes"], int) else len(data["classes"])
+    text = formats.markdown_text
     counts = ", ".join(f"{name} {count}" for name, count in data["domains"].items())
-    lines = [f"# {summary.title}", "", f"    {results.header['command']}", ""]
+    # A command can have an end of line in a name, which would end the block of code.
+    command = " ".join(results.header["command"].splitlines())
+    lines = [f"# {text(summary.title)}", "", f"    {command}", ""]
     lines += [f"Runs and points of training chosen by {NAMES[summary.criterion]}.", ""]
     first, said = made.get("compare"), set()
     if first is not None:
         lines += [formats.to_markdown(replace(first, notes=()))]
-    lines += [f"- {line}" for line in [*findings(summary), *results.header.get("notes", ())]]
+    lines += [f"- {text(line)}" for line in [*findings(summary), *results.header.get("notes", ())]]
     if first is not None:
-        lines += ["", *(f"- {note}" for note in first.notes)]
+        lines += ["", *(f"- {text(note)}" for note in first.notes)]
         said.update(first.notes)
     for name, table in made.items():
         if name != "compare":
@@ -276,7 +277,7 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     if drawn:
         lines += ["", "## Figures", ""]
     lines += [f"![{name.replace('_', ' ')}]({name}.png)" for name in drawn]
-    lines += ["", f"Data: {counts}; {classes} classes.", ""]
+    lines += ["", f"Data: {text(counts)}; {classes} classes.", ""]
     return "\n".join(lines)
 
 
@@ -441,53 +442,3 @@ def json_bytes(contents: Mapping[str, Any]) -> bytes:
         }
     """
     return (json.dumps(contents, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def check_out(out: Path) -> None:
-    """Checks that files can be written to a folder, before there is anything to write.
-
-    Args:
-        out: the folder, which need not exist.
-
-    Raises:
-        InputError: naming the path that stands in the way.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     check_out(Path(folder, "new"))
-        ...     Path(folder, "new").exists()
-        False
-    """
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"--out {out}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {existing} is not writable")
-
-
-def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes files into a folder, each whole or not at all.
-
-    Args:
-        out: the folder, made if it does not exist.
-        contents: for each file's name, its bytes.
-
-    Raises:
-        InputError: if the system refuses.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_files(Path(folder, "new"), {"table.md": b"# Title"})
-        ...     [(path.name, path.read_bytes()) for path in Path(folder, "new").iterdir()]
-        [('table.md', b'# Title')]
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # Beside their final places, so that moving them there is one step of the file system.
-        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
-            for name, content in contents.items():
-                Path(unfinished, name).write_bytes(content)
-            for name in contents:
-                os.replace(Path(unfinished, name), out / name)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}") from error
