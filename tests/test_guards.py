@@ -530,6 +530,14 @@ def test_the_derivative_of_equal_losses_beside_an_absent_domain_is_finite(penalt
     assert np.isfinite(jax.jit(jax.jacrev(weights))(jnp.array([0.5, 0.5, 7.0]))).all()
 
 
+@pytest.mark.parametrize("level", [1e3, -1e3])
+def test_close_losses_far_from_zero_keep_their_digits_beside_an_absent_domain(level):
+    values, weights = np.float32(level) + np.array([0, 0.25, 0.5, 0], np.float32), jnp.array([1, 1, 1, 0])
+    near = disam_jax.DomainLosses(jnp.array([0, 0.25, 0.5, 0]), weights)
+    got = disam_jax.domain_weights(disam_jax.DomainLosses(jnp.asarray(values), weights), 0.5)
+    np.testing.assert_allclose(got, disam_jax.domain_weights(near, 0.5), rtol=2e-7)
+
+
 def test_eps_is_added_to_the_norm():
     problem = problems.make_problem(seed=3, features=2, hidden=2, per_domain=2)
     fn = disam_jax.value_and_grad(disam_jax.per_domain(problems.loss), RHO, LAM, eps=0.5)
