@@ -354,9 +354,12 @@ def step_with(**options):
     return lambda: disam_jax.value_and_grad(losses, RHO, LAM, **options)(W, BATCH)
 
 
-def updates_with(tx=None, grads=None, **extra):
-    tx = tx or disam_jax.disam(RHO, LAM)
-    return lambda: tx.update(grads, tx.init(W), W, **extra)
+def updates_with(make=lambda: disam_jax.disam(RHO, LAM), grads=None, **extra):
+    def call():
+        tx = make()
+        return tx.update(grads, tx.init(W), W, **extra)
+
+    return call
 
 
 STACKED = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
@@ -423,12 +426,12 @@ REFUSED = {
         "ascent_loss_fn",
     ),
     "a mask around disam that hides some parameters": (
-        updates_with(optax.masked(disam_jax.disam(), {"a": True, "b": False}), W, domain_loss_fn=losses),
+        updates_with(lambda: optax.masked(disam_jax.disam(), {"a": True, "b": False}), W, domain_loss_fn=losses),
         TypeError,
         "mask",
     ),
     "another number of domains": (
-        updates_with(disam_jax.disam(num_domains=2), domain_loss_fn=losses),
+        updates_with(lambda: disam_jax.disam(num_domains=2), domain_loss_fn=losses),
         ValueError,
         "num_domains=3",
     ),
@@ -525,6 +528,14 @@ def test_the_derivative_of_equal_losses_beside_an_absent_domain_is_finite(penalt
         disam_jax.DomainLosses(values, jnp.array([1, 1, 0])), 0.5, penalty=penalty
     )
     assert np.isfinite(jax.jit(jax.jacrev(weights))(jnp.array([0.5, 0.5, 7.0]))).all()
+
+
+@pytest.mark.parametrize("level", [1e3, -1e3])
+def test_close_losses_far_from_zero_keep_their_digits_beside_an_absent_domain(level):
+    values, weights = np.float32(level) + np.array([0, 0.25, 0.5, 0], np.float32), jnp.array([1, 1, 1, 0])
+    near = disam_jax.DomainLosses(jnp.array([0, 0.25, 0.5, 0]), weights)
+    got = disam_jax.domain_weights(disam_jax.DomainLosses(jnp.asarray(values), weights), 0.5)
+    np.testing.assert_allclose(got, disam_jax.domain_weights(near, 0.5), rtol=2e-7)
 
 
 def test_eps_is_added_to_the_norm():

@@ -23,11 +23,12 @@ PACKAGE = "disam_jax"
 COMMON = ("test_guards", "test_bad_input", "test_against_reference", "test_properties")
 # The tests that answer for a module, besides its own examples.
 TESTS: Mapping[str, tuple[str, ...]] = {
+    "_dtypes": (*COMMON, "test_precision", "test_inputs"),
     "_weights": ("test_weights", *COMMON),
     "_perturbation": (*COMMON, "test_precision"),
-    "_passes": (*COMMON, "test_accumulation", "test_precision", "test_sharding"),
-    "_gradient": (*COMMON, "test_ascent_part"),
-    "_transform": (*COMMON, "test_ascent_part", "test_wrappers"),
+    "_passes": (*COMMON, "test_accumulation", "test_precision", "test_sharding", "test_inputs"),
+    "_gradient": (*COMMON, "test_ascent_part", "test_inputs"),
+    "_transform": (*COMMON, "test_ascent_part", "test_inputs", "test_wrappers"),
     "_domains": ("test_domains", "test_weights", *COMMON, "test_part", "test_ascent_part"),
     "_part": ("test_part", "test_guards", "test_bad_input"),
     "variants": (*COMMON, "test_precision"),

@@ -81,6 +81,7 @@ TWINS = {
 TWINS |= {after: before for before, after in TWINS.items()}
 # Calls of which the first argument alone may be left, and methods of which the object alone may be left.
 WRAPPERS = {"stop_gradient", "asarray", "abs", "sqrt", "square", "round", "max", "bool", "int"}
+WRAPPERS |= {"cast", "like", "scalar", "not_negative"}
 METHODS = {"astype", "reshape", "_replace"}
 # Keywords whose absence changes the meaning; those that only hand a value on are recognised by its name.
 KEYWORDS = {"where", "initial", "start", "precision", "keepdims", "is_leaf", "axis", "dtype", "copy"}
