@@ -134,6 +134,8 @@ def check_grid(grid: Mapping[str, Sequence[float]], methods: Mapping[str, Method
     for name, values in grid.items():
         if name not in known:
             raise InputError(f"unknown hyperparameter {name} in --grid: these methods have {', '.join(sorted(known))}")
+        if not values:
+            raise InputError(f"--grid {name} must have at least one value, got none: write --grid {name}=0.1,0.5")
         for value in values:
             check_range(name, value, f"--grid {name}")
     number = math.prod(map(len, grid.values()))

@@ -149,12 +149,12 @@ def test_a_grid_over_the_optimizer():
     [
         (["ERM", "SAM"], {"lam": [1.0]}, "unknown hyperparameter lam in --grid: these methods have learning_rate, rho"),
         (["all"], {"mu": [1.0]}, "unknown hyperparameter mu in --grid"),
-        (["SAM"], {"rho": []}, r"--grid rho needs finite values, got \[\]"),
-        (["SAM"], {"rho": [0.1, float("nan")]}, r"--grid rho needs finite values, got \[0.1, nan\]"),
-        (["DISAM"], {"lam": [float("inf")]}, "--grid lam needs finite values"),
-        (["SAM"], {"rho": [0.1, -0.5]}, "--grid rho must not be negative, got -0.5"),
-        (["ERM"], {"learning_rate": [-1.0]}, "--grid learning_rate must not be negative"),
-        (["ERM"], {"weight_decay": [-1.0]}, "--grid weight_decay must not be negative"),
+        (["SAM"], {"rho": []}, "--grid rho must have at least one value, got none"),
+        (["SAM"], {"rho": [0.1, float("nan")]}, "--grid rho must be finite and not negative, got nan"),
+        (["DISAM"], {"lam": [float("inf")]}, "--grid lam must be finite, got inf"),
+        (["SAM"], {"rho": [0.1, -0.5]}, "--grid rho must be finite and not negative, got -0.5"),
+        (["ERM"], {"learning_rate": [-1.0]}, "--grid learning_rate must be positive and finite, got -1.0"),
+        (["ERM"], {"weight_decay": [-1.0]}, "--grid weight_decay must be finite and not negative, got -1.0"),
     ],
 )
 def test_a_grid_that_cannot_be(methods, grid, message):

@@ -337,7 +337,7 @@ def is_results(folder: Path) -> bool:
         has_mark = not MARKS.isdisjoint(kinds)
         marked |= has_mark
         # A link to a folder leads to data: results are written to folders of their own.
-        linked = any(kind == "link" and is_folder(inside / name) for name, kind in kinds.items())
+        linked = any(kind == "link" and os.path.isdir(inside / name) for name, kind in kinds.items())
         if linked or (not has_mark and any(is_image(name) and not _is_figure(name, kinds) for name in kinds)):
             return False
         waiting += [inside / name for name, kind in kinds.items() if kind == "folder"]
