@@ -1,6 +1,7 @@
 """Whatever numbers and arrays JAX takes, every entry point takes, in every mode: the numbers of plain float32 arrays.
 
-One table, entry point x kind of input x mode. The default run has each of them at least once; the product is slow.
+One table, entry point x kind of input x mode. The default run has each of them at least once; the
+slow one has every pair of them.
 """
 
 import contextlib
@@ -266,7 +267,12 @@ def plain_numbers(entry, shape):
 def cases():
     longest = max(map(len, (ENTRIES, KINDS, MODES)))
     dealt = set(itertools.islice(zip(*map(itertools.cycle, (ENTRIES, KINDS, MODES)), strict=False), longest))
-    for case in itertools.product(ENTRIES, KINDS, MODES):
+    pairs = [
+        *itertools.product(ENTRIES, KINDS, ["jit"]),
+        *itertools.product(ENTRIES, [PLAIN, "numpy float64"], MODES),
+        *itertools.product(["value_and_grad"], KINDS, MODES),
+    ]
+    for case in dict.fromkeys([*dealt, *pairs]):
         yield pytest.param(*case, id="-".join(case), marks=() if case in dealt else pytest.mark.slow)
 
 

@@ -415,7 +415,7 @@ def assert_same(got, want):
 def table():
     """The default run has each kind, each form and each mode; the slow one kind x form, kind x mode and form x mode."""
     quick = {(kind, "model", mode) for kind, mode in zip(KINDS, itertools.cycle(MODES))}
-    quick |= {("Several", form, mode) for form, mode in zip(FORMS, itertools.cycle(("eager", "jit")))}
+    quick |= {("Dropout", form, "jit") for form in FORMS}
     cases = [
         *itertools.product(KINDS, ["model"], MODES),
         *itertools.product(["Several", "Dropout"], FORMS, MODES),
@@ -437,7 +437,7 @@ def test_rho_zero_is_plain_nnx(kind, form, mode):
     assert_same(state, want_state)
 
 
-@pytest.mark.parametrize("kind", ["BatchNorm", *slow("Dropout", "Counter", "ActNorm", "Tied", "Clipped")])
+@pytest.mark.parametrize("kind", ["Counter", *slow("BatchNorm", "Dropout", "ActNorm", "Tied", "Clipped")])
 def test_an_ensemble_that_nnx_vmap_trains_is_plain_nnx(kind):
     """The whole step under `nnx.vmap`: each member has its own gradient and its own state."""
 
