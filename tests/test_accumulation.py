@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import problems
 import pytest
+from support import slow
 
 import disam_jax
 from disam_jax import variants
@@ -135,7 +136,7 @@ def test_a_domain_that_does_not_fit_goes_through_a_scan_inside_the_loss():
     assert problems.relative_error(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("num_domains", [1, 2])
+@pytest.mark.parametrize("num_domains", [1, *slow(2)])
 def test_without_jit_the_numbers_are_the_same(num_domains):
     batch = jax.tree.map(lambda x: x[:num_domains, :4], micro_batches(unlike=1.0)[1])
     with_aux = lambda p, b: (problems.loss(p, b), {"x": b["x"], "number": 3})

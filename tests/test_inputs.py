@@ -18,7 +18,7 @@ import problems
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import enable_x64
+from support import enable_x64, slow
 
 import disam_jax
 from disam_jax import variants
@@ -292,7 +292,7 @@ def test_every_input_in_every_mode_gives_the_numbers_of_float32_arrays(entry, ki
         )
 
 
-@pytest.mark.parametrize("form", ["value_and_grad", "accumulated", "part", "updates", "refreshed"])
+@pytest.mark.parametrize("form", ["value_and_grad", *slow("accumulated", "part", "updates", "refreshed")])
 def test_python_floats_are_promoted_alike_in_both_passes(form, x64):
     """A weakly typed parameter times a float32 array is float32 at w, so it must be at w + e, with float64 on too."""
     x = jnp.asarray(X)

@@ -175,6 +175,7 @@ for number in sorted(outcomes):
 """
 
 
+@pytest.mark.slow
 def test_a_fault_that_tests_notice_is_killed_and_one_that_means_the_same_survives(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "__init__.py").write_text("from toy.sums import double, largest, wait\n")

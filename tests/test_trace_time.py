@@ -58,6 +58,7 @@ def test_the_sides_take_the_step_of_optax_sam_where_lam_is_zero(side, monkeypatc
     np.testing.assert_allclose(loss, trace.mean_loss(params, batch), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_measures_some_sizes_and_stores_them_with_their_page(tmp_path, monkeypatch):
     # 12.5 s a leaf with 2 leaves and 6.25 with 4, so that 62.5 are to be expected of 10, more than the bound.
     arguments = ["trace", "--leaves", "2", "4", "--domains", "2", "--repeats", "2", "--out", str(tmp_path)]

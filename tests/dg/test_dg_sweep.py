@@ -328,6 +328,7 @@ def file_limit():
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_keeps_what_was_finished(whole, computed, toy, tmp_path, file_limit):
     complete = (computed["out"] / store.FILE).read_bytes()
     lines = complete.splitlines(keepends=True)
