@@ -149,7 +149,7 @@ MEASURES = {
     "measure", [name if name == "landscape" else pytest.param(name, marks=pytest.mark.slow) for name in MEASURES]
 )
 def test_an_interrupted_measure_goes_on_from_its_file(surface, w, tmp_path, measure):
-    call, out, got = MEASURES[measure], tmp_path / "new" / "part.npz", []
+    call, out, seen = MEASURES[measure], tmp_path / "new" / "part.npz", []
     with pytest.raises(StoppedError):
         call(surface, w, out=out, progress=stop_after(2))
     resumed = call(surface, w, out=out, progress=lambda *step: seen.append(step[1:]))
