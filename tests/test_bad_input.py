@@ -134,6 +134,11 @@ CASES = {
         ["variant", "combine", "shapes of params", "()", "(2,)"],
     ),
     "unknown reference": (lambda: variants.sagm(0.1, "x"), ValueError, ["sagm", "reference", "'x'"]),
+    "refresh_every beyond every float": (
+        lambda: disam_jax.disam(refresh_every=10**400),
+        ValueError,
+        ["refresh_every", "int32"],
+    ),
     "refresh_every is zero": (lambda: disam_jax.disam(refresh_every=0), ValueError, ["refresh_every", "0"]),
     "refresh_every is zero in an array": (
         lambda: disam_jax.disam(refresh_every=jnp.array(0)),
