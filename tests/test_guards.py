@@ -606,3 +606,30 @@ def test_losses_may_be_wider_than_the_parameters(form, x64):
     options = {"variant": variants.gsam(0.5), "adaptive": True}
     want = jax.jit(disam_jax.value_and_grad(disam_jax.per_domain(wide), RHO, LAM, **options))(whole, BATCH)[1]
     assert problems.relative_error(grads, want) < 1e-2
+
+
+def test_shares_below_one_on_a_mapped_axis_are_shares_of_the_whole():
+    """Weights need not be counts: half of each domain on each of two devices, in weights that sum to one."""
+    halves = BATCH.reshape(3, 2, 2, 2).swapaxes(0, 1)
+    shares = jnp.array([0.1, 0.3, 0.6], jnp.float32)
+
+    def step(x):
+        shared = lambda w: disam_jax.DomainLosses(losses(w, x), shares / 2)
+        return disam_jax.value_and_grad(shared, RHO, LAM, axis_name="devices")(W)
+
+    whole = disam_jax.value_and_grad(lambda w: disam_jax.DomainLosses(losses(w), shares), RHO, LAM)(W)
+    of_each = jax.jit(jax.vmap(step, axis_name="devices"))(halves)
+    assert problems.relative_error(jax.tree.map(lambda x: x[0], of_each), whole) < 1e-6
+
+
+@pytest.mark.parametrize("number", [2**40, 10**20], ids=["beyond int32", "beyond int64"])
+def test_a_python_integer_of_any_size_that_a_float_holds_is_a_number(number):
+    got = disam_jax.domain_weights(jnp.array([1.0, 2.0]), number)
+    np.testing.assert_allclose(got, disam_jax.domain_weights(jnp.array([1.0, 2.0]), float(number)), rtol=1e-6)
+
+
+def test_the_largest_number_is_a_weight_that_is_finite():
+    weights = jnp.array([np.finfo(np.float32).max, 0])
+    step = lambda weights: disam_jax.value_and_grad(lambda w: disam_jax.DomainLosses(losses(w)[:2], weights), RHO)(W)
+    want = disam_jax.value_and_grad(lambda w: losses(w)[0], RHO)(W)
+    assert problems.relative_error(jax.jit(step)(weights), want) < 1e-6
