@@ -626,3 +626,23 @@ def test_shares_below_one_on_a_mapped_axis_are_shares_of_the_whole():
 def test_a_python_integer_of_any_size_that_a_float_holds_is_a_number(number):
     got = disam_jax.domain_weights(jnp.array([1.0, 2.0]), number)
     np.testing.assert_allclose(got, disam_jax.domain_weights(jnp.array([1.0, 2.0]), float(number)), rtol=1e-6)
+
+
+def test_groups_are_numpy_arrays_whatever_the_batch_is_made_of():
+    grouped = disam_jax.group_by_domain({"x": jnp.arange(4.0)}, np.array([0, 1, 0, 1]), 2)
+    assert type(grouped["x"]) is np.ndarray
+    np.testing.assert_array_equal(grouped["x"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_largest_float_is_a_weight_like_others(traced):
+    weights = np.array([np.finfo(np.float32).max, 0], np.float32)
+    of = lambda weights: disam_jax.domain_weights(disam_jax.DomainLosses(jnp.array([1.0, 2.0]), weights), 0.5)
+    assert np.isfinite((jax.jit(of) if traced else of)(weights)).all()
+
+
+def test_a_variant_may_return_plain_numbers():
+    halt = variants.Variant(scale=lambda rho, norm: rho / norm, combine=lambda reference, perturbed: 0.0)
+    _, gradient = disam_jax.value_and_grad(lambda w: w**2, 0.1, variant=halt)(jnp.float32(2.0))
+    assert gradient == 0
+    assert gradient.dtype == jnp.float32

@@ -311,6 +311,15 @@ def _variable(model, x, rngs):
     return loss, (scale, model, x), {}, 0
 
 
+class Scale(nnx.Variable):
+    pass
+
+
+def _variable_of_its_own_type(model, x, rngs):
+    """Differentiated as a whole, though no filter for parameters selects it."""
+    return (lambda scale, model, x: domain_losses(scale[...] * model(x))), (Scale(jnp.float32(2.0)), model, x), {}, 0
+
+
 def _static(model, x, rngs):
     def loss(model, x, train=False, name="none"):
         return domain_losses(model(x)) if train and name == "mean" else None
@@ -341,6 +350,7 @@ FORMS = {
         _tuple,
         _dict,
         _variable,
+        _variable_of_its_own_type,
         _static,
         _pytree,
     )
