@@ -32,7 +32,6 @@ INTERNAL_MODULES = {
     "disam_jax.dg.models.conv",
     "disam_jax.dg.models.norm",
     "disam_jax.dg.models.transformer",
-    "disam_jax.dg.pretrained.tensors",
     "disam_jax.dg.report.formats",
     "disam_jax.dg.report.sensitivity",
     "disam_jax.dg.report.tables",
