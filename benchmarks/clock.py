@@ -36,10 +36,18 @@ class Runner:
         state: of the first call; it may be donated.
         constants: given to every call.
         period: the number of calls that make a whole turn of its work.
+        wait: returns when all work is done that JAX does not know of.
     """
 
-    def __init__(self, call: Callable[[Any, Any], tuple[Any, Any]], state: Any, constants: Any, period: int = 1):
-        self.call, self.state, self.constants, self.period = call, state, constants, period
+    def __init__(
+        self,
+        call: Callable[[Any, Any], tuple[Any, Any]],
+        state: Any,
+        constants: Any,
+        period: int = 1,
+        wait: Callable[[], None] = lambda: None,
+    ):
+        self.call, self.state, self.constants, self.period, self.wait = call, state, constants, period, wait
 
     def seconds(self, calls: int) -> Sample:
         """Of one call, from so many in a row, with the wait for the last result."""
@@ -47,6 +55,7 @@ class Runner:
         for _ in range(calls):
             self.state, result = self.call(self.state, self.constants)
         jax.block_until_ready((self.state, result))
+        self.wait()
         return Sample((time.perf_counter() - began) / calls, (time.process_time() - began_cores) / calls)
 
 

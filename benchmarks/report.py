@@ -16,6 +16,10 @@ TITLES = {
 }
 
 
+# On a GPU, where XLA's count would mislead.
+NOT_COUNTED = "-"
+
+
 def page(results: Mapping[str, Any]) -> str:
     """Markdown of everything that is stored."""
     parts = [f"# {results.get('title', TITLE)}", "", f"    {results.get('command', COMMAND)}", "", *HEAD]
@@ -30,10 +34,11 @@ HEAD = (
     "timed, every sample blocked on its results. Times are medians (quartiles) over the rounds; a ratio is taken round",
     'by round against the plain step of the same round. "Cores" is the same ratio for the seconds that all cores',
     "together spent on the process, which other work on the machine touches less (of a GPU it says nothing). FLOPs,",
-    "bytes and memory are XLA's counts of the compiled program and have no noise. FLOPs of `refresh_every` are the",
-    "average over its steps; those of a scan over M domains are of all its turns. Bytes are of one program: of the",
-    "dearer step for `refresh_every`, of one turn of a scan. A form other than the flat one stands against a plain",
-    "step of the same form too, which is what its user would take without DISAM.",
+    "bytes and memory are XLA's counts of the compiled program and have no noise. On a GPU its FLOPs leave out the",
+    "products and convolutions that a library computes, and are not shown. FLOPs of `refresh_every` are the average",
+    "over its steps; those of a scan over M domains are of all its turns. Bytes are of one program: of the dearer step",
+    "for `refresh_every`, of one turn of a scan. A form other than the flat one stands against a plain step of the",
+    "same form too, which is what its user would take without DISAM.",
 )
 
 
@@ -69,17 +74,17 @@ def _shape(work: Mapping[str, Any]) -> str:
 def _steps(entries: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, entry in entries.items():
-        rates = entry["rates"]
+        rates, counted = entry["rates"], entry["backend"] == "cpu"
         rows = [
             (
                 f"{side}: {SIDES[side].summary}" if side in SIDES else side,
-                *_ratios(each),
+                *_ratios(each, counted),
                 triple(each["seconds"], 1, 1e3),
-                f"{each['flops'] / 1e9:.2f}",
+                f"{each['flops'] / 1e9:.2f}" if counted else NOT_COUNTED,
                 f"{each['bytes'] / 1e9:.2f}",
                 mib(each["temp"]),
                 mib(each["peak"]),
-                f"{each['flops_per_second'] / 1e9:.0f}",
+                f"{each['flops_per_second'] / 1e9:.0f}" if counted else NOT_COUNTED,
                 f"{each['compile_seconds']:.0f}",
             )
             for side, each in entry["sides"].items()
@@ -90,7 +95,7 @@ def _steps(entries: Mapping[str, Any]) -> list[str]:
         )
         samples = next(iter(entry["sides"].values()))["samples"]
         own = [
-            (f"{side} / {each['own']['plain']}", *_ratios(each["own"]))
+            (f"{side} / {each['own']['plain']}", *_ratios(each["own"], counted))
             for side, each in entry["sides"].items()
             if "own" in each
         ]
@@ -109,8 +114,9 @@ def _steps(entries: Mapping[str, Any]) -> list[str]:
     return lines[:-1]
 
 
-def _ratios(each: Mapping[str, Any]) -> tuple[str, str, str]:
-    return triple(each["time_ratio"]), triple(each["cores_ratio"]), f"{each['flops_ratio']:.3f}"
+def _ratios(each: Mapping[str, Any], counted: bool = True) -> tuple[str, str, str]:
+    flops = f"{each['flops_ratio']:.3f}" if counted else NOT_COUNTED
+    return triple(each["time_ratio"]), triple(each["cores_ratio"]), flops
 
 
 def _growth(entries: Mapping[str, Any]) -> list[str]:
@@ -211,7 +217,9 @@ def _peer(entries: Mapping[str, Any]) -> list[str]:
         *("torch / JAX, plain", "torch / JAX, disam"),
     )
     first = next(iter(entries["measured"].values()))
-    return [*table(head, rows), "", f"torch {first['torch']}, {first['threads']} threads, eager. {record(entries)}"]
+    where = f"on {first['device']}, " if "device" in first else ""
+    torch = f"torch {first['torch']}, {where}{first['threads']} threads, eager."
+    return [*table(head, rows), "", f"{torch} {record(entries)}"]
 
 
 SECTIONS = {

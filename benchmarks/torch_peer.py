@@ -28,6 +28,12 @@ def peers(size: str, repeats: int, least_seconds: float, say: Callable[[str], No
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    # What JAX does by default: TensorFloat32 where a GPU has it.
+    torch.set_float32_matmul_precision("high")
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("JAX runs on a GPU and PyTorch does not see it: install a PyTorch built for CUDA.")
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     found: dict[str, Any] = {}
     for name in NETWORKS:
         work = SIZES[size][name]()
@@ -36,8 +42,8 @@ def peers(size: str, repeats: int, least_seconds: float, say: Callable[[str], No
             say(f"{name}: compile {side}")
             step = SIDES[side].make(work)
             runners[f"jax {side}"] = runner(lower(work, step).compile(), start(work, step), 1)
-            model = network(torch, work.network.init(jax.random.key(0))[0])
-            runners[f"torch {side}"] = Runner(torch_step(torch, model, work, side == "disam"), (), None)
+            model = network(torch, work.network.init(jax.random.key(0))[0]).to(device)
+            runners[f"torch {side}"] = Runner(torch_step(torch, model, work, side == "disam"), (), None, wait=wait)
         done = iter(range(1, len(runners) * repeats + 1))
         taken = in_turn(
             runners, repeats, least_seconds, lambda name=name, done=done: say(f"{name}: sample {next(done)}")
@@ -56,16 +62,17 @@ def peers(size: str, repeats: int, least_seconds: float, say: Callable[[str], No
                 side: ratios(wall[f"torch {side}"], wall[f"jax {side}"])._asdict() for side in ("adamw", "disam")
             },
             "threads": torch.get_num_threads(),
+            "device": device,
             "torch": torch.__version__,
         }
     return found
 
 
 def torch_step(torch: Any, model: Any, work: Workload, two_passes: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """A step for `Runner`, which trains the model; its result is the loss at w."""
+    """A step for `Runner`, which trains the model where it lies; its result is the loss at w, a tensor there."""
     nn = torch.nn
-    batch = make_batch(work)
-    x, y = torch.from_numpy(batch["x"]), torch.from_numpy(batch["y"]).long()
+    batch, device = make_batch(work), next(model.parameters()).device
+    x, y = torch.from_numpy(batch["x"]).to(device), torch.from_numpy(batch["y"]).long().to(device)
     if x.ndim == 4:
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     params = list(model.parameters())
@@ -82,7 +89,7 @@ def torch_step(torch: Any, model: Any, work: Workload, two_passes: bool) -> Call
             loss = domain_losses().mean()
             loss.backward()
             optimizer.step()
-            return state, loss.item()
+            return state, loss.detach()
         losses = domain_losses()
         values = losses.detach()
         weights = (1 - 2 * LAM * (values - values.mean())) / work.num_domains
@@ -100,7 +107,7 @@ def torch_step(torch: Any, model: Any, work: Workload, two_passes: bool) -> Call
         with torch.no_grad():
             torch._foreach_sub_(params, moves)
         optimizer.step()
-        return state, values.mean().item()
+        return state, values.mean()
 
     return step
 

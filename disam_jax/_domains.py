@@ -471,12 +471,13 @@ def _static_positive_int(value: Any, argument: str) -> int:
 
 
 def _check_ids(domain_ids: Any, num_domains: int) -> Any:
-    ids = domain_ids if isinstance(domain_ids, (jax.Array, np.ndarray)) else np.asarray(domain_ids)
+    # Only values on the host can be looked at without waiting; a list may hold traced ids.
+    on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(domain_ids))
+    ids = jnp.asarray(domain_ids) if on_device else np.asarray(domain_ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(
             f"domain_ids must be integers, got {ids.dtype}{list(ids.shape)}. Write domain_ids.astype(jnp.int32)."
         )
-    # numpy values are on the host already; reading a device array here would make every eager call wait for it.
     if isinstance(ids, np.ndarray) and ids.size:
         # Python integers: a bound that the dtype of the ids cannot hold compares as it should.
         wide = ids if ids.dtype.kind in "iu" else ids.astype(np.int64)
