@@ -16,7 +16,7 @@ from benchmarks import baseline, devices, growth, report, speed, torch_peer, tra
 from benchmarks.rates import rates
 from benchmarks.steps import SIDES
 from benchmarks.workloads import NETWORKS, SIZES, describe
-from disam_jax.dg.progress import progress
+from disam_jax.dg.cli.progress import progress
 from disam_jax.dg.report.write import machine, versions
 
 PARTS = ("steps", "domains", "parameters", "grouping", "devices", "peer", "trace", "baseline")

@@ -24,18 +24,18 @@ import numpy as np
 import optax
 
 import disam_jax
-from disam_jax.dg import search
-from disam_jax.dg.data.open import open_data
+from disam_jax.dg.cli.progress import progress
+from disam_jax.dg.data.load import open_data
 from disam_jax.dg.methods import METHODS, RHO, Hyperparameter, Method
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
-from disam_jax.dg.progress import progress
 from disam_jax.dg.report.scores import score
 from disam_jax.dg.report.statistics import estimate, paired
 from disam_jax.dg.report.write import machine, runs_csv, versions
-from disam_jax.dg.selection import select
-from disam_jax.dg.setting import DEFAULTS, kind_of
-from disam_jax.dg.sweep import Plan, run_sweep
+from disam_jax.dg.sweep import hparams as search
+from disam_jax.dg.sweep.model_selection import select
+from disam_jax.dg.sweep.run import Plan, run_sweep
+from disam_jax.dg.training.config import DEFAULTS, kind_of
 
 
 @dataclasses.dataclass(frozen=True)

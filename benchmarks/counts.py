@@ -10,7 +10,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from benchmarks.steps import SIDES, Step, refreshed
 from benchmarks.workloads import Workload, make_batch
-from disam_jax.dg.memory import program_bytes
+from disam_jax.dg.runners.memory import program_bytes
 
 
 class Counts(NamedTuple):

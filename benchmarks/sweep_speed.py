@@ -13,15 +13,16 @@ import pathlib
 import statistics
 import time
 
-from disam_jax.dg import search, sweep
 from disam_jax.dg.data.digits import load_digits
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.registry import make_network
-from disam_jax.dg.program import Program, program_bytes
 from disam_jax.dg.report.write import machine, versions
-from disam_jax.dg.setting import DEFAULTS
-from disam_jax.dg.training import make_arrays
+from disam_jax.dg.runners.in_memory import Program, program_bytes
+from disam_jax.dg.sweep import hparams as search
+from disam_jax.dg.sweep import run as sweep
+from disam_jax.dg.training.config import DEFAULTS
+from disam_jax.dg.training.step import make_arrays
 
 
 def seconds(program, runs, at_once):

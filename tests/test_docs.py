@@ -206,8 +206,9 @@ def test_commands_are_found_on_a_page(text, found):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_of_a_page_parses_and_its_options_go_together(page):
-    from disam_jax.dg import cli, search
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.cli import main as cli
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.sweep import hparams as search
 
     for arguments in commands(text_of(page)):
         if "--help" in arguments:
@@ -239,7 +240,7 @@ def test_there_are_commands_on_the_pages():
     ],
 )
 def test_the_folder_of_a_report_may_stand_anywhere(arguments):
-    from disam_jax.dg import cli
+    from disam_jax.dg.cli import main as cli
 
     options = cli.parse(arguments)
     assert pathlib.Path("DIR") in (options.folder, options.out)

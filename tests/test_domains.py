@@ -88,6 +88,13 @@ def test_ids_of_any_integer_dtype_are_as_int32(dtype, where, num_domains):
     np.testing.assert_array_equal(out.values, np.bincount(plain, losses, minlength=m))
 
 
+def test_a_list_of_traced_ids_is_as_an_array():
+    losses = np.arange(4, dtype=np.float32)
+    fn = lambda ids: disam_jax.mean_by_domain(losses, ids, 3)
+    out = jax.jit(fn)([0, 2, 2, 0])
+    assert (out.values.tolist(), out.weights.tolist()) == ([1.5, 0.0, 1.5], [2.0, 0.0, 2.0])
+
+
 @pytest.mark.usefixtures("nans_allowed")
 @pytest.mark.parametrize(
     ("dtype", "wrong", "num_domains"),
@@ -181,6 +188,8 @@ def test_group_by_domain_takes_the_first_or_draws():
     assert drawn.tolist() == again.tolist()
     assert set(drawn[0]) <= {0, 1, 2}
     assert len(set(drawn[0])) == 2
+    draws = [disam_jax.group_by_domain(n, ids, 2, per_domain=2, rng=np.random.default_rng(seed)) for seed in range(20)]
+    assert {tuple(sorted(each[0].tolist())) for each in draws} == {(0, 1), (0, 2), (1, 2)}
     repeated = disam_jax.group_by_domain(n, ids, 2, per_domain=3, replace=True)
     assert repeated.tolist() == [[0, 1, 2], [3, 4, 3]]
     filled = disam_jax.group_by_domain(n, ids, 2, per_domain=3, replace=True, rng=np.random.default_rng(2))

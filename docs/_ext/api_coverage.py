@@ -13,17 +13,6 @@ from sphinx.util import logging
 # Rooms that the sweeps are made of and nobody calls: found by reading them, not by their pages.
 INTERNAL_MODULES = {
     "disam_jax.dg.cli",
-    "disam_jax.dg.folder",
-    "disam_jax.dg.memory",
-    "disam_jax.dg.options",
-    "disam_jax.dg.program",
-    "disam_jax.dg.progress",
-    "disam_jax.dg.ranges",
-    "disam_jax.dg.reading",
-    "disam_jax.dg.schema",
-    "disam_jax.dg.store",
-    "disam_jax.dg.streamed",
-    "disam_jax.dg.training",
     "disam_jax.dg.data.images",
     "disam_jax.dg.data.names",
     "disam_jax.dg.data.npz",
@@ -32,9 +21,18 @@ INTERNAL_MODULES = {
     "disam_jax.dg.models.conv",
     "disam_jax.dg.models.norm",
     "disam_jax.dg.models.transformer",
+    "disam_jax.dg.ranges",
+    "disam_jax.dg.reading",
     "disam_jax.dg.report.formats",
     "disam_jax.dg.report.sensitivity",
     "disam_jax.dg.report.tables",
+    "disam_jax.dg.runners.in_memory",
+    "disam_jax.dg.runners.memory",
+    "disam_jax.dg.runners.streaming",
+    "disam_jax.dg.sweep.results_file",
+    "disam_jax.dg.sweep.results_folder",
+    "disam_jax.dg.sweep.schema",
+    "disam_jax.dg.training.step",
 }
 # Public by name, for the other rooms of the library only.
 INTERNAL_NAMES = {"disam_jax.variants.check_variant"}

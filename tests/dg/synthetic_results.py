@@ -5,10 +5,10 @@ import numpy as np
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.methods import find_methods
 from disam_jax.dg.results import Results, Run
-from disam_jax.dg.search import random_candidates
-from disam_jax.dg.setting import Setting
-from disam_jax.dg.store import open_store
-from disam_jax.dg.sweep import Plan, in_order, make_header
+from disam_jax.dg.sweep.hparams import random_candidates
+from disam_jax.dg.sweep.results_file import open_store
+from disam_jax.dg.sweep.run import Plan, in_order, make_header
+from disam_jax.dg.training.config import Setting
 
 COMPARE = {
     "ERM": {"flops": 1.0e6},

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disam_jax.dg.averaging import average_points, moving_average, swad_window
+from disam_jax.dg.training.averaging import average_points, moving_average, swad_window
 
 
 def averaged(weights, decay):

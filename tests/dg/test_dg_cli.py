@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from synthetic_results import write_results
 
-from disam_jax.dg import cli, search, sweep
+from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.report import write
+from disam_jax.dg.sweep import hparams as search
+from disam_jax.dg.sweep import run as sweep
 
 FILES = {
     "results.json",
@@ -188,7 +190,7 @@ def beyond(option):
 def test_a_number_beyond_its_range_is_named(tmp_path, option):
     import dataclasses
 
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.cli.options import Compare
 
     for value in beyond(option):
         with pytest.raises(InputError, match=f"^{option} must be ") as error:
@@ -223,7 +225,7 @@ def test_every_option_that_is_a_number_has_a_range():
     import dataclasses
     import typing
 
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.cli.options import Compare
     from disam_jax.dg.ranges import RANGES
 
     hints = typing.get_type_hints(Compare)
@@ -395,7 +397,7 @@ def test_the_list_names_everything(capsys):
 def test_methods_by_name(arguments, names):
     import tyro
 
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.cli.options import Compare
 
     assert list(cli.chosen_methods(tyro.cli(Compare, args=arguments))) == names
 
@@ -403,7 +405,7 @@ def test_methods_by_name(arguments, names):
 def test_help_needs_no_heavy_package():
     code = """
 import sys
-from disam_jax.dg import cli
+from disam_jax.dg.cli import main as cli
 for arguments in (["--help"], ["compare", "--help"]):
     try:
         cli.main(arguments)

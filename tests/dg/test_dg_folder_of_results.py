@@ -8,9 +8,11 @@ import sys
 import pytest
 from synthetic_results import make_plan, make_results, write_results
 
-from disam_jax.dg import cli, folder, store
+from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.report import write
+from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import results_folder as folder
 
 
 def names(out):
@@ -44,7 +46,7 @@ def test_a_failing_write_leaves_the_older_files(tmp_path, monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from disam_jax.dg import folder
+from disam_jax.dg.sweep import results_folder as folder
 with folder._unfinished(Path(sys.argv[1])) as unfinished:
     (unfinished / "table.md").write_bytes(b"half")
     print("begun", flush=True)

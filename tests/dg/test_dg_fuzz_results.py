@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_results import write_results
 
-from disam_jax.dg import folder, store
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import results_folder as folder
 
 CASES = 2500
 

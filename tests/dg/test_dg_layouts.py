@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg.data import folder, layouts
+from disam_jax.dg.data import domainbed as layouts
+from disam_jax.dg.data import folder
 from disam_jax.dg.errors import InputError
 
 SHARED = os.environ.get("DISAM_JAX_SHARED")

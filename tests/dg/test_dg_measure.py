@@ -12,11 +12,11 @@ from support import slow
 
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.splits import split
-from disam_jax.dg.measure import by_domain_and_split, domain_sharpness, evaluate, measure, probe_rows
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.network import Network, Output
-from disam_jax.dg.setting import Setting
-from disam_jax.dg.training import Spec, make_arrays, sources_of, standardised
+from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.evaluation import by_domain_and_split, domain_sharpness, evaluate, measure, probe_rows
+from disam_jax.dg.training.step import Spec, make_arrays, sources_of, standardised
 
 SEEDS, PROBE = (0, 1, 2), 4
 SETTING = Setting(rho=0.2, sharpness_rho=0.15, block=10)

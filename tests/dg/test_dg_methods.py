@@ -14,8 +14,8 @@ import disam_jax
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS, Hyperparameter, Seen, coral, coral_penalty, find_methods
 from disam_jax.dg.models.network import Network, Output
-from disam_jax.dg.setting import Setting, make_optimizer
-from disam_jax.dg.training import Spec, start, train_step
+from disam_jax.dg.training.config import Setting, make_optimizer
+from disam_jax.dg.training.step import Spec, start, train_step
 
 # Far from the defaults, so that no term is too small to be seen.
 HYPER = {

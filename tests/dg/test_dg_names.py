@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg import cli
-from disam_jax.dg.data import folder, layouts, names
+from disam_jax.dg.cli import main as cli
+from disam_jax.dg.data import domainbed as layouts
+from disam_jax.dg.data import folder, names
 from disam_jax.dg.data.domains import join_domains
-from disam_jax.dg.data.open import list_data
+from disam_jax.dg.data.load import list_data
 from disam_jax.dg.data.splits import read_split_files
 from disam_jax.dg.errors import InputError
 

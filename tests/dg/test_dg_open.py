@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disam_jax.dg import cli
-from disam_jax.dg.data import digits, folder, layouts
+from disam_jax.dg.cli import main as cli
+from disam_jax.dg.data import digits, folder
+from disam_jax.dg.data import domainbed as layouts
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.open import fingerprint, list_data, names, open_data
+from disam_jax.dg.data.load import fingerprint, list_data, names, open_data
 from disam_jax.dg.errors import InputError
 
 

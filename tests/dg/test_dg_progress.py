@@ -7,7 +7,10 @@ import time
 
 import pytest
 
-from disam_jax.dg import cli, program, progress, store
+from disam_jax.dg.cli import main as cli
+from disam_jax.dg.cli import progress
+from disam_jax.dg.runners import in_memory as program
+from disam_jax.dg.sweep import results_file as store
 
 
 class Terminal(io.StringIO):

@@ -11,7 +11,7 @@ from synthetic_results import COMPARE, diverge, make_results
 from disam_jax.dg.report import figures, formats, sensitivity, tables, write
 from disam_jax.dg.report.summary import findings, summarise
 from disam_jax.dg.report.tables import Cell, Table
-from disam_jax.dg.selection import CRITERIA, select
+from disam_jax.dg.sweep.model_selection import CRITERIA, select
 
 GRID = tuple({"rho": rho, "lam": lam} for rho in (0.1, 0.01, 0.5) for lam in (1.0, 0.0, 3.0))
 MANY = {"ERM": {"flops": 5.0e9}}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from synthetic_results import make_plan, write_results
 
-from disam_jax.dg import cli, store
+from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.folder import read_manifest
+from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep.results_folder import read_manifest
 
 # Line 1 is the header, line 2 the program of ERM, lines 3 and 4 its chunks, 5 to 7 the same of SAM.
 CHUNK = 3

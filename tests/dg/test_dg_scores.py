@@ -7,7 +7,7 @@ from synthetic_results import COMPARE, diverge, make_results
 from disam_jax.dg.report.scores import QUANTITIES, score, without
 from disam_jax.dg.report.statistics import permutation_test
 from disam_jax.dg.report.summary import diverged_runs, few_seeds, findings, summarise, title
-from disam_jax.dg.selection import Selected, select
+from disam_jax.dg.sweep.model_selection import Selected, select
 
 
 def test_without_keeps_the_order():

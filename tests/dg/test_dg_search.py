@@ -5,8 +5,8 @@ import pytest
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS, find_methods
-from disam_jax.dg.search import check_grid, default_hyper, grid_candidates, random_candidates
-from disam_jax.dg.setting import Setting
+from disam_jax.dg.sweep.hparams import check_grid, default_hyper, grid_candidates, random_candidates
+from disam_jax.dg.training.config import Setting
 
 SMALL = Setting(learning_rate=0.25, weight_decay=0.5, rho=0.125)
 ADAM = Setting(optimizer="adam", learning_rate=1e-3)

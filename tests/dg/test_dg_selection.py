@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disam_jax.dg.results import VALIDATION, Results, Run
-from disam_jax.dg.selection import CRITERIA, runs_table, select
+from disam_jax.dg.sweep.model_selection import CRITERIA, runs_table, select
 
 CANDIDATES = {"ERM": 1, "SAM": 3, "DISAM": 4}
 SEEDS, TARGETS, DOMAINS, POINTS = (2, 5), (0, 2), 3, 4

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg.data import folder, layouts, splits
+from disam_jax.dg.data import domainbed as layouts
+from disam_jax.dg.data import folder, splits
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.errors import InputError
 

@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disam_jax.dg import cli, search, store, streamed, sweep
+from disam_jax.dg.cli import main as cli
 from disam_jax.dg.data.batches import Batch
 from disam_jax.dg.data.folder import list_images, load_features, load_images
-from disam_jax.dg.data.open import StreamedImages, fingerprint, open_data, pixel_bytes, stream_images
+from disam_jax.dg.data.load import StreamedImages, fingerprint, open_data, pixel_bytes, stream_images
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import find_methods
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.results import Run
-from disam_jax.dg.setting import Setting
+from disam_jax.dg.runners import streaming as streamed
+from disam_jax.dg.sweep import hparams as search
+from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import run as sweep
+from disam_jax.dg.training.config import Setting
 
 SIZE = 8
 # Seven steps in segments of three, the last one shorter; blocks of ten, the last one filled up.

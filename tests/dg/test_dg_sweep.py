@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disam_jax.dg import program, search, store, sweep
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import find_methods
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.results import TRAIN, VALIDATION
-from disam_jax.dg.setting import Setting
+from disam_jax.dg.runners import in_memory as program
+from disam_jax.dg.sweep import hparams as search
+from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import run as sweep
+from disam_jax.dg.training.config import Setting
 
 SETTING = Setting(
     steps=7, learning_rate=0.1, rho=0.3, lam=0.5, hidden=5, per_domain=3, standardise=True, evaluations=3, block=10

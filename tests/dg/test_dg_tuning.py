@@ -14,18 +14,20 @@ import pytest
 from flax import nnx
 from support import save_image
 
-from disam_jax.dg import cli, sweep, tuning
+from disam_jax.dg.cli import main as cli
 from disam_jax.dg.data import classes, folder
-from disam_jax.dg.data.open import stream_images
+from disam_jax.dg.data.load import stream_images
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import ZERO_SHOT, find_methods, zero_shot
 from disam_jax.dg.models.adapter import from_weights
 from disam_jax.dg.models.clip import CLIP_MEAN, CLIP_STD
 from disam_jax.dg.models.inputs import images
+from disam_jax.dg.peft import finetuning as tuning
 from disam_jax.dg.pretrained.tiny import write_tiny_clip, write_tiny_vit
 from disam_jax.dg.pretrained.tokenizer import class_prompts, load_tokenizer
-from disam_jax.dg.search import default_hyper
-from disam_jax.dg.setting import PEFT, TUNED, Tuning
+from disam_jax.dg.sweep import run as sweep
+from disam_jax.dg.sweep.hparams import default_hyper
+from disam_jax.dg.training.config import PEFT, TUNED, Tuning
 
 DATA = Path(__file__).parents[1] / "pretrained" / "data"
 KEY = jax.random.key(0)

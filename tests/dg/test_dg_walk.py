@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg.data import folder, layouts, walk
-from disam_jax.dg.data.open import open_data, stream_images
+from disam_jax.dg.data import domainbed as layouts
+from disam_jax.dg.data import folder, walk
+from disam_jax.dg.data.load import open_data, stream_images
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.store import FILE
+from disam_jax.dg.sweep.results_file import FILE
 
 DOMAINS, CLASSES, IMAGES = ("a", "b"), ("cat", "dog"), 2
 LEFTOVERS = [

@@ -7,7 +7,7 @@ import numpy as np
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import Listing
-from disam_jax.dg.data.open import StreamedImages, stream_images
+from disam_jax.dg.data.load import StreamedImages, stream_images
 from disam_jax.dg.errors import InputError
 
 

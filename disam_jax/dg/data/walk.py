@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.folder import MANIFEST, RESULTS
 from disam_jax.dg.reading import is_folder, reason, shown
+from disam_jax.dg.sweep.results_folder import MANIFEST, RESULTS
 
 # Files that only a folder of results has.
 MARKS = frozenset({RESULTS, MANIFEST})

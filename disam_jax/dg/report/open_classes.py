@@ -9,7 +9,7 @@ from disam_jax.dg.report.statistics import estimate
 from disam_jax.dg.report.summary import Summary, compare, p_text
 from disam_jax.dg.report.tables import NOTHING, Cell, Table, estimate_cell
 from disam_jax.dg.results import Results
-from disam_jax.dg.selection import Selected, select
+from disam_jax.dg.sweep.model_selection import Selected, select
 
 LABELS = {"base": "base", "new": "new", "harmonic": "harmonic mean"}
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from disam_jax.dg.results import TRAIN, Results
-from disam_jax.dg.selection import Selected
+from disam_jax.dg.sweep.model_selection import Selected
 
 
 class Scores(NamedTuple):

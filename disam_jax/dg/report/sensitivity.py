@@ -9,7 +9,7 @@ from disam_jax.dg.report.scores import score
 from disam_jax.dg.report.statistics import Estimate, estimate
 from disam_jax.dg.report.summary import PLAIN
 from disam_jax.dg.results import Results
-from disam_jax.dg.selection import Selected
+from disam_jax.dg.sweep.model_selection import Selected
 
 GRID = ("rho", "lam")
 

@@ -18,7 +18,7 @@ from disam_jax.dg.report.statistics import (
     smallest_p,
 )
 from disam_jax.dg.results import TRAIN, Results
-from disam_jax.dg.selection import select
+from disam_jax.dg.sweep.model_selection import select
 
 ALPHA = 0.05
 PLAIN = "ERM"

@@ -10,7 +10,7 @@ from disam_jax.dg.report.scores import QUANTITIES
 from disam_jax.dg.report.statistics import Estimate
 from disam_jax.dg.report.summary import ALPHA, PLAIN, Comparison, Summary, compare, p_text
 from disam_jax.dg.results import Results
-from disam_jax.dg.selection import NAMES
+from disam_jax.dg.sweep.model_selection import NAMES
 
 INDENT = "  "
 NOTHING = "-"

@@ -20,7 +20,7 @@ from disam_jax.dg.report.sensitivity import Grid, grids
 from disam_jax.dg.report.statistics import Estimate
 from disam_jax.dg.report.summary import Summary, findings, summarise
 from disam_jax.dg.results import Results
-from disam_jax.dg.selection import CRITERIA, NAMES, Selected, select
+from disam_jax.dg.sweep.model_selection import CRITERIA, NAMES, Selected, select
 
 SCHEMA = 2
 # More methods than these make the small table of quantities by methods too wide for a page.

@@ -7,11 +7,11 @@ from typing import Any
 
 import optax
 
-from disam_jax.dg.averaging import AVERAGING
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Hyper
 from disam_jax.dg.ranges import RANGES, check_range
+from disam_jax.dg.training.averaging import AVERAGING
 
 OPTIMIZERS = ("sgd", "adam")
 

@@ -11,22 +11,22 @@ import jax
 import numpy as np
 
 import disam_jax
-from disam_jax.dg import memory
+from disam_jax.dg.cli.progress import TimeLeft
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.open import StreamedImages, fingerprint
+from disam_jax.dg.data.load import StreamedImages, fingerprint
 from disam_jax.dg.data.splits import small_domains, split, whole
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.measure import Unseen
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
-from disam_jax.dg.program import Program
-from disam_jax.dg.progress import TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
-from disam_jax.dg.setting import Setting, check_setting
-from disam_jax.dg.store import SCHEMA, open_store
-from disam_jax.dg.streamed import NewImages, StreamedProgram, chunks
-from disam_jax.dg.training import make_arrays
+from disam_jax.dg.runners import memory
+from disam_jax.dg.runners.in_memory import Program
+from disam_jax.dg.runners.streaming import NewImages, StreamedProgram, chunks
+from disam_jax.dg.sweep.results_file import SCHEMA, open_store
+from disam_jax.dg.training.config import Setting, check_setting
+from disam_jax.dg.training.evaluation import Unseen
+from disam_jax.dg.training.step import make_arrays
 
 
 class NewClasses(NamedTuple):
@@ -180,7 +180,7 @@ def run_sweep(
         >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.methods import METHODS
         >>> from disam_jax.dg.models.registry import make_network
-        >>> from disam_jax.dg.search import default_hyper
+        >>> from disam_jax.dg.sweep.hparams import default_hyper
         >>> inputs, labels = np.random.default_rng(0).normal(size=(3, 8, 2)), np.arange(8) % 2
         >>> data = join_domains("toy", inputs, [labels] * 3, ["photo", "sketch", "cartoon"], ["cat", "dog"])
         >>> setting, methods = Setting(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax.dg.averaging import moving_average
 from disam_jax.dg.data import augment, batches
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Hyper, Memory, Method, Seen
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.setting import Setting, make_optimizer
+from disam_jax.dg.training.averaging import moving_average
+from disam_jax.dg.training.config import Setting, make_optimizer
 
 
 class Arrays(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import disam_jax
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.setting import Setting
-from disam_jax.dg.training import Arrays, Spec, example_losses, standardised
+from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.step import Arrays, Spec, example_losses, standardised
 
 
 class Measured(NamedTuple):
@@ -55,7 +55,7 @@ def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Ar
 
     Example:
         >>> from disam_jax.dg.data import domains, splits
-        >>> from disam_jax.dg.training import make_arrays
+        >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.ones((4, 2))] * 2, [jnp.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
         >>> arrays = make_arrays(data, (splits.split(data, seed=0),), standardise=False)
         >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
@@ -78,7 +78,7 @@ def evaluate(
     Example:
         >>> from disam_jax.dg.data import domains, splits
         >>> from disam_jax.dg.models.registry import make_network
-        >>> from disam_jax.dg.training import make_arrays
+        >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
@@ -109,7 +109,7 @@ def probe_rows(spec: Spec, arrays: Arrays, size: int) -> jax.Array:
 
     Example:
         >>> from disam_jax.dg.data import domains, splits
-        >>> from disam_jax.dg.training import make_arrays
+        >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.ones((4, 2))] * 2, [jnp.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
@@ -149,7 +149,8 @@ def measure(
         Measured. The held-out domain is absent from the perturbation.
 
     Example:
-        >>> from disam_jax.dg import methods, training
+        >>> from disam_jax.dg import methods
+        >>> from disam_jax.dg.training import step as training
         >>> from disam_jax.dg.data import domains, splits
         >>> from disam_jax.dg.models.registry import make_network
         >>> data = domains.join_domains("toy", [jnp.zeros((4, 3))] * 2, [jnp.zeros(4)] * 2, ["a", "b"], ["cat", "dog"])
@@ -182,7 +183,7 @@ def unseen_accuracy(params: Params, state: State, spec: Spec, unseen: Unseen, bl
     Example:
         >>> from disam_jax.dg.data import domains, splits
         >>> from disam_jax.dg.models.registry import make_network
-        >>> from disam_jax.dg.training import make_arrays
+        >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
@@ -270,7 +271,7 @@ def domain_sharpness(
     Example:
         >>> from disam_jax.dg.data import domains, splits
         >>> from disam_jax.dg.models.registry import make_network
-        >>> from disam_jax.dg.training import make_arrays
+        >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, is_folder, read_json, reason, shown
-from disam_jax.dg.selection import CRITERIA
+from disam_jax.dg.sweep.model_selection import CRITERIA
 
 try:
     import fcntl

@@ -10,7 +10,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from disam_jax.dg.data import arrays, digits, folder, layouts, splits
+from disam_jax.dg.data import arrays, digits, folder, splits
+from disam_jax.dg.data import domainbed as layouts
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.names import near
 from disam_jax.dg.errors import InputError

@@ -13,19 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
+from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.progress import say
 from disam_jax.dg.reading import exists, shown
 
 if TYPE_CHECKING:
+    from disam_jax.dg.cli.options import Compare, List, Report
     from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
     from disam_jax.dg.models.network import Network
-    from disam_jax.dg.options import Compare, List, Report
+    from disam_jax.dg.peft.finetuning import Pretrained
     from disam_jax.dg.results import Results
-    from disam_jax.dg.setting import Setting, Tuning
-    from disam_jax.dg.sweep import NewClasses, OnProgress
-    from disam_jax.dg.tuning import Pretrained
+    from disam_jax.dg.sweep.run import NewClasses, OnProgress
+    from disam_jax.dg.training.config import Setting, Tuning
 
 # Of a report with too many methods for one table.
 PRINTED = ("accuracy", "open", "comparisons", "losses", "selection", "flops")
@@ -42,8 +42,8 @@ def check(options: "Compare") -> None:
     Raises:
         InputError: naming the option.
     """
-    from disam_jax.dg.folder import check_out
-    from disam_jax.dg.store import check_results
+    from disam_jax.dg.sweep.results_file import check_results
+    from disam_jax.dg.sweep.results_folder import check_out
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
@@ -80,7 +80,7 @@ def check_checkpoint(options: "Compare") -> None:
     Raises:
         InputError: naming the option.
     """
-    from disam_jax.dg.options import Compare
+    from disam_jax.dg.cli.options import Compare
 
     if options.checkpoint is None:
         if options.model in ("clip", "vit"):
@@ -166,7 +166,7 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
     Returns:
         Setting.
     """
-    from disam_jax.dg.setting import DEFAULTS, TUNED
+    from disam_jax.dg.training.config import DEFAULTS, TUNED
 
     setting = DEFAULTS[kind]
     tuning = tuning_of(options)
@@ -195,8 +195,8 @@ def tuning_of(options: "Compare") -> "Tuning | None":
     """
     if options.checkpoint is None:
         return None
-    from disam_jax.dg.setting import Tuning
-    from disam_jax.dg.tuning import check_tuning
+    from disam_jax.dg.peft.finetuning import check_tuning
+    from disam_jax.dg.training.config import Tuning
 
     cached = options.cache_features
     if options.augment and cached:
@@ -217,7 +217,7 @@ def network_size(setting: "Setting", shape: Sequence[int]) -> dict[str, Any]:
     """Options of the network that follow from the setting and the inputs.
 
     Example:
-        >>> from disam_jax.dg.setting import Setting
+        >>> from disam_jax.dg.training.config import Setting
         >>> network_size(Setting(model="resnet18"), (64, 64, 3))
         {'small_input': True}
     """
@@ -244,9 +244,10 @@ def run_compare(options: "Compare", command: str) -> None:
     methods = chosen_methods(options)
     grid = parse_grid(options.grid)
 
-    from disam_jax.dg import search, sweep
-    from disam_jax.dg.progress import progress
-    from disam_jax.dg.setting import check_setting, kind_of
+    from disam_jax.dg.cli.progress import progress
+    from disam_jax.dg.sweep import hparams as search
+    from disam_jax.dg.sweep import run as sweep
+    from disam_jax.dg.training.config import check_setting, kind_of
 
     search.check_grid(grid, methods)
     memory_budget = None if options.memory is None else int(options.memory * 2**30)
@@ -296,7 +297,7 @@ def load_checkpoint(options: "Compare") -> "Pretrained | None":
     tuning = tuning_of(options)
     if options.checkpoint is None or tuning is None:
         return None
-    from disam_jax.dg.tuning import load
+    from disam_jax.dg.peft.finetuning import load
 
     pretrained = load(
         options.model,
@@ -319,8 +320,8 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
     Raises:
         InputError: if it cannot be read, or has no images for a pretrained model.
     """
-    from disam_jax.dg.data.open import StreamedImages, open_data
-    from disam_jax.dg.streamed import pixel_budget
+    from disam_jax.dg.data.load import StreamedImages, open_data
+    from disam_jax.dg.runners.streaming import pixel_budget
 
     data = open_data(
         options.data,
@@ -395,8 +396,8 @@ def fine_tuned(
     """
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
-    from disam_jax.dg.sweep import NewClasses
-    from disam_jax.dg.tuning import cache, make_networks
+    from disam_jax.dg.peft.finetuning import cache, make_networks
+    from disam_jax.dg.sweep.run import NewClasses
 
     tuning = setting.tuning
     assert tuning is not None
@@ -439,10 +440,10 @@ def report(
         command: what was typed.
         seconds: that it took, if runs were trained just now.
     """
-    from disam_jax.dg.folder import RECORD, report_folder, write_report
     from disam_jax.dg.report import formats, write
     from disam_jax.dg.report.summary import findings, summarise
-    from disam_jax.dg.selection import CRITERIA
+    from disam_jax.dg.sweep.model_selection import CRITERIA
+    from disam_jax.dg.sweep.results_folder import RECORD, report_folder, write_report
 
     folder = report_folder(out, criterion)
     trained = any(each["seconds_per_run"] is not None for each in (cost or {}).values())
@@ -479,8 +480,8 @@ def run_report(options: "Report", command: str) -> None:
     Raises:
         InputError: if no folder is given, or the results cannot be read.
     """
-    from disam_jax.dg.folder import check_out, read_manifest
-    from disam_jax.dg.store import complete_part, load_results
+    from disam_jax.dg.sweep.results_file import complete_part, load_results
+    from disam_jax.dg.sweep.results_folder import check_out, read_manifest
 
     out = options.folder or options.out
     if out is None or (options.folder and options.out):
@@ -502,7 +503,7 @@ def run_list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from disam_jax.dg.data.open import names
+    from disam_jax.dg.data.load import names
     from disam_jax.dg.methods import METHODS
     from disam_jax.dg.models.registry import MODELS
 
@@ -568,7 +569,7 @@ def parse(arguments: Sequence[str]) -> "Compare | Report | List":
     """
     import tyro
 
-    from disam_jax.dg.options import Compare, List, Report, Sweep
+    from disam_jax.dg.cli.options import Compare, List, Report, Sweep
 
     return tyro.extras.subcommand_cli_from_dict(
         {"compare": Compare, "sweep": Sweep, "report": Report, "list": List},
@@ -585,7 +586,7 @@ def run(arguments: Sequence[str]) -> int:
     for argument in arguments:
         check_argument(argument)
     options = parse(arguments)
-    from disam_jax.dg.options import List, Report
+    from disam_jax.dg.cli.options import List, Report
 
     command = shlex.join(["disam-jax", *arguments])
     match options:
@@ -675,7 +676,3 @@ def _discard(file: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
         os.close(nowhere)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

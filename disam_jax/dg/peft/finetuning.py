@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.open import CachedFeatures, StreamedImages, fingerprint
+from disam_jax.dg.data.load import CachedFeatures, StreamedImages, fingerprint
 from disam_jax.dg.data.streaming import eval_blocks
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_nnx, from_weights, untrained
@@ -28,7 +28,7 @@ from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.files import checkpoint_path
 from disam_jax.dg.pretrained.tokenizer import Tokenizer, class_prompts, load_tokenizer
 from disam_jax.dg.reading import is_folder
-from disam_jax.dg.setting import Tuning
+from disam_jax.dg.training.config import Tuning
 
 
 class Pretrained(NamedTuple):

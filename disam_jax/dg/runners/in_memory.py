@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from disam_jax.dg import averaging
 from disam_jax.dg.data import batches
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.measure import Measured, Unseen, domain_sharpness, measure
-from disam_jax.dg.memory import program_bytes
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
-from disam_jax.dg.setting import Setting
-from disam_jax.dg.training import Arrays, RunState, Spec, sources_of, standardised, start, train_step
+from disam_jax.dg.runners.memory import program_bytes
+from disam_jax.dg.training import averaging
+from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.evaluation import Measured, Unseen, domain_sharpness, measure
+from disam_jax.dg.training.step import Arrays, RunState, Spec, sources_of, standardised, start, train_step
 
 
 class Shared(NamedTuple):

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.folder import RESULTS, claim, set_aside
 from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
 from disam_jax.dg.results import Results, Run
-from disam_jax.dg.schema import (
+from disam_jax.dg.sweep.results_folder import RESULTS, claim, set_aside
+from disam_jax.dg.sweep.schema import (
     CHECKSUM,
     MEASURED,
     OPTIONAL,

@@ -14,7 +14,7 @@ import numpy as np
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Hyperparameter, Method
 from disam_jax.dg.ranges import RANGES, check_range
-from disam_jax.dg.setting import Setting
+from disam_jax.dg.training.config import Setting
 
 # DomainBed's ranges for Adam, those for its data sets of small images first (weight decay 0 there).
 SMALL_IMAGES = {

@@ -17,17 +17,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from disam_jax.dg.data import batches
-from disam_jax.dg.data.open import StreamedImages
+from disam_jax.dg.data.load import StreamedImages
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.data.streaming import StreamingBatches, eval_blocks
-from disam_jax.dg.measure import Measured, measure_probe, sharpness_of
-from disam_jax.dg.memory import all_bytes, program_bytes
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.program import fitting, flops_of, found, put_once, swad_weights, weights
 from disam_jax.dg.results import Run
-from disam_jax.dg.setting import Setting
-from disam_jax.dg.training import RunState, Spec, example_losses, start, train_step
+from disam_jax.dg.runners.in_memory import fitting, flops_of, found, put_once, swad_weights, weights
+from disam_jax.dg.runners.memory import all_bytes, program_bytes
+from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.evaluation import Measured, measure_probe, sharpness_of
+from disam_jax.dg.training.step import RunState, Spec, example_losses, start, train_step
 
 # What a piece of the stream takes at most, unless a single batch is larger.
 PIECE_BYTES = 64 * 2**20

@@ -1,0 +1,1 @@
+"""The command line: `disam-jax compare`, `sweep`, `report` and `list`."""

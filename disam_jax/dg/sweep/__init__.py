@@ -1,0 +1,1 @@
+"""Sweeps: which runs are trained, what is stored of them, and which one is reported."""

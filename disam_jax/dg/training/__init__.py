@@ -1,0 +1,1 @@
+"""One run: its configuration, its training step, its evaluation and the averages of its weights."""
