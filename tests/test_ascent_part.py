@@ -352,7 +352,7 @@ def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(below_two,
 
     def forward(params):
         output, of_domains = losses(below_two.on_parts(network, m), params, x, y)
-        return methods.Seen(of_domains, output.features.reshape(m, n, -1), output.state)
+        return methods.Outputs(of_domains, output.features.reshape(m, n, -1), output.state)
 
     method = below_two.cheaper(below_two.Way(fraction, alone=alone), params, n, classes, steps=10)
     hyper = {"rho": jnp.float32(RHO), "lam": jnp.float32(LAM)}

@@ -8,7 +8,7 @@ from disam_jax.dg.results import Results, Run
 from disam_jax.dg.sweep.hparams import random_candidates
 from disam_jax.dg.sweep.results_file import open_store
 from disam_jax.dg.sweep.run import Plan, in_order, make_header
-from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.config import TrainConfig
 
 COMPARE = {
     "ERM": {"flops": 1.0e6},
@@ -99,7 +99,7 @@ def make_plan(
 ):
     """Header and plan of a sweep over a data set without any sense."""
     data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
-    setting, found = Setting(steps=steps, evaluations=2), find_methods(methods)
+    setting, found = TrainConfig(steps=steps, evaluations=2), find_methods(methods)
     plan = Plan(
         {name: random_candidates(method, setting, candidates, 0) for name, method in found.items()},
         tuple(range(len(domains))),

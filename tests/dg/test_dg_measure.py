@@ -14,12 +14,12 @@ from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.network import Network, Output
-from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import by_domain_and_split, domain_sharpness, evaluate, measure, probe_rows
-from disam_jax.dg.training.step import Spec, make_arrays, sources_of, standardised
+from disam_jax.dg.training.step import RunSpec, make_arrays, sources_of, standardised
 
 SEEDS, PROBE = (0, 1, 2), 4
-SETTING = Setting(rho=0.2, sharpness_rho=0.15, block=10)
+SETTING = TrainConfig(rho=0.2, sharpness_rho=0.15, block=10)
 
 
 def apply(params, state, x, key, train):
@@ -41,7 +41,7 @@ def splits_of(data):
 
 def spec_of(place=1, target=0, **hyper):
     hyper = {name: jnp.float32(value) for name, value in hyper.items()}
-    return Spec(jax.random.key(0), jnp.int32(place), jnp.int32(target), hyper)
+    return RunSpec(jax.random.key(0), jnp.int32(place), jnp.int32(target), hyper)
 
 
 def trains(data, place):

@@ -12,10 +12,10 @@ import pytest
 
 import disam_jax
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.methods import METHODS, Hyperparameter, Seen, coral, coral_penalty, find_methods
+from disam_jax.dg.methods import METHODS, Hyperparameter, Outputs, coral, coral_penalty, find_methods
 from disam_jax.dg.models.network import Network, Output
-from disam_jax.dg.training.config import Setting, make_optimizer
-from disam_jax.dg.training.step import Spec, start, train_step
+from disam_jax.dg.training.config import TrainConfig, make_optimizer
+from disam_jax.dg.training.step import RunSpec, start, train_step
 
 # Far from the defaults, so that no term is too small to be seen.
 HYPER = {
@@ -70,7 +70,7 @@ def hyper_of(name, learning_rate=0.1, weight_decay=0.0, **values):
 
 def train(name, number, setting, **values):
     """A run before and after each of some steps on the same batch."""
-    data, spec = problem(), Spec(jax.random.key(0), jnp.int32(0), jnp.int32(3), hyper_of(name, **values))
+    data, spec = problem(), RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(3), hyper_of(name, **values))
     fixed = {"network": network_of(data), "method": METHODS[name], "setting": setting}
     runs = [start(spec, **fixed, num_sources=3)]
     for step in range(number):
@@ -80,7 +80,7 @@ def train(name, number, setting, **values):
 
 @functools.cache
 def _one_step(name, values):
-    return train(name, 1, Setting(momentum=0.5), **dict(values))[1]
+    return train(name, 1, TrainConfig(momentum=0.5), **dict(values))[1]
 
 
 def one_step(name, **values):
@@ -199,7 +199,7 @@ def test_the_optimizer_in_numpy(optimizer):
     w, first, second = np.linspace(-1, 1, 5), np.zeros(5), np.zeros(5)
     params, rate, decay = jnp.asarray(w, jnp.float32), 0.2, 0.05
     hyper = {"learning_rate": jnp.float32(rate), "weight_decay": jnp.float32(decay)}
-    transformation = make_optimizer(Setting(optimizer=optimizer, momentum=0.7), hyper)
+    transformation = make_optimizer(TrainConfig(optimizer=optimizer, momentum=0.7), hyper)
     # Optax's adam relies on promotion.
     with jax.numpy_dtype_promotion("strict" if optimizer == "sgd" else "standard"):
         state = transformation.init(params)
@@ -218,7 +218,7 @@ def test_the_optimizer_in_numpy(optimizer):
 
 def test_vrex_penalises_by_beta_after_the_annealing():
     plain, w = problems.reference(problem()), problems.flatten(problem().params)
-    runs = train("VREx", 4, Setting(momentum=0.0))
+    runs = train("VREx", 4, TrainConfig(momentum=0.0))
     for step in range(4):
         beta = 1.0 if step < HYPER["anneal"] else HYPER["beta"]
         losses = plain.losses_at(w)
@@ -229,7 +229,7 @@ def test_vrex_penalises_by_beta_after_the_annealing():
 
 def test_group_dro_raises_the_shares_of_high_losses():
     plain, w = problems.reference(problem()), problems.flatten(problem().params)
-    runs = train("GroupDRO", 4, Setting(momentum=0.0))
+    runs = train("GroupDRO", 4, TrainConfig(momentum=0.0))
     shares = np.full(3, 1 / 3)
     np.testing.assert_allclose(runs[0].memory, shares, rtol=1e-6)
     for run in runs[1:]:
@@ -242,7 +242,7 @@ def test_group_dro_raises_the_shares_of_high_losses():
 
 def test_group_dro_stands_losses_that_overflow():
     objective = lambda losses: METHODS["GroupDRO"].gradient(
-        losses, lambda losses: Seen(losses, jnp.zeros((2, 1, 1)), {}), {"eta": jnp.float32(1.0)}, jnp.full(2, 0.5)
+        losses, lambda losses: Outputs(losses, jnp.zeros((2, 1, 1)), {}), {"eta": jnp.float32(1.0)}, jnp.full(2, 0.5)
     )
     grads, _, shares = objective(jnp.array([1.0, 1e4], jnp.float32))
     assert shares.tolist() == grads.tolist() == [0.0, 1.0]
@@ -266,7 +266,7 @@ def test_correlation_alignment_of_one_domain_is_nothing():
 def test_a_common_term_changes_no_domain_weight(penalty):
     losses = problems.reference(problem()).losses_at(problems.flatten(problem().params)).astype(np.float32)
     features = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 6)), jnp.float32)
-    common = coral(Seen(jnp.asarray(losses), features, {}), {"gamma": jnp.float32(5.0)})
+    common = coral(Outputs(jnp.asarray(losses), features, {}), {"gamma": jnp.float32(5.0)})
     np.testing.assert_allclose(np.ptp(common - losses), 0.0, atol=1e-6)
     assert float(common[0] - losses[0]) > 0.1
     weights = functools.partial(disam_jax.domain_weights, lam=HYPER["lam"], penalty=penalty)

@@ -98,7 +98,7 @@ def test_a_log_says_at_the_start_what_is_run_and_has_a_line_for_each_chunk(tmp_p
 
 @pytest.mark.slow
 def test_an_interruption_is_one_line_and_keeps_what_was_finished(tmp_path, capsys, monkeypatch):
-    train, trained = program.Program.train, []
+    train, trained = program.InMemoryRunner.train, []
 
     def interrupted(self, runs, *rest):
         if trained:
@@ -109,7 +109,7 @@ def test_an_interruption_is_one_line_and_keeps_what_was_finished(tmp_path, capsy
     arguments = ["compare", "--method", "erm", "--seeds", "2", "--steps", "2", "--target", "clean", "noise"]
     arguments += ["--runs-at-once", "2", "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(program.Program, "train", interrupted)
+        patch.setattr(program.InMemoryRunner, "train", interrupted)
         assert cli.main(arguments) == 130
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -6,11 +6,11 @@ import pytest
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS, find_methods
 from disam_jax.dg.sweep.hparams import check_grid, default_hyper, grid_candidates, random_candidates
-from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.config import TrainConfig
 
-SMALL = Setting(learning_rate=0.25, weight_decay=0.5, rho=0.125)
-ADAM = Setting(optimizer="adam", learning_rate=1e-3)
-RESNET = Setting(model="resnet18", optimizer="adam", learning_rate=5e-5)
+SMALL = TrainConfig(learning_rate=0.25, weight_decay=0.5, rho=0.125)
+ADAM = TrainConfig(optimizer="adam", learning_rate=1e-3)
+RESNET = TrainConfig(model="resnet18", optimizer="adam", learning_rate=5e-5)
 
 
 def values(name, hyper, setting=SMALL, number=30, seed=0):
@@ -26,11 +26,11 @@ def values(name, hyper, setting=SMALL, number=30, seed=0):
         ("DISAM", SMALL, {"rho": 0.125, "lam": 1.0}),
         ("DISAM-std", SMALL, {"rho": 0.125, "lam": 0.4}),
         ("DISAM-control", SMALL, {"rho": 0.125, "lam": -1.0}),
-        ("DISAM", Setting(lam=0.25), {"rho": 0.1, "lam": 0.25}),
-        ("DISAM-control", Setting(lam=0.25), {"rho": 0.1, "lam": -0.25}),
+        ("DISAM", TrainConfig(lam=0.25), {"rho": 0.1, "lam": 0.25}),
+        ("DISAM-control", TrainConfig(lam=0.25), {"rho": 0.1, "lam": -0.25}),
         # Of DomainBed's 5000 steps; of 400 as many fewer.
-        ("VREx", Setting(steps=5000), {"beta": 10.0, "anneal": 500.0}),
-        ("VREx", Setting(steps=400), {"beta": 10.0, "anneal": 40.0}),
+        ("VREx", TrainConfig(steps=5000), {"beta": 10.0, "anneal": 500.0}),
+        ("VREx", TrainConfig(steps=400), {"beta": 10.0, "anneal": 40.0}),
         ("GroupDRO", SMALL, {"eta": 0.01}),
         ("CORAL+SAM", SMALL, {"gamma": 1.0, "rho": 0.125}),
     ],
@@ -90,15 +90,15 @@ def test_signs_are_the_methods(name):
         ("ERM", "learning_rate", RESNET, -5.0, -3.5),
         ("ERM", "weight_decay", RESNET, -6.0, -2.0),
         ("VREx", "beta", SMALL, -1.0, 5.0),
-        ("VREx", "anneal", Setting(steps=5000), 0.0, 4.0),
-        ("VREx", "anneal", Setting(steps=500), -1.0, 3.0),
+        ("VREx", "anneal", TrainConfig(steps=5000), 0.0, 4.0),
+        ("VREx", "anneal", TrainConfig(steps=500), -1.0, 3.0),
         ("GroupDRO", "eta", SMALL, -3.0, -1.0),
         ("CORAL", "gamma", SMALL, -1.0, 1.0),
         ("ERM", "learning_rate", SMALL, np.log10(0.25) - 0.7, np.log10(0.25) + 0.3),
         ("SAM", "rho", SMALL, np.log10(0.125) - 1.0, np.log10(0.125) + 0.5),
         ("ASAM", "rho", SMALL, np.log10(1.25) - 1.0, np.log10(1.25) + 0.5),
         ("DISAM", "lam", SMALL, -1.0, 1.0),
-        ("DISAM", "lam", Setting(lam=50.0), -1.0, 1.0),
+        ("DISAM", "lam", TrainConfig(lam=50.0), -1.0, 1.0),
         ("DISAM-std", "lam", SMALL, -1.0, -0.25),
         ("GSAM", "alpha", SMALL, -1.0, 0.0),
         ("SAGM", "alpha", SMALL, -4.0, -2.0),

@@ -28,11 +28,11 @@ from disam_jax.dg.runners import streaming as streamed
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import results_file as store
 from disam_jax.dg.sweep import run as sweep
-from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.config import TrainConfig
 
 SIZE = 8
 # Seven steps in segments of three, the last one shorter; blocks of ten, the last one filled up.
-SETTING = Setting(
+SETTING = TrainConfig(
     model="conv", steps=7, learning_rate=0.1, rho=0.3, lam=0.5, per_domain=3, evaluations=3, block=10, probe=5
 )
 
@@ -195,7 +195,7 @@ def copied(root, tmp_path):
     return tmp_path / "pictures"
 
 
-class Uncompiled(streamed.StreamedProgram):
+class Uncompiled(streamed.StreamingRunner):
     """Reads all that it is to read, and learns nothing."""
 
     def compile(self, runs):
@@ -234,7 +234,7 @@ def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_p
 
 def make_program(data, setting=SETTING, seeds=(0, 1)):
     splits = [split(data, seed) for seed in seeds]
-    return streamed.StreamedProgram(LINEAR, find_methods(["erm"])["ERM"], setting, data, splits, seeds, probe=5)
+    return streamed.StreamingRunner(LINEAR, find_methods(["erm"])["ERM"], setting, data, splits, seeds, probe=5)
 
 
 RUNS = [Run("ERM", 0, 0, k, {"learning_rate": 0.1, "weight_decay": 0.0}) for k in range(3)]

@@ -25,14 +25,14 @@ from disam_jax.dg.runners import in_memory as program
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import results_file as store
 from disam_jax.dg.sweep import run as sweep
-from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.config import TrainConfig
 
-SETTING = Setting(
+SETTING = TrainConfig(
     steps=7, learning_rate=0.1, rho=0.3, lam=0.5, hidden=5, per_domain=3, standardise=True, evaluations=3, block=10
 )
 NETWORK = make_network("mlp", (4,), 3, hidden=(5,))
 FIELDS = store.MEASURED
-FLOPS = program.Program.flops
+FLOPS = program.InMemoryRunner.flops
 
 
 def plan_of(methods, setting=SETTING, seeds=2, targets=(0, 1, 2), candidates=1):
@@ -51,7 +51,7 @@ def run(data, out, methods=("erm", "sam", "disam"), setting=SETTING, on_progress
 def _flops():
     """Compiled from a program of its own, which only one test looks at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program.Program, "flops", lambda self, run: 1.0)
+        patch.setattr(program.InMemoryRunner, "flops", lambda self, run: 1.0)
         yield
 
 
@@ -104,7 +104,7 @@ def test_progress_rises_to_the_total(whole, computed):
     [(4, 2, (0, 2, 4)), (5, 2, (0, 3, 5)), (1, 20, (0, 1)), (3, 20, (0, 1, 2, 3)), (400, 20, tuple(range(0, 401, 20)))],
 )
 def test_measured_at(steps, evaluations, points):
-    assert Setting(steps=steps, evaluations=evaluations).measured_at == points
+    assert TrainConfig(steps=steps, evaluations=evaluations).measured_at == points
 
 
 def test_all_methods_start_from_the_same_weights_and_different_seeds_do_not(whole):
@@ -188,7 +188,7 @@ def test_the_steps_are_one_scan(toy):
     found, plan = plan_of(["disam"])
     splits = tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds)
     arrays = sweep.make_arrays(toy, splits, True)
-    it = program.Program(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
+    it = program.InMemoryRunner(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
     specs = it.specs(plan.runs[:2])
     jaxpr = jax.make_jaxpr(it._segment)(it._start(specs, it.shared), specs, jnp.int32(0), it.shared)
     lengths = [
@@ -210,7 +210,7 @@ def test_flops_of_the_methods(toy):
     for name, method in found.items():
         # Wide enough that products outweigh what is done once for each weight.
         wide = make_network("mlp", (4,), 3, hidden=(256, 256))
-        it = program.Program(wide, method, setting, arrays, plan.seeds, probe=4)
+        it = program.InMemoryRunner(wide, method, setting, arrays, plan.seeds, probe=4)
         flops[name] = FLOPS(it, plan.runs_of(name)[0])
     assert flops["SAM"] == pytest.approx(2.0 * flops["ERM"], rel=0.05)
     assert flops["DISAM"] == pytest.approx(flops["SAM"], rel=0.01)
@@ -243,9 +243,9 @@ def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkey
     # What a kill in the middle of writing leaves.
     with (tmp_path / store.FILE).open("a") as file:
         file.write('{"chunk":["SAM",0],"runs":[{"meth')
-    trained, train = [], program.Program.train
+    trained, train = [], program.InMemoryRunner.train
     monkeypatch.setattr(
-        program.Program, "train", lambda self, runs, *args: trained.append(len(runs)) or train(self, runs, *args)
+        program.InMemoryRunner, "train", lambda self, runs, *args: trained.append(len(runs)) or train(self, runs, *args)
     )
     results = run(toy, tmp_path, most_at_once=4)
     assert len(trained) == 6 - len(finished)
@@ -256,7 +256,7 @@ def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkey
 
 def test_nothing_is_trained_again(whole, computed, toy, monkeypatch):
     before = (computed["out"] / store.FILE).read_bytes()
-    monkeypatch.setattr(program.Program, "train", None)
+    monkeypatch.setattr(program.InMemoryRunner, "train", None)
     results = run(toy, computed["out"], most_at_once=4)
     assert (computed["out"] / store.FILE).read_bytes() == before
     np.testing.assert_array_equal(results.losses, whole.losses)
@@ -374,7 +374,7 @@ def test_the_complete_part(toy, tmp_path):
 def test_fewer_runs_go_into_a_program_that_may_take_less_memory(toy, tmp_path, whole):
     found, plan = plan_of(["disam"], seeds=4)
     arrays = sweep.make_arrays(toy, tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds), True)
-    it = program.Program(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
+    it = program.InMemoryRunner(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
     needed = {number: program.program_bytes(it.compile(plan.runs[:number])) for number in (1, 3)}
     assert needed[1] < needed[3]
     assert it.runs_at_once(plan.runs, 3, needed[3]) == 3

@@ -27,7 +27,7 @@ from disam_jax.dg.pretrained.tiny import write_tiny_clip, write_tiny_vit
 from disam_jax.dg.pretrained.tokenizer import class_prompts, load_tokenizer
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.sweep.hparams import default_hyper
-from disam_jax.dg.training.config import PEFT, TUNED, Tuning
+from disam_jax.dg.training.config import PEFT, TUNED, FineTuneConfig
 
 DATA = Path(__file__).parents[1] / "pretrained" / "data"
 KEY = jax.random.key(0)
@@ -139,7 +139,7 @@ def test_weights_are_shared_and_the_trained_part_is_a_parameter():
 
 def test_weights_are_arguments_of_the_program_not_constants_in_it(checkpoints):
     pretrained = tuning.load("vit", checkpoints["vit"])
-    network, _ = tuning.make_networks(pretrained, Tuning("lora", cached=False), NAMES)
+    network, _ = tuning.make_networks(pretrained, FineTuneConfig("lora", cached=False), NAMES)
     params, state = network.init(KEY)
     apply = lambda weights, params, x: network.given(weights).apply(params, state, x, KEY, False).logits
     largest = max(leaf.size for leaf in jax.tree.leaves(network.weights))
@@ -157,7 +157,7 @@ TRAINED = {
 @pytest.mark.parametrize(("model", "peft"), list(TRAINED))
 def test_what_is_trained(checkpoints, model, peft):
     pretrained = tuning.load(model, checkpoints[model])
-    network, _ = tuning.make_networks(pretrained, Tuning(peft, context=3, cached=False), NAMES)
+    network, _ = tuning.make_networks(pretrained, FineTuneConfig(peft, context=3, cached=False), NAMES)
     params, state = jax.eval_shape(network.init, KEY)
     assert paths(params) == TRAINED[model, peft]
     assert not jax.tree.leaves(state)
@@ -168,7 +168,7 @@ def test_what_is_trained(checkpoints, model, peft):
 @pytest.mark.parametrize(("model", "peft"), [(m, p) for m in ("clip", "vit") for p in ("full", "lora", "norm-bias")])
 def test_a_tuned_tower_starts_as_it_was_loaded(checkpoints, model, peft):
     pretrained = tuning.load(model, checkpoints[model])
-    network, _ = tuning.make_networks(pretrained, Tuning(peft, cached=False), NAMES)
+    network, _ = tuning.make_networks(pretrained, FineTuneConfig(peft, cached=False), NAMES)
     params, state = network.init(KEY)
     assert not any(path.startswith("text") for path in paths(params))
     assert any(("lora" in path) == (peft == "lora") for path in paths(params) if "head" not in path)
@@ -188,7 +188,7 @@ def clip_accuracy(path, data, names):
 
 def run(data, pretrained, peft, out, names, cached, new_names=(), **options):
     """DISAM, and CLIP as it is, on tiny settings."""
-    how = Tuning(peft, context=2, cached=cached)
+    how = FineTuneConfig(peft, context=2, cached=cached)
     setting = dataclasses.replace(
         TUNED[peft], model="clip", steps=3, evaluations=1, per_domain=3, probe=4, block=8, tuning=how, lam=1.0
     )

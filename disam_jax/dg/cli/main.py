@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from disam_jax.dg.peft.finetuning import Pretrained
     from disam_jax.dg.results import Results
     from disam_jax.dg.sweep.run import NewClasses, OnProgress
-    from disam_jax.dg.training.config import Setting, Tuning
+    from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 
 # Of a report with too many methods for one table.
 PRINTED = ("accuracy", "open", "comparisons", "losses", "selection", "flops")
@@ -156,7 +156,7 @@ def chosen_methods(options: "Compare") -> dict[str, "Method"]:
     return found
 
 
-def make_setting(options: "Compare", kind: str) -> "Setting":
+def make_setting(options: "Compare", kind: str) -> "TrainConfig":
     """What all runs share, by the kind of data where the options do not say.
 
     Args:
@@ -164,7 +164,7 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
         kind: "digits", "features" or "pixels".
 
     Returns:
-        Setting.
+        TrainConfig.
     """
     from disam_jax.dg.training.config import DEFAULTS, TUNED
 
@@ -187,7 +187,7 @@ def make_setting(options: "Compare", kind: str) -> "Setting":
     return replace(setting, **given, evaluations=min(options.evaluations, given.get("steps", setting.steps)))
 
 
-def tuning_of(options: "Compare") -> "Tuning | None":
+def tuning_of(options: "Compare") -> "FineTuneConfig | None":
     """What is trained of a pretrained model, if the options name one.
 
     Raises:
@@ -196,12 +196,12 @@ def tuning_of(options: "Compare") -> "Tuning | None":
     if options.checkpoint is None:
         return None
     from disam_jax.dg.peft.finetuning import check_tuning
-    from disam_jax.dg.training.config import Tuning
+    from disam_jax.dg.training.config import FineTuneConfig
 
     cached = options.cache_features
     if options.augment and cached:
         raise InputError("--cache-features and --augment exclude each other: an augmented image has other features")
-    tuning = Tuning(
+    tuning = FineTuneConfig(
         peft=options.peft or ("coop" if options.model == "clip" else "full"),
         context=options.context,
         class_contexts=options.class_contexts,
@@ -213,12 +213,12 @@ def tuning_of(options: "Compare") -> "Tuning | None":
     return check_tuning(options.model, tuning)
 
 
-def network_size(setting: "Setting", shape: Sequence[int]) -> dict[str, Any]:
+def network_size(setting: "TrainConfig", shape: Sequence[int]) -> dict[str, Any]:
     """Options of the network that follow from the setting and the inputs.
 
     Example:
-        >>> from disam_jax.dg.training.config import Setting
-        >>> network_size(Setting(model="resnet18"), (64, 64, 3))
+        >>> from disam_jax.dg.training.config import TrainConfig
+        >>> network_size(TrainConfig(model="resnet18"), (64, 64, 3))
         {'small_input': True}
     """
     if setting.model == "mlp":
@@ -365,7 +365,7 @@ class Runs(NamedTuple):
     new: "NewClasses | None" = None
 
 
-def from_scratch(data: "Domains", setting: "Setting", methods: Mapping[str, "Method"]) -> Runs:
+def from_scratch(data: "Domains", setting: "TrainConfig", methods: Mapping[str, "Method"]) -> Runs:
     """A network by name, for a data set."""
     from disam_jax.dg.models.registry import make_network
 
@@ -384,7 +384,7 @@ def from_scratch(data: "Domains", setting: "Setting", methods: Mapping[str, "Met
 def fine_tuned(
     pretrained: "Pretrained",
     data: "Domains",
-    setting: "Setting",
+    setting: "TrainConfig",
     methods: Mapping[str, "Method"],
     options: "Compare",
     show: "OnProgress",

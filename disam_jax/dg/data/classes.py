@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.folder import Listing
+from disam_jax.dg.data.folder import ImageIndex
 from disam_jax.dg.data.load import StreamedImages, stream_images
 from disam_jax.dg.errors import InputError
 
@@ -73,7 +73,7 @@ def take_classes(data: Domains, class_names: Sequence[str]) -> Domains:
     )
 
 
-def _listing_of(listing: Listing, place: dict[int, int], class_names: tuple[str, ...]) -> Listing:
+def _listing_of(listing: ImageIndex, place: dict[int, int], class_names: tuple[str, ...]) -> ImageIndex:
     kept = [[number for number, (_, label) in enumerate(domain) if label in place] for domain in listing.images]
     images = tuple(
         tuple((domain[number][0], place[domain[number][1]]) for number in numbers)

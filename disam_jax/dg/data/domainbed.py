@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from disam_jax.dg.data.folder import Listing, list_classes, read_lines
+from disam_jax.dg.data.folder import ImageIndex, list_classes, read_lines
 from disam_jax.dg.data.names import how_they_differ, near
 from disam_jax.dg.data.walk import Places, places, subfolders, why_passed_over
 from disam_jax.dg.errors import InputError
@@ -148,7 +148,7 @@ def find_layout(name: str) -> Layout | None:
     return {key.casefold(): layout for key, layout in LAYOUTS.items()}.get(plain)
 
 
-def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Listing:
+def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> ImageIndex:
     """Lists the images of a benchmark and checks that they are all its domains and classes and no others.
 
     Labels come from the layout's list of classes, in every domain. DomainBed numbers the classes of each domain by
@@ -167,7 +167,7 @@ def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Li
         duplicates: DomainNet's list of duplicates.
 
     Returns:
-        Listing; `left_out` are the duplicates that were there.
+        ImageIndex; `left_out` are the duplicates that were there.
 
     Raises:
         InputError: if the name is unknown, or a domain, class or image is missing or not of this layout.
@@ -206,7 +206,7 @@ def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Li
         emptied = sorted({label for _, label in before} - {label for _, label in after})
         if emptied:
             raise InputError(f"the list of duplicates names all images of {domain}/{layout.class_names[emptied[0]]}")
-    return Listing(root, layout.name, layout.domain_names, layout.class_names, kept, left_out=(*gone, *doubles))
+    return ImageIndex(root, layout.name, layout.domain_names, layout.class_names, kept, left_out=(*gone, *doubles))
 
 
 def _find_root(layout: Layout, data_dir: Path) -> Path:

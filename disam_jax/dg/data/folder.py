@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageIndex:
     """The images of a data set, listed and checked but not read.
 
     Attributes:
@@ -60,7 +60,7 @@ class Listing:
         return tuple(path for domain in self.images for path, _ in domain)
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path) -> ImageIndex:
     """Lists the images of a folder and checks that it is complete.
 
     Domains and classes are sorted by name and the images of a class by folder and name, as DomainBed and
@@ -73,7 +73,7 @@ def list_images(root: Path) -> Listing:
             the class folder. Their names end in one of `walk.SUFFIXES`, in upper or lower case.
 
     Returns:
-        Listing with the name of the folder.
+        ImageIndex with the name of the folder.
 
     Raises:
         InputError: If the folder is missing or can't be listed, has fewer than two domains or two
@@ -116,7 +116,7 @@ def list_images(root: Path) -> Listing:
     check_different(names, "class")
     folders = [[(classes[domain][each], label) for label, each in enumerate(names)] for domain in domains]
     images, left_out = list_classes(folders, data)
-    return Listing(root, name, tuple(domain.name for domain in domains), tuple(names), images, left_out)
+    return ImageIndex(root, name, tuple(domain.name for domain in domains), tuple(names), images, left_out)
 
 
 def check_folder(folder: Path) -> None:
@@ -202,7 +202,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
 
 
-def load_features(listing: Listing, image_size: int = 64, on_progress: Progress | None = None) -> Domains:
+def load_features(listing: ImageIndex, image_size: int = 64, on_progress: Progress | None = None) -> Domains:
     """Reads all images and computes their features.
 
     Args:
@@ -221,7 +221,7 @@ def load_features(listing: Listing, image_size: int = 64, on_progress: Progress 
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (8, 8)).save(path := Path(folder, "1.png"))
-        ...     listing = Listing(path.parent, "toy", ("photo",), ("cat",), (((path, 0),),))
+        ...     listing = ImageIndex(path.parent, "toy", ("photo",), ("cat",), (((path, 0),),))
         ...     load_features(listing, image_size=8).inputs.shape
         (1, 176)
     """
@@ -229,7 +229,7 @@ def load_features(listing: Listing, image_size: int = 64, on_progress: Progress 
     return _load(listing, lambda path: image_features(read_image(path, image_size)), on_progress)
 
 
-def load_images(listing: Listing, image_size: int = 64, on_progress: Progress | None = None) -> Domains:
+def load_images(listing: ImageIndex, image_size: int = 64, on_progress: Progress | None = None) -> Domains:
     """Reads all images.
 
     Args:
@@ -248,7 +248,7 @@ def load_images(listing: Listing, image_size: int = 64, on_progress: Progress | 
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (8, 8)).save(path := Path(folder, "1.png"))
-        ...     listing = Listing(path.parent, "toy", ("photo",), ("cat",), (((path, 0),),))
+        ...     listing = ImageIndex(path.parent, "toy", ("photo",), ("cat",), (((path, 0),),))
         ...     load_images(listing, image_size=4).inputs.shape
         (1, 4, 4, 3)
     """
@@ -257,7 +257,7 @@ def load_images(listing: Listing, image_size: int = 64, on_progress: Progress | 
     return _load(listing, lambda path: read_image(path, image_size), on_progress)
 
 
-def _load(listing: Listing, read: Callable[[Path], np.ndarray], on_progress: Progress | None) -> Domains:
+def _load(listing: ImageIndex, read: Callable[[Path], np.ndarray], on_progress: Progress | None) -> Domains:
     paths = listing.paths
     first = read(paths[0])
     inputs = np.empty((len(paths), *first.shape), first.dtype)

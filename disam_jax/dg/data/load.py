@@ -29,7 +29,7 @@ class StreamedImages(Domains):
         image_size: S, pixels on each side to which they are scaled when they are read.
     """
 
-    listing: folder.Listing
+    listing: folder.ImageIndex
     image_size: int
 
 
@@ -124,7 +124,7 @@ def open_data(
 
 def list_data(
     name_or_path: str, *, data_dir: Path | None = None, split_files: Path | None = None, duplicates: Path | None = None
-) -> folder.Listing:
+) -> folder.ImageIndex:
     """Lists the images of a layout or a folder without reading them.
 
     Args:
@@ -134,7 +134,7 @@ def list_data(
         duplicates: for DomainNet, the list of images to leave out.
 
     Returns:
-        Listing.
+        ImageIndex.
 
     Raises:
         InputError: as `open_data`.
@@ -190,7 +190,7 @@ def expand(path: Path) -> Path:
         raise InputError(f"cannot read {shown(path)}: {reason(error)}; write ./{shown(path)} for that name") from error
 
 
-def check_apart(out: Path, listing: folder.Listing) -> None:
+def check_apart(out: Path, listing: folder.ImageIndex) -> None:
     """Checks that results are not written among the images, where figures would be taken for images.
 
     Args:
@@ -202,7 +202,7 @@ def check_apart(out: Path, listing: folder.Listing) -> None:
 
     Example:
         >>> images = (((Path("toy/photo/cat/1.jpg"), 0),),)
-        >>> listing = folder.Listing(Path("toy"), "toy", ("photo",), ("cat",), images)
+        >>> listing = folder.ImageIndex(Path("toy"), "toy", ("photo",), ("cat",), images)
         >>> check_apart(Path("toy/results"), listing)
         >>> check_apart(Path("toy/photo/cat"), listing)
         Traceback (most recent call last):
@@ -217,18 +217,18 @@ def check_apart(out: Path, listing: folder.Listing) -> None:
         raise InputError(f"--out {shown(out)} holds images of {listing.name}: give another folder")
 
 
-def pixel_bytes(listing: folder.Listing, image_size: int) -> int:
+def pixel_bytes(listing: folder.ImageIndex, image_size: int) -> int:
     """What the images take in memory once they are scaled, one byte for each colour of a pixel.
 
     Example:
         >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
-        >>> pixel_bytes(folder.Listing(Path("toy"), "toy", ("photo",), ("cat",), images), image_size=10)
+        >>> pixel_bytes(folder.ImageIndex(Path("toy"), "toy", ("photo",), ("cat",), images), image_size=10)
         600
     """
     return sum(map(len, listing.images)) * image_size**2 * 3
 
 
-def stream_images(listing: folder.Listing, image_size: int) -> StreamedImages:
+def stream_images(listing: folder.ImageIndex, image_size: int) -> StreamedImages:
     """The data set of `folder.load_images`, its images left in their files.
 
     Args:
@@ -243,7 +243,7 @@ def stream_images(listing: folder.Listing, image_size: int) -> StreamedImages:
 
     Example:
         >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
-        >>> data = stream_images(folder.Listing(Path("toy"), "toy", ("photo",), ("cat",), images), image_size=10)
+        >>> data = stream_images(folder.ImageIndex(Path("toy"), "toy", ("photo",), ("cat",), images), image_size=10)
         >>> data.inputs.shape, data.labels.tolist()
         ((2, 10, 10, 3), [0, 0])
     """
@@ -303,7 +303,7 @@ def fingerprint(data: Domains) -> str:
     return digest.hexdigest()
 
 
-def _files(listing: folder.Listing) -> list[tuple[str, int]]:
+def _files(listing: folder.ImageIndex) -> list[tuple[str, int]]:
     """Name and size of every image, the names from the data set's folder on."""
     try:
         return [(path.relative_to(listing.root).as_posix(), path.stat().st_size) for path in listing.paths]

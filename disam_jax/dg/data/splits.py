@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.folder import Listing, read_lines
+from disam_jax.dg.data.folder import ImageIndex, read_lines
 from disam_jax.dg.data.walk import is_visible
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, is_folder, reason, shown
@@ -202,7 +202,7 @@ def small_domains(data: Domains, split: Split, per_domain: int) -> list[str]:
     ]
 
 
-def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
+def read_split_files(paths: Path | Sequence[Path], listing: ImageIndex) -> ImageIndex:
     """Marks the images that split files set aside for validation.
 
     A split file is a text file of one image a line, `domain/class/image.jpg` or that with a label after a space, as
@@ -232,7 +232,7 @@ def read_split_files(paths: Path | Sequence[Path], listing: Listing) -> Listing:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name, number in (("photo_train.txt", 1), ("photo_val.txt", 2)):
         ...         length = Path(folder, name).write_text(f"photo/cat/{number}.jpg")
-        ...     read_split_files(Path(folder), Listing(Path("toy"), "toy", ("photo",), ("cat",), images)).validation
+        ...     read_split_files(Path(folder), ImageIndex(Path("toy"), "toy", ("photo",), ("cat",), images)).validation
         ((False, True),)
     """
     files = _split_files(paths)
@@ -302,7 +302,7 @@ class Index(NamedTuple):
     stems: dict[str, tuple[Path, str] | None]
 
 
-def _index(listing: Listing) -> Index:
+def _index(listing: ImageIndex) -> Index:
     index = Index({}, {})
     for domain_name, domain in zip(listing.domain_names, listing.images, strict=True):
         for path, label in domain:
@@ -333,7 +333,7 @@ def _parse(line: str) -> tuple[str, int | None]:
     return (line, None) if match is None else (match[1], int(match[2]))
 
 
-def _find(name: str, index: Index, listing: Listing, where: str) -> tuple[Path, str]:
+def _find(name: str, index: Index, listing: ImageIndex, where: str) -> tuple[Path, str]:
     parts = name.replace("\\", "/").split("/")
     domain_names = [_composed(domain) for domain in listing.domain_names]
     for start in (place for place, part in enumerate(parts) if _composed(part) in domain_names):

@@ -11,7 +11,7 @@ import numpy as np
 
 from disam_jax.dg.data.batches import Batch, Plan, ResumableBatches, arrange, fingerprint
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.folder import Listing
+from disam_jax.dg.data.folder import ImageIndex
 from disam_jax.dg.data.images import read_image
 from disam_jax.dg.data.splits import Split
 from disam_jax.dg.errors import InputError
@@ -48,7 +48,7 @@ class StreamingBatches(ResumableBatches):
 
     def __init__(
         self,
-        listing: Listing,
+        listing: ImageIndex,
         split: Split,
         sources: Sequence[int],
         seed: int,
@@ -94,7 +94,7 @@ class StreamingBatches(ResumableBatches):
 class _Images:
     """The images of a listing by row: domain after domain, as in `Domains`."""
 
-    def __init__(self, listing: Listing, size: int):
+    def __init__(self, listing: ImageIndex, size: int):
         self.paths = listing.paths
         self.labels = np.array([label for domain in listing.images for _, label in domain], np.int32)
         self.size = size
@@ -151,7 +151,7 @@ class Block(NamedTuple):
 
 
 def eval_blocks(
-    data: Domains | Listing,
+    data: Domains | ImageIndex,
     rows: np.ndarray,
     block: int,
     *,
@@ -184,7 +184,7 @@ def eval_blocks(
     """
     _check_positive(block=block, image_size=image_size, threads=threads, prefetch=prefetch)
     rows = np.asarray(rows)
-    if isinstance(data, Listing):
+    if isinstance(data, ImageIndex):
         images = _Images(data, image_size)
         read, labels = images.read, images.labels
     else:
@@ -197,7 +197,7 @@ def eval_blocks(
         return Block(_fill(read(chosen), block), _fill(labels[chosen], block), np.arange(block) < len(chosen))
 
     number = -(-len(rows) // block)
-    return _ahead(make, 0, number, threads, prefetch) if isinstance(data, Listing) else map(make, range(number))
+    return _ahead(make, 0, number, threads, prefetch) if isinstance(data, ImageIndex) else map(make, range(number))
 
 
 def _fill(x: np.ndarray, length: int) -> np.ndarray:

@@ -22,7 +22,7 @@ Hyper = Mapping[str, jax.Array]
 Memory = Any
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """What a network makes of the batch of one step, M source domains with n examples each.
 
     Attributes:
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     state: State
 
 
-Forward = Callable[[Params], Seen]
+Forward = Callable[[Params], Outputs]
 # (parameters, forward, hyperparameters, memory) -> (gradient, the network's state, memory)
 Gradient = Callable[[Params, Forward, Hyper, Memory], tuple[Params, State, Memory]]
 # hyperparameters -> further options of `disam_jax.value_and_grad`
@@ -82,11 +82,11 @@ class Hyperparameter(NamedTuple):
         return value * factor if self.relative else float(np.copysign(self._scaled(factor, defaults), value))
 
 
-def plainly(hyper: Hyper) -> Mapping[str, Any]:
+def no_options(hyper: Hyper) -> Mapping[str, Any]:
     """No further options: the perturbation of SAM, or of DISAM with the variance penalty.
 
     Example:
-        >>> plainly({"rho": jnp.float32(0.1)})
+        >>> no_options({"rho": jnp.float32(0.1)})
         {}
     """
     del hyper
@@ -117,7 +117,7 @@ class Method:
     hyper: Mapping[str, Hyperparameter] = field(default_factory=dict)
     base: str | None = "ERM"
     memory: Callable[[int], Memory] = _no_memory
-    ascent: Ascent = plainly
+    ascent: Ascent = no_options
     control: bool = False
     tuned: bool = True
     note: str = ""
@@ -127,7 +127,7 @@ def stay(params: Params, forward: Forward, hyper: Hyper, memory: Memory) -> tupl
     """No step at all: for a network that is measured as it is.
 
     Example:
-        >>> forward = lambda w: Seen(w * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
+        >>> forward = lambda w: Outputs(w * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
         >>> gradient, state, memory = stay(jnp.float32(2.0), forward, {}, memory=())
         >>> float(gradient)
         0.0
@@ -144,7 +144,7 @@ zero_shot = Method(stay, tuned=False, note="CLIP as it is, classes told apart by
 # Two ways to a gradient: at w, or at w + e.
 
 
-def descend(objective: Callable[[Seen, Hyper, Memory], tuple[jax.Array, Memory]]) -> Gradient:
+def descend(objective: Callable[[Outputs, Hyper, Memory], tuple[jax.Array, Memory]]) -> Gradient:
     """The gradient at w of an objective of the clean pass.
 
     Args:
@@ -154,7 +154,7 @@ def descend(objective: Callable[[Seen, Hyper, Memory], tuple[jax.Array, Memory]]
         For `Method.gradient`.
 
     Example:
-        >>> forward = lambda w: Seen(w * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
+        >>> forward = lambda w: Outputs(w * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
         >>> gradient, state, memory = descend(mean_loss)(jnp.float32(5.0), forward, {}, ())
         >>> float(gradient)
         2.0
@@ -172,7 +172,7 @@ def descend(objective: Callable[[Seen, Hyper, Memory], tuple[jax.Array, Memory]]
     return gradient
 
 
-def perturb(ascent: Ascent = plainly, losses: Callable[[Seen, Hyper], jax.Array] | None = None) -> Gradient:
+def perturb(ascent: Ascent = no_options, losses: Callable[[Outputs, Hyper], jax.Array] | None = None) -> Gradient:
     """The gradient at w + e, by `disam_jax.value_and_grad` with the hyperparameters rho and lam (0 if it has none).
 
     Args:
@@ -183,7 +183,7 @@ def perturb(ascent: Ascent = plainly, losses: Callable[[Seen, Hyper], jax.Array]
         For `Method.gradient`.
 
     Example:
-        >>> forward = lambda w: Seen(w**2 * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
+        >>> forward = lambda w: Outputs(w**2 * jnp.array([1.0, 3.0]), jnp.zeros((2, 1, 1)), state={})
         >>> gradient, state, memory = perturb()(jnp.float32(1.0), forward, {"rho": 0.5}, ())
         >>> float(gradient)
         6.0
@@ -205,11 +205,11 @@ def perturb(ascent: Ascent = plainly, losses: Callable[[Seen, Hyper], jax.Array]
 # Objectives.
 
 
-def mean_loss(seen: Seen, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memory]:
+def mean_loss(seen: Outputs, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memory]:
     """Empirical risk minimisation: (1 / M) sum_i L_i.
 
     Example:
-        >>> loss, memory = mean_loss(Seen(jnp.array([1.0, 3.0]), features=None, state={}), {}, memory=())
+        >>> loss, memory = mean_loss(Outputs(jnp.array([1.0, 3.0]), features=None, state={}), {}, memory=())
         >>> float(loss)
         2.0
     """
@@ -217,11 +217,11 @@ def mean_loss(seen: Seen, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memo
     return seen.losses.mean(), memory
 
 
-def vrex(seen: Seen, hyper: Hyper, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+def vrex(seen: Outputs, hyper: Hyper, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Risk extrapolation: mean_i L_i + beta * mean_i (L_i - mean L)^2, with beta = 1 for the first `anneal` steps.
 
     Example:
-        >>> seen = Seen(jnp.array([1.0, 3.0]), features=None, state={})
+        >>> seen = Outputs(jnp.array([1.0, 3.0]), features=None, state={})
         >>> loss, step = vrex(seen, {"beta": 10.0, "anneal": 5.0}, jnp.int32(5))
         >>> float(loss), int(step)
         (12.0, 6)
@@ -233,11 +233,11 @@ def vrex(seen: Seen, hyper: Hyper, step: jax.Array) -> tuple[jax.Array, jax.Arra
     return seen.losses.mean() + beta * seen.losses.var(), step + 1
 
 
-def group_dro(seen: Seen, hyper: Hyper, shares: jax.Array) -> tuple[jax.Array, jax.Array]:
+def group_dro(seen: Outputs, hyper: Hyper, shares: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Distributionally robust optimisation over groups: sum_i q_i L_i with q_i <- q_i exp(eta L_i) / sum_j (...).
 
     Example:
-        >>> seen = Seen(jnp.log(jnp.array([1.0, 3.0])), features=None, state={})
+        >>> seen = Outputs(jnp.log(jnp.array([1.0, 3.0])), features=None, state={})
         >>> loss, shares = group_dro(seen, {"eta": 1.0}, jnp.array([0.5, 0.5]))
         >>> [round(share, 3) for share in shares.tolist()]
         [0.25, 0.75]
@@ -279,22 +279,22 @@ def coral_penalty(features: jax.Array) -> jax.Array:
     return apart(means) + apart(covariances)
 
 
-def coral(seen: Seen, hyper: Hyper) -> jax.Array:
+def coral(seen: Outputs, hyper: Hyper) -> jax.Array:
     """Domain losses L_i + gamma * `coral_penalty`: a term common to all domains, which no spread of them feels.
 
     Example:
-        >>> seen = Seen(jnp.array([1.0, 2.0]), jnp.array([[[0.0], [2.0]], [[1.0], [3.0]]]), state={})
+        >>> seen = Outputs(jnp.array([1.0, 2.0]), jnp.array([[[0.0], [2.0]], [[1.0], [3.0]]]), state={})
         >>> coral(seen, {"gamma": 0.5}).tolist()
         [1.5, 2.5]
     """
     return seen.losses + hyper["gamma"] * coral_penalty(seen.features)
 
 
-def mean_coral(seen: Seen, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memory]:
+def mean_coral(seen: Outputs, hyper: Hyper, memory: Memory) -> tuple[jax.Array, Memory]:
     """The mean of `coral`: mean_i L_i + gamma * penalty.
 
     Example:
-        >>> seen = Seen(jnp.array([1.0, 2.0]), jnp.array([[[0.0], [2.0]], [[1.0], [3.0]]]), state={})
+        >>> seen = Outputs(jnp.array([1.0, 2.0]), jnp.array([[[0.0], [2.0]], [[1.0], [3.0]]]), state={})
         >>> loss, memory = mean_coral(seen, {"gamma": 0.5}, memory=())
         >>> float(loss)
         2.0

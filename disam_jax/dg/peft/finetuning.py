@@ -28,7 +28,7 @@ from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.files import checkpoint_path
 from disam_jax.dg.pretrained.tokenizer import Tokenizer, class_prompts, load_tokenizer
 from disam_jax.dg.reading import is_folder
-from disam_jax.dg.training.config import Tuning
+from disam_jax.dg.training.config import FineTuneConfig
 
 
 class Pretrained(NamedTuple):
@@ -53,7 +53,7 @@ class Pretrained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Normalize:
     """Images with values in [0, 1], normalised channel by channel; equal to another one of the same numbers."""
 
     mean: tuple[float, ...]
@@ -96,14 +96,16 @@ def load(
     if isinstance(module, CLIP):
         tokenizer = load_tokenizer(path if is_folder(path) else path.parent)
         tokenizer.check(module.config.vocab_size, module.config.eos_token_id)
-        return Pretrained(module, module.config.image_size, Pictures(CLIP_MEAN, CLIP_STD), tokenizer)
+        return Pretrained(module, module.config.image_size, Normalize(CLIP_MEAN, CLIP_STD), tokenizer)
     if isinstance(module, ViT):
         config = module.config
-        return Pretrained(module, config.image_size, Pictures(config.mean, config.std))
+        return Pretrained(module, config.image_size, Normalize(config.mean, config.std))
     return Pretrained(module, None, images)
 
 
-def make_networks(pretrained: Pretrained, tuning: Tuning, class_names: Sequence[str]) -> tuple[Network, Network | None]:
+def make_networks(
+    pretrained: Pretrained, tuning: FineTuneConfig, class_names: Sequence[str]
+) -> tuple[Network, Network | None]:
     """The network that is trained, and CLIP's zero-shot classifier.
 
     Args:
@@ -121,7 +123,7 @@ def make_networks(pretrained: Pretrained, tuning: Tuning, class_names: Sequence[
         >>> from disam_jax.dg.models.vit import ViTConfig
         >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
         >>> pretrained = Pretrained(ViT(config, rngs=nnx.Rngs(0)), 8, images)
-        >>> network, zero_shot = make_networks(pretrained, Tuning("probe"), ["cat", "dog"])
+        >>> network, zero_shot = make_networks(pretrained, FineTuneConfig("probe"), ["cat", "dog"])
         >>> params, state = network.init(jax.random.key(0))
         >>> [leaf.shape for leaf in jax.tree.leaves(params)], zero_shot
         ([(2,), (8, 2)], None)
@@ -171,14 +173,14 @@ def _probe(clip: Any, number: int, rngs: nnx.Rngs) -> nnx.Module:
     return LinearProbe(clip.image, number, rngs)
 
 
-def _tuned(classifier: Any, tuning: Tuning, rngs: nnx.Rngs) -> nnx.Module:
+def _tuned(classifier: Any, tuning: FineTuneConfig, rngs: nnx.Rngs) -> nnx.Module:
     if tuning.peft == "lora":
         add_lora(classifier.tower if isinstance(classifier, LinearProbe) else classifier.image, tuning.rank, rngs)
     return classifier
 
 
 def _coop(
-    tuning: Tuning, tokenizer: Tokenizer, class_names: Sequence[str], length: int
+    tuning: FineTuneConfig, tokenizer: Tokenizer, class_names: Sequence[str], length: int
 ) -> Callable[[nnx.Module, nnx.Rngs], nnx.Module]:
     names = tokenizer.tokenize(class_prompts(class_names, "{}."), length)
     initial = tokenizer.words(tuning.initial) if tuning.initial else None
@@ -277,7 +279,7 @@ def weights_fingerprint(weights: Any) -> str:
     return digest.hexdigest()
 
 
-def check_tuning(model: str, tuning: Tuning) -> Tuning:
+def check_tuning(model: str, tuning: FineTuneConfig) -> FineTuneConfig:
     """Makes sure that a model can be tuned so, and settles whether features are cached.
 
     Args:
@@ -291,7 +293,7 @@ def check_tuning(model: str, tuning: Tuning) -> Tuning:
         InputError: naming the option.
 
     Example:
-        >>> check_tuning("vit", Tuning("probe")).cached, check_tuning("vit", Tuning("lora")).cached
+        >>> check_tuning("vit", FineTuneConfig("probe")).cached, check_tuning("vit", FineTuneConfig("lora")).cached
         (True, False)
     """
     if tuning.peft == "coop" and model != "clip":

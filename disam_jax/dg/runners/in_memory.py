@@ -16,9 +16,9 @@ from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.memory import program_bytes
 from disam_jax.dg.training import averaging
-from disam_jax.dg.training.config import Setting
-from disam_jax.dg.training.evaluation import Measured, Unseen, domain_sharpness, measure
-from disam_jax.dg.training.step import Arrays, RunState, Spec, sources_of, standardised, start, train_step
+from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.evaluation import Metrics, Unseen, domain_sharpness, measure
+from disam_jax.dg.training.step import Arrays, RunSpec, RunState, sources_of, standardised, start, train_step
 
 
 class Shared(NamedTuple):
@@ -51,7 +51,7 @@ class Networks(NamedTuple):
         return self.trained.given(shared.weights), unseen
 
 
-class Program:
+class InMemoryRunner:
     """Trains and measures R runs of one method at once.
 
     Args:
@@ -68,7 +68,7 @@ class Program:
         self,
         network: Network,
         method: Method,
-        setting: Setting,
+        setting: TrainConfig,
         arrays: Arrays,
         seeds: Sequence[int],
         probe: int,
@@ -88,11 +88,11 @@ class Program:
         self._compiled: dict[int, Any] = {}
         self._placed: dict[Any, Shared] = {}
 
-    def specs(self, runs: Sequence[Run]) -> Spec:
+    def specs(self, runs: Sequence[Run]) -> RunSpec:
         """The runs as arrays [R], spread over the devices if they can be dealt evenly."""
         seeds = jnp.asarray([run.seed for run in runs], jnp.int32)
         targets = jnp.asarray([run.target for run in runs], jnp.int32)
-        specs = Spec(
+        specs = RunSpec(
             key=jax.vmap(batches.run_key)(seeds, targets),
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
@@ -151,7 +151,7 @@ class Program:
         """
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
         states = jax.device_put(self._start(specs, shared), over_runs(len(runs)))
-        points: list[Measured] = []
+        points: list[Metrics] = []
         averages: list[Any] = []
         for first in self.setting.measured_at:
             states, measured = compiled(states, specs, jnp.int32(first), shared)
@@ -185,7 +185,7 @@ def flops_of(jitted: Any, *arguments: Any) -> float | None:
     return None if counted is None or counted <= 0 else float(counted)
 
 
-def found(points: Sequence[Measured], sharpness: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
+def found(points: Sequence[Metrics], sharpness: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """The arrays of `Results` by name, from what was measured at P points.
 
     Args:
@@ -196,7 +196,7 @@ def found(points: Sequence[Measured], sharpness: np.ndarray, runs: Sequence[Run]
     Returns:
         Arrays [R, P, ...]; those that were not measured are absent.
     """
-    names = [name for name in Measured._fields if getattr(points[0], name) is not None]
+    names = [name for name in Metrics._fields if getattr(points[0], name) is not None]
     arrays = {name: np.stack([getattr(point, name) for point in points], 1) for name in names}
     perturbed = arrays["perturbed_losses"].astype(np.float64)
     perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
@@ -258,14 +258,14 @@ def evenly(total: int, most: int) -> int:
     return rounded or size
 
 
-def weights(states: RunState, setting: Setting) -> tuple[Any, Any]:
+def weights(states: RunState, setting: TrainConfig) -> tuple[Any, Any]:
     """Parameters and running statistics that are measured: the moving average if there is one."""
     if setting.averaging == "ema":
         return states.average
     return states.params, states.state
 
 
-def swad_weights(averages: Sequence[Any], points: Sequence[Measured], targets: Sequence[int]) -> tuple[Any, Any]:
+def swad_weights(averages: Sequence[Any], points: Sequence[Metrics], targets: Sequence[int]) -> tuple[Any, Any]:
     """SWAD's weights of R runs, from the means over the segments and the validation losses at their ends."""
     validation = np.stack([point.losses[:, 1] for point in points[1:]], 1)  # [R, P - 1, D]
     windows = [
@@ -276,7 +276,7 @@ def swad_weights(averages: Sequence[Any], points: Sequence[Measured], targets: S
     return averaging.average_points(averages, first, last)
 
 
-def draw(spec: Spec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
+def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
     """Inputs [M, n, ...] and labels [M, n] of the batch of a step of one run."""
     sources = sources_of(spec.target, len(arrays.counts))
     rows = batches.step_rows(
@@ -287,7 +287,7 @@ def draw(spec: Spec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
 
 
-def start_all(specs: Spec, shared: Shared, *, networks: Networks, method: Method, setting: Setting) -> RunState:
+def start_all(specs: RunSpec, shared: Shared, *, networks: Networks, method: Method, setting: TrainConfig) -> RunState:
     """R runs before their first step."""
     network, _ = networks.given(shared)
     sources = len(shared.arrays.counts) - 1
@@ -298,14 +298,14 @@ def start_all(specs: Spec, shared: Shared, *, networks: Networks, method: Method
 def measure_all(
     params: Any,
     state: Any,
-    specs: Spec,
+    specs: RunSpec,
     shared: Shared,
     *,
     networks: Networks,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
     probe: int,
-) -> Measured:
+) -> Metrics:
     """What is measured of R runs; see `measure`."""
     network, unseen = networks.given(shared)
     one = functools.partial(measure, network=network, method=method, setting=setting, probe=probe, unseen=unseen)
@@ -313,7 +313,7 @@ def measure_all(
 
 
 def sharpness_all(
-    params: Any, state: Any, specs: Spec, shared: Shared, *, networks: Networks, setting: Setting, probe: int
+    params: Any, state: Any, specs: RunSpec, shared: Shared, *, networks: Networks, setting: TrainConfig, probe: int
 ) -> jax.Array:
     """Sharpness of each domain of R runs; see `domain_sharpness`."""
     one = functools.partial(domain_sharpness, network=networks.given(shared)[0], setting=setting, probe=probe)
@@ -322,18 +322,18 @@ def sharpness_all(
 
 def step_all(
     states: RunState,
-    specs: Spec,
+    specs: RunSpec,
     step: jax.Array,
     shared: Shared,
     *,
     networks: Networks,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
 ) -> RunState:
     """A step of R runs, each on its own batch."""
     network, _ = networks.given(shared)
 
-    def one(run: RunState, spec: Spec) -> RunState:
+    def one(run: RunState, spec: RunSpec) -> RunState:
         inputs, labels = draw(spec, step, shared.arrays, setting.per_domain)
         return train_step(run, spec, step, inputs, labels, network=network, method=method, setting=setting)
 
@@ -342,15 +342,15 @@ def step_all(
 
 def segment(
     states: RunState,
-    specs: Spec,
+    specs: RunSpec,
     first: jax.Array,
     shared: Shared,
     *,
     networks: Networks,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
     probe: int,
-) -> tuple[RunState, Measured]:
+) -> tuple[RunState, Metrics]:
     """Measures R runs, then trains each up to the next point at which they are measured.
 
     Args:

@@ -1,4 +1,4 @@
-"""The program of a method for images that stay in their files: the numbers of `Program`, however many images.
+"""The program of a method for images that stay in their files: the numbers of `InMemoryRunner`, however many images.
 
 The runs of a chunk have seed and target in common, so that they share the stream of batches: an image is decoded once
 for all of them. What is on the device at a time is a piece of that stream, a block of examples to evaluate, or the
@@ -25,14 +25,14 @@ from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.in_memory import fitting, flops_of, found, put_once, swad_weights, weights
 from disam_jax.dg.runners.memory import all_bytes, program_bytes
-from disam_jax.dg.training.config import Setting
-from disam_jax.dg.training.evaluation import Measured, measure_probe, sharpness_of
-from disam_jax.dg.training.step import RunState, Spec, example_losses, start, train_step
+from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.evaluation import Metrics, measure_probe, sharpness_of
+from disam_jax.dg.training.step import RunSpec, RunState, example_losses, start, train_step
 
 # What a piece of the stream takes at most, unless a single batch is larger.
 PIECE_BYTES = 64 * 2**20
 # The runs of a chunk differ in nothing but their hyperparameters.
-OVER_RUNS = Spec._make((None, None, None, 0))
+OVER_RUNS = RunSpec._make((None, None, None, 0))
 
 
 class Compiled(NamedTuple):
@@ -63,7 +63,7 @@ class NewImages(NamedTuple):
     data: StreamedImages
 
 
-class StreamedProgram:
+class StreamingRunner:
     """Trains and measures R runs of one method, seed and target at once.
 
     Args:
@@ -82,7 +82,7 @@ class StreamedProgram:
         self,
         network: Network,
         method: Method,
-        setting: Setting,
+        setting: TrainConfig,
         data: StreamedImages,
         splits: Sequence[Split],
         seeds: Sequence[int],
@@ -117,7 +117,7 @@ class StreamedProgram:
         self._compiled: dict[int, Compiled] = {}
         self._probe_of: dict[Any, tuple[jax.Array, jax.Array]] = {}
 
-    def specs(self, runs: Sequence[Run]) -> Spec:
+    def specs(self, runs: Sequence[Run]) -> RunSpec:
         """The runs as arrays: hyperparameters [R], and what the runs share without an axis of runs.
 
         Raises:
@@ -126,13 +126,13 @@ class StreamedProgram:
         if len({(run.seed, run.target) for run in runs}) > 1:
             raise ValueError("the runs of a chunk must have seed and target in common: they share the batches of these")
         run, (apart, everywhere) = runs[0], layout(len(runs))
-        specs = Spec(
+        specs = RunSpec(
             key=batches.run_key(run.seed, run.target),
             place=jnp.int32(list(self.splits).index(run.seed)),
             target=jnp.int32(run.target),
             hyper={name: jnp.asarray([each.hyper[name] for each in runs], jnp.float32) for name in run.hyper},
         )
-        return jax.device_put(specs, Spec._make((everywhere, everywhere, everywhere, apart)))
+        return jax.device_put(specs, RunSpec._make((everywhere, everywhere, everywhere, apart)))
 
     def weights_for(self, where: Sharding) -> tuple[Any, Any]:
         """Weights of the network, and of that of new classes, on the device."""
@@ -225,7 +225,7 @@ class StreamedProgram:
         specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), layout(len(runs))
         own, _ = self.weights_for(everywhere)
         states = jax.device_put(self._start(own, specs), apart)
-        points: list[Measured] = []
+        points: list[Metrics] = []
         averages: list[Any] = []
         with self._stream(run) as stream:
             for first in setting.measured_at:
@@ -281,7 +281,7 @@ class StreamedProgram:
             self._probe_of = {(run.seed, where): jax.device_put(probe, where)}
         return self._probe_of[run.seed, where]
 
-    def _measure(self, params: Params, state: State, specs: Spec, runs: Sequence[Run]) -> Measured:
+    def _measure(self, params: Params, state: State, specs: RunSpec, runs: Sequence[Run]) -> Metrics:
         """What is measured of R runs at a point of training, numpy arrays [R, ...]."""
         run, compiled, (_, everywhere) = runs[0], self.compile(runs), layout(len(runs))
         own, of_new = self.weights_for(everywhere)
@@ -295,7 +295,7 @@ class StreamedProgram:
             evaluate = functools.partial(compiled.new, of_new, params, state, specs)
             data = self.new.data
             new_accuracy = self._means(evaluate, data, data.domain_ids, domains, everywhere)[:, 1]
-        return Measured._make((means[:, 1], means[:, 0], *jax.device_get(probe), new_accuracy))
+        return Metrics._make((means[:, 1], means[:, 0], *jax.device_get(probe), new_accuracy))
 
     def _means(
         self,
@@ -404,7 +404,7 @@ def pieces(
 def advance(
     own: Any,
     states: RunState,
-    specs: Spec,
+    specs: RunSpec,
     first: jax.Array,
     last: jax.Array,
     inputs: jax.Array,
@@ -412,7 +412,7 @@ def advance(
     *,
     network: Network,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
 ) -> RunState:
     """Trains R runs over a piece of the stream.
 
@@ -445,7 +445,7 @@ def advance(
 def block_sums(
     params: Params,
     state: State,
-    spec: Spec,
+    spec: RunSpec,
     inputs: jax.Array,
     labels: jax.Array,
     group: jax.Array,
@@ -479,7 +479,7 @@ def each_domain(
     sharpness: Callable[..., jax.Array],
     params: Params,
     state: State,
-    spec: Spec,
+    spec: RunSpec,
     inputs: jax.Array,
     labels: jax.Array,
     *,

@@ -14,7 +14,7 @@ import numpy as np
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Hyperparameter, Method
 from disam_jax.dg.ranges import RANGES, check_range
-from disam_jax.dg.training.config import Setting
+from disam_jax.dg.training.config import TrainConfig
 
 # DomainBed's ranges for Adam, those for its data sets of small images first (weight decay 0 there).
 SMALL_IMAGES = {
@@ -28,11 +28,11 @@ LARGE_IMAGES = {
 SGD = {"learning_rate": Hyperparameter(0.1, -0.7, 0.3, relative=True)}
 
 
-def shared_ranges(setting: Setting) -> Mapping[str, Hyperparameter]:
+def shared_ranges(setting: TrainConfig) -> Mapping[str, Hyperparameter]:
     """The optimizer's hyperparameters that random search draws.
 
     Example:
-        >>> list(shared_ranges(Setting(model="resnet18", optimizer="adam")))
+        >>> list(shared_ranges(TrainConfig(model="resnet18", optimizer="adam")))
         ['learning_rate', 'weight_decay']
     """
     if setting.optimizer == "sgd":
@@ -41,12 +41,12 @@ def shared_ranges(setting: Setting) -> Mapping[str, Hyperparameter]:
     return LARGE_IMAGES if full or setting.model.startswith("resnet") else SMALL_IMAGES
 
 
-def default_hyper(method: Method, setting: Setting) -> dict[str, float]:
+def default_hyper(method: Method, setting: TrainConfig) -> dict[str, float]:
     """A method's hyperparameters, and the optimizer's, by default.
 
     Example:
         >>> from disam_jax.dg.methods import METHODS
-        >>> default_hyper(METHODS["SAM"], Setting(rho=0.05))
+        >>> default_hyper(METHODS["SAM"], TrainConfig(rho=0.05))
         {'learning_rate': 0.1, 'weight_decay': 0.0, 'rho': 0.05}
     """
     defaults = setting.defaults
@@ -54,7 +54,7 @@ def default_hyper(method: Method, setting: Setting) -> dict[str, float]:
     return {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay, **own}
 
 
-def random_candidates(method: Method, setting: Setting, number: int, seed: int) -> list[dict[str, float]]:
+def random_candidates(method: Method, setting: TrainConfig, number: int, seed: int) -> list[dict[str, float]]:
     """The defaults, then random draws of everything that has a range.
 
     Args:
@@ -68,7 +68,7 @@ def random_candidates(method: Method, setting: Setting, number: int, seed: int) 
 
     Example:
         >>> from disam_jax.dg.methods import METHODS
-        >>> candidates = random_candidates(METHODS["SAM"], Setting(rho=0.5), number=3, seed=0)
+        >>> candidates = random_candidates(METHODS["SAM"], TrainConfig(rho=0.5), number=3, seed=0)
         >>> [round(each["rho"], 3) for each in candidates]
         [0.5, 0.083, 0.338]
     """
@@ -86,7 +86,9 @@ def random_candidates(method: Method, setting: Setting, number: int, seed: int) 
     return [{name: float(np.float32(value)) for name, value in each.items()} for each in candidates]
 
 
-def grid_candidates(method: Method, setting: Setting, grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+def grid_candidates(
+    method: Method, setting: TrainConfig, grid: Mapping[str, Sequence[float]]
+) -> list[dict[str, float]]:
     """All combinations of the values of those hyperparameters that the method has; the defaults come first.
 
     A method that has fewer of them has fewer candidates. The values of "rho" are those of SAM: a method that measures
@@ -102,7 +104,7 @@ def grid_candidates(method: Method, setting: Setting, grid: Mapping[str, Sequenc
 
     Example:
         >>> from disam_jax.dg.methods import METHODS
-        >>> candidates = grid_candidates(METHODS["SAM"], Setting(rho=0.5), {"rho": [0.25, 0.5, 1.0]})
+        >>> candidates = grid_candidates(METHODS["SAM"], TrainConfig(rho=0.5), {"rho": [0.25, 0.5, 1.0]})
         >>> [each["rho"] for each in candidates]
         [0.5, 0.25, 1.0]
     """

@@ -21,10 +21,10 @@ from disam_jax.dg.models.network import Network
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
-from disam_jax.dg.runners.in_memory import Program
-from disam_jax.dg.runners.streaming import NewImages, StreamedProgram, chunks
+from disam_jax.dg.runners.in_memory import InMemoryRunner
+from disam_jax.dg.runners.streaming import NewImages, StreamingRunner, chunks
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
-from disam_jax.dg.training.config import Setting, check_setting
+from disam_jax.dg.training.config import TrainConfig, check_setting
 from disam_jax.dg.training.evaluation import Unseen
 from disam_jax.dg.training.step import make_arrays
 
@@ -81,7 +81,7 @@ class Plan:
 
 def make_header(
     data: Domains,
-    setting: Setting,
+    setting: TrainConfig,
     methods: Mapping[str, Method],
     plan: Plan,
     notes: Sequence[str],
@@ -95,7 +95,7 @@ def make_header(
         >>> from disam_jax.dg.methods import METHODS
         >>> data = join_domains("toy", [np.ones((4, 2))] * 2, [np.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
         >>> plan = Plan({"ERM": [{"learning_rate": 0.1}]}, targets=(1,), seeds=(0, 1))
-        >>> header = make_header(data, Setting(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
+        >>> header = make_header(data, TrainConfig(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
         >>> header["targets"], header["seeds"], header["planned"]
         (['sketch'], [0, 1], 2)
     """
@@ -130,7 +130,7 @@ def make_header(
 def run_sweep(
     data: Domains,
     network: Network,
-    setting: Setting,
+    setting: TrainConfig,
     methods: Mapping[str, Method],
     plan: Plan,
     out: Path,
@@ -183,7 +183,7 @@ def run_sweep(
         >>> from disam_jax.dg.sweep.hparams import default_hyper
         >>> inputs, labels = np.random.default_rng(0).normal(size=(3, 8, 2)), np.arange(8) % 2
         >>> data = join_domains("toy", inputs, [labels] * 3, ["photo", "sketch", "cartoon"], ["cat", "dog"])
-        >>> setting, methods = Setting(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
+        >>> setting, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
         >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], setting)]}, targets=(2,), seeds=(0, 1))
         >>> network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(4,))
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +216,7 @@ def run_sweep(
         left = TimeLeft(done, total)
         if isinstance(data, StreamedImages):
             parts = chunks
-            make = lambda name, method: StreamedProgram(
+            make = lambda name, method: StreamingRunner(
                 network_of(name),
                 method,
                 setting,
@@ -230,7 +230,7 @@ def run_sweep(
             parts = in_order
             arrays = make_arrays(data, splits, setting.standardise)
             unseen = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
-            make = lambda name, method: Program(
+            make = lambda name, method: InMemoryRunner(
                 network_of(name),
                 method,
                 setting,
@@ -349,11 +349,11 @@ def counting(show: OnProgress, what: str, done: float, step: float, total: float
     return lambda: show(what, done + step * next(count), total)
 
 
-def default_most_at_once(setting: Setting) -> int:
+def default_most_at_once(setting: TrainConfig) -> int:
     """The largest number of runs in one program, before memory is asked.
 
     Example:
-        >>> default_most_at_once(Setting(model="mlp"))
+        >>> default_most_at_once(TrainConfig(model="mlp"))
         256
     """
     cached = setting.tuning is not None and setting.tuning.cached

@@ -21,7 +21,7 @@ PEFT = ("full", "probe", "lora", "coop", "norm-bias")
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FineTuneConfig:
     """What is trained of a pretrained model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainConfig:
     """How every run is trained and measured.
 
     Attributes:
@@ -95,7 +95,7 @@ class Setting:
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
-    tuning: Tuning | None = None
+    tuning: FineTuneConfig | None = None
 
     @property
     def segment(self) -> int:
@@ -121,23 +121,23 @@ class Setting:
 
 
 # By the kind of data: where ERM and SAM learn, from a few tries on the last step (docs/benchmark.md).
-DEFAULTS: Mapping[str, Setting] = MappingProxyType(
+DEFAULTS: Mapping[str, TrainConfig] = MappingProxyType(
     {
-        "digits": Setting(),
-        "features": Setting(steps=2000, learning_rate=0.03, rho=0.5, standardise=True),
-        "pixels": Setting(model="conv", norm="batch", steps=600, learning_rate=0.05, rho=0.05, probe=128),
+        "digits": TrainConfig(),
+        "features": TrainConfig(steps=2000, learning_rate=0.03, rho=0.5, standardise=True),
+        "pixels": TrainConfig(model="conv", norm="batch", steps=600, learning_rate=0.05, rho=0.05, probe=128),
     }
 )
 
 
 # Of pretrained models, by what is trained: the usual optimizer and rate of each, not searched for here.
-TUNED: Mapping[str, Setting] = MappingProxyType(
+TUNED: Mapping[str, TrainConfig] = MappingProxyType(
     {
-        "coop": Setting(steps=500, learning_rate=2e-3, rho=0.05, probe=128, block=64),
-        "probe": Setting(optimizer="adam", steps=500, learning_rate=1e-3, rho=0.05, probe=128, block=64),
-        "lora": Setting(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
-        "norm-bias": Setting(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
-        "full": Setting(optimizer="adam", steps=500, learning_rate=5e-5, rho=0.05, probe=128, block=64),
+        "coop": TrainConfig(steps=500, learning_rate=2e-3, rho=0.05, probe=128, block=64),
+        "probe": TrainConfig(optimizer="adam", steps=500, learning_rate=1e-3, rho=0.05, probe=128, block=64),
+        "lora": TrainConfig(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
+        "norm-bias": TrainConfig(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
+        "full": TrainConfig(optimizer="adam", steps=500, learning_rate=5e-5, rho=0.05, probe=128, block=64),
     }
 )
 
@@ -156,14 +156,14 @@ def kind_of(data: Domains) -> str:
     return "digits" if data.name.startswith("digits") else "features"
 
 
-def check_setting(setting: Setting) -> None:
+def check_setting(setting: TrainConfig) -> None:
     """Checks that the values make sense.
 
     Raises:
         InputError: naming the option of the command line.
 
     Example:
-        >>> check_setting(Setting(rho=-1.0))
+        >>> check_setting(TrainConfig(rho=-1.0))
         Traceback (most recent call last):
         ...
         disam_jax.dg.errors.InputError: --rho must be finite and not negative, got -1.0
@@ -177,7 +177,7 @@ def check_setting(setting: Setting) -> None:
             raise InputError(f"--{name} must be one of {', '.join(choices)}, got {getattr(setting, name)}")
 
 
-def make_optimizer(setting: Setting, hyper: Hyper) -> optax.GradientTransformation:
+def make_optimizer(setting: TrainConfig, hyper: Hyper) -> optax.GradientTransformation:
     """The optimizer behind every method.
 
     Args:
@@ -189,7 +189,7 @@ def make_optimizer(setting: Setting, hyper: Hyper) -> optax.GradientTransformati
 
     Example:
         >>> import jax.numpy as jnp
-        >>> optimizer = make_optimizer(Setting(), {"learning_rate": 0.5, "weight_decay": 0.25})
+        >>> optimizer = make_optimizer(TrainConfig(), {"learning_rate": 0.5, "weight_decay": 0.25})
         >>> params, gradient = jnp.array([4.0]), jnp.array([2.0])
         >>> updates, state = optimizer.update(gradient, optimizer.init(params), params)
         >>> updates.tolist()

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import disam_jax
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.training.config import Setting
-from disam_jax.dg.training.step import Arrays, Spec, example_losses, standardised
+from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.step import Arrays, RunSpec, example_losses, standardised
 
 
-class Measured(NamedTuple):
+class Metrics(NamedTuple):
     """Of one run at one point of training; the fields of `Results` without the axes of runs and points.
 
     Attributes:
@@ -42,7 +42,7 @@ class Unseen(NamedTuple):
     arrays: Arrays
 
 
-def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Array:
+def by_domain_and_split(values: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
     """Means over the training and the validation split of each domain.
 
     Args:
@@ -58,7 +58,7 @@ def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Ar
         >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.ones((4, 2))] * 2, [jnp.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
         >>> arrays = make_arrays(data, (splits.split(data, seed=0),), standardise=False)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
         >>> by_domain_and_split(jnp.float32(arrays.domain_ids), spec, arrays).tolist()
         [[0.0, 1.0], [0.0, 1.0]]
     """
@@ -68,7 +68,7 @@ def by_domain_and_split(values: jax.Array, spec: Spec, arrays: Arrays) -> jax.Ar
 
 
 def evaluate(
-    params: Params, state: State, spec: Spec, arrays: Arrays, *, network: Network, block: int
+    params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, block: int
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of every example, and whether it is classified rightly, a block of examples at a time.
 
@@ -82,7 +82,7 @@ def evaluate(
         >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
         >>> losses, right = evaluate(*network.init(spec.key), spec, arrays, network=network, block=2)
         >>> [round(loss, 3) for loss in losses.tolist()], right.tolist()
         ([0.693, 0.693], [1.0, 1.0])
@@ -104,7 +104,7 @@ def evaluate(
     return place(losses), place(right)
 
 
-def probe_rows(spec: Spec, arrays: Arrays, size: int) -> jax.Array:
+def probe_rows(spec: RunSpec, arrays: Arrays, size: int) -> jax.Array:
     """The first `size` examples of each domain's training split, int32 [D, size].
 
     Example:
@@ -112,7 +112,7 @@ def probe_rows(spec: Spec, arrays: Arrays, size: int) -> jax.Array:
         >>> from disam_jax.dg.training.step import make_arrays
         >>> data = domains.join_domains("toy", [jnp.ones((4, 2))] * 2, [jnp.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
         >>> probe_rows(spec, arrays, size=2).tolist()
         [[0, 1], [4, 5]]
     """
@@ -123,15 +123,15 @@ def probe_rows(spec: Spec, arrays: Arrays, size: int) -> jax.Array:
 def measure(
     params: Params,
     state: State,
-    spec: Spec,
+    spec: RunSpec,
     arrays: Arrays,
     *,
     network: Network,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
     probe: int,
     unseen: Unseen | None = None,
-) -> Measured:
+) -> Metrics:
     """Measures a run with the running statistics as they are and nothing dropped.
 
     Args:
@@ -146,7 +146,7 @@ def measure(
         unseen: new classes, if there are any.
 
     Returns:
-        Measured. The held-out domain is absent from the perturbation.
+        Metrics. The held-out domain is absent from the perturbation.
 
     Example:
         >>> from disam_jax.dg import methods
@@ -155,8 +155,8 @@ def measure(
         >>> from disam_jax.dg.models.registry import make_network
         >>> data = domains.join_domains("toy", [jnp.zeros((4, 3))] * 2, [jnp.zeros(4)] * 2, ["a", "b"], ["cat", "dog"])
         >>> arrays = training.make_arrays(data, (splits.split(data, seed=0),), standardise=False)
-        >>> network, spec = make_network("linear", (3,), 2), Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
-        >>> options = {"network": network, "method": methods.METHODS["SAM"], "setting": Setting(), "probe": 2}
+        >>> network, spec = make_network("linear", (3,), 2), RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> options = {"network": network, "method": methods.METHODS["SAM"], "setting": TrainConfig(), "probe": 2}
         >>> measured = jax.jit(lambda: measure(*network.init(spec.key), spec, arrays, **options))()
         >>> measured.accuracy.tolist()
         [[1.0, 1.0], [1.0, 1.0]]
@@ -168,7 +168,7 @@ def measure(
     plain, perturbed = measure_probe(
         params, state, spec, inputs, arrays.labels[rows], network=network, method=method, setting=setting
     )
-    return Measured(
+    return Metrics(
         by_domain_and_split(right, spec, arrays),
         by_domain_and_split(losses, spec, arrays),
         plain,
@@ -177,7 +177,7 @@ def measure(
     )
 
 
-def unseen_accuracy(params: Params, state: State, spec: Spec, unseen: Unseen, block: int) -> jax.Array:
+def unseen_accuracy(params: Params, state: State, spec: RunSpec, unseen: Unseen, block: int) -> jax.Array:
     """Fraction of right answers among the new classes alone, float32 [D]; NaN for a domain without any.
 
     Example:
@@ -187,7 +187,7 @@ def unseen_accuracy(params: Params, state: State, spec: Spec, unseen: Unseen, bl
         >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
         >>> unseen_accuracy(*network.init(spec.key), spec, Unseen(network, arrays), block=2).tolist()
         [1.0]
     """
@@ -201,13 +201,13 @@ def unseen_accuracy(params: Params, state: State, spec: Spec, unseen: Unseen, bl
 def measure_probe(
     params: Params,
     state: State,
-    spec: Spec,
+    spec: RunSpec,
     inputs: jax.Array,
     labels: jax.Array,
     *,
     network: Network,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """Losses of the probe at w and at w + e.
 
@@ -228,8 +228,8 @@ def measure_probe(
         >>> from disam_jax.dg.methods import METHODS
         >>> from disam_jax.dg.models.registry import make_network
         >>> network = make_network("linear", (3,), 2)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
-        >>> options = {"network": network, "method": METHODS["SAM"], "setting": Setting(rho=0.1)}
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> options = {"network": network, "method": METHODS["SAM"], "setting": TrainConfig(rho=0.1)}
         >>> inputs, labels = jnp.zeros((2, 1, 3)), jnp.zeros((2, 1), jnp.int32)
         >>> losses = jax.jit(lambda: measure_probe(*network.init(spec.key), spec, inputs, labels, **options))()
         >>> [[round(loss, 3) for loss in each.tolist()] for each in losses]
@@ -252,7 +252,7 @@ def measure_probe(
 
 
 def domain_sharpness(
-    params: Params, state: State, spec: Spec, arrays: Arrays, *, network: Network, setting: Setting, probe: int
+    params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, setting: TrainConfig, probe: int
 ) -> jax.Array:
     """Sharpness of each domain, the held-out one too: L_d(w + e_d) - L_d(w), e_d = rho g_d / ||g_d||.
 
@@ -275,8 +275,8 @@ def domain_sharpness(
         >>> data = domains.join_domains("toy", [jnp.zeros((2, 3))], [jnp.zeros(2)], ["photo"], ["cat", "dog"])
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
-        >>> options = {"network": network, "setting": Setting(sharpness_rho=0.05), "probe": 2}
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> options = {"network": network, "setting": TrainConfig(sharpness_rho=0.05), "probe": 2}
         >>> sharpness = domain_sharpness(*network.init(spec.key), spec, arrays, **options)
         >>> [round(each, 3) for each in sharpness.tolist()]
         [0.036]
@@ -292,12 +292,12 @@ def domain_sharpness(
 def sharpness_of(
     params: Params,
     state: State,
-    spec: Spec,
+    spec: RunSpec,
     inputs: jax.Array,
     labels: jax.Array,
     *,
     network: Network,
-    setting: Setting,
+    setting: TrainConfig,
 ) -> jax.Array:
     """Sharpness of one domain.
 
@@ -316,9 +316,9 @@ def sharpness_of(
     Example:
         >>> from disam_jax.dg.models.registry import make_network
         >>> network = make_network("linear", (3,), 2)
-        >>> spec = Spec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
         >>> inputs, labels = jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32)
-        >>> options = {"network": network, "setting": Setting(sharpness_rho=0.05)}
+        >>> options = {"network": network, "setting": TrainConfig(sharpness_rho=0.05)}
         >>> sharpness = jax.jit(lambda: sharpness_of(*network.init(spec.key), spec, inputs, labels, **options))()
         >>> round(float(sharpness), 3)
         0.036

@@ -15,10 +15,10 @@ import optax
 from disam_jax.dg.data import augment, batches
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import Split, validates
-from disam_jax.dg.methods import Hyper, Memory, Method, Seen
+from disam_jax.dg.methods import Hyper, Memory, Method, Outputs
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.averaging import moving_average
-from disam_jax.dg.training.config import Setting, make_optimizer
+from disam_jax.dg.training.config import TrainConfig, make_optimizer
 
 
 class Arrays(NamedTuple):
@@ -49,7 +49,7 @@ class Arrays(NamedTuple):
     scale: jax.Array | None
 
 
-class Spec(NamedTuple):
+class RunSpec(NamedTuple):
     """What distinguishes a run from the others of its method; leaves [R, ...] for R runs, [...] inside one.
 
     Attributes:
@@ -139,14 +139,14 @@ def sources_of(target: jax.Array, num_domains: int) -> jax.Array:
     return first + (first >= target).astype(jnp.int32)
 
 
-def standardised(inputs: jax.Array, spec: Spec, arrays: Arrays) -> jax.Array:
+def standardised(inputs: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
     """Inputs [n, ...] as the network of a run gets them."""
     if arrays.shift is None or arrays.scale is None:
         return inputs
     return (inputs - arrays.shift[spec.place, spec.target][None]) / arrays.scale[spec.place, spec.target][None]
 
 
-def start(spec: Spec, network: Network, method: Method, setting: Setting, num_sources: int) -> RunState:
+def start(spec: RunSpec, network: Network, method: Method, setting: TrainConfig, num_sources: int) -> RunState:
     """A run before its first step; weights are those of its seed and target, whatever the method."""
     params, state = network.init(batches.init_key(spec.key))
     return RunState(
@@ -165,14 +165,14 @@ def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def train_step(
     run: RunState,
-    spec: Spec,
+    spec: RunSpec,
     step: jax.Array,
     inputs: jax.Array,
     labels: jax.Array,
     *,
     network: Network,
     method: Method,
-    setting: Setting,
+    setting: TrainConfig,
 ) -> RunState:
     """One optimizer step of one run.
 
@@ -196,10 +196,10 @@ def train_step(
     if setting.augment:
         flat = augment.augment(batches.augmentation_key(key), flat, augment.Augmentation())
 
-    def forward(params: Params) -> Seen:
+    def forward(params: Params) -> Outputs:
         output = network.apply(params, run.state, flat, batches.dropout_key(key), True)
         losses = example_losses(output.logits, labels.reshape(-1))
-        return Seen(losses.reshape(number, size).mean(1), output.features.reshape(number, size, -1), output.state)
+        return Outputs(losses.reshape(number, size).mean(1), output.features.reshape(number, size, -1), output.state)
 
     grads, state, memory = method.gradient(run.params, forward, spec.hyper, run.memory)
     updates, optimizer = make_optimizer(setting, spec.hyper).update(grads, run.optimizer, run.params)
