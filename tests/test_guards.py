@@ -646,3 +646,45 @@ def test_a_variant_may_return_plain_numbers():
     _, gradient = disam_jax.value_and_grad(lambda w: w**2, 0.1, variant=halt)(jnp.float32(2.0))
     assert gradient == 0
     assert gradient.dtype == jnp.float32
+
+
+# A value that a device is still computing ---------------------------------------------------------------------------
+
+
+def still_computed(value):
+    """A scalar that is ready in half a second or so; JAX hands it out before."""
+    slow = lambda x: jax.lax.fori_loop(0, 4_000, lambda _, y: y + 0.0 * jnp.sin(y), jnp.full(40_000, x)).max()
+    x = jnp.float32(value)
+    found = jax.jit(slow).lower(x).compile()(x)
+    if found.is_ready():
+        pytest.skip("the device was faster than the test")
+    return found
+
+
+@pytest.mark.usefixtures("nans_allowed")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda number: disam_jax.domain_weights(jnp.array([1.0, 2.0]), number),
+        lambda number: disam_jax.domain_weights(disam_jax.DomainLosses(jnp.array([1.0, 2.0]), jnp.stack([number] * 2)), 0.1),
+    ],
+    ids=["lam", "weights"],
+)
+def test_no_call_waits_for_a_device_to_check_a_number(use):
+    wrong = still_computed(jnp.inf)
+    got = use(wrong)
+    assert not np.isfinite(got).all()
+    with pytest.raises(ValueError, match="finite"):
+        use(jax.block_until_ready(wrong))
+
+
+@pytest.mark.parametrize("entry", ["domain_losses", "scale"])
+def test_a_traced_number_keeps_float32_where_float64_is_on(x64, entry):
+    w, weights = jnp.ones(2, jnp.float32), jnp.array([1.0, 2.0], jnp.float32)
+    losses = lambda w, weights: disam_jax.DomainLosses(jnp.stack([w[0] ** 2, w[1] ** 4]), weights)
+    if entry == "domain_losses":
+        step = lambda w, weights, rho: disam_jax.value_and_grad(losses, 0.1, 0.1)(w, weights)
+    else:
+        step = lambda w, weights, rho: disam_jax.value_and_grad(losses, rho, 0.1)(w, weights)
+    value, grads = jax.jit(step)(w, weights, jnp.float32(0.1))
+    assert value.dtype == grads.dtype == jnp.float32
