@@ -666,7 +666,9 @@ def still_computed(value):
     "use",
     [
         lambda number: disam_jax.domain_weights(jnp.array([1.0, 2.0]), number),
-        lambda number: disam_jax.domain_weights(disam_jax.DomainLosses(jnp.array([1.0, 2.0]), jnp.stack([number] * 2)), 0.1),
+        lambda number: disam_jax.domain_weights(
+            disam_jax.DomainLosses(jnp.array([1.0, 2.0]), jnp.stack([number] * 2)), 0.1
+        ),
     ],
     ids=["lam", "weights"],
 )

