@@ -19,6 +19,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.data.streaming",
     "disam_jax.dg.data.walk",
     "disam_jax.dg.models.conv",
+    "disam_jax.dg.models.depthwise",
     "disam_jax.dg.models.norm",
     "disam_jax.dg.models.transformer",
     "disam_jax.dg.pretrained.legacy_pickle",
