@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disam_jax._sharding import explicit_split
+from disam_jax._sharding import check_divides
 from disam_jax._types import Batch
 
 
@@ -41,7 +41,7 @@ def ascent_subset(batch: Batch, fraction: float, *, axis: int = 1) -> Batch:
       [[0, 4], [8, 12]]
     """
     kept, stride = _stride(batch, fraction, axis, "ascent_subset")
-    _check_divides(batch, axis, [kept], "ascent_subset")
+    check_divides(batch, axis, [kept], "ascent_subset")
     return jax.tree.map(lambda leaf: _slice(leaf, 0, kept * stride, stride, axis), batch)
 
 
@@ -73,7 +73,7 @@ def split_examples(batch: Batch, fraction: float, *, axis: int = 1) -> tuple[Bat
     """
     kept, stride = _stride(batch, fraction, axis, "split_examples")
     n = jnp.shape(jax.tree.leaves(batch)[0])[axis]
-    _check_divides(batch, axis, [kept, kept * stride], "split_examples")
+    check_divides(batch, axis, [kept, kept * stride], "split_examples")
 
     def rest(leaf):
         head = _slice(leaf, 0, kept * stride, 1, axis)
@@ -115,15 +115,3 @@ def _slice(leaf: Any, start: int, stop: int, stride: int, axis: int) -> Any:
         return leaf[(*(slice(None),) * axis, slice(start, stop, stride))]
     # Outside of jit, indexing is a gather, which an explicit mesh refuses.
     return jax.lax.slice_in_dim(leaf, start, stop, stride, axis)
-
-
-def _check_divides(batch: Batch, axis: int, sizes: list[int], name: str) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        devices = explicit_split(leaf, axis)
-        for size in sizes:
-            if size % devices:
-                raise ValueError(
-                    f"{name}: the examples of batch{jax.tree_util.keystr(path)} are split over {devices} devices on an "
-                    f"explicit mesh, and {size} of its {leaf.shape[axis]} do not divide by {devices}. Write another "
-                    "fraction, or jax.sharding.reshard the batch so that they are not split."
-                )

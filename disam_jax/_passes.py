@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from disam_jax._domains import CheckedLosses, DomainLosses, Losses, as_domain_losses
 from disam_jax._dtypes import accumulation_dtype, as_params, cast
-from disam_jax._sharding import explicit_split
+from disam_jax._sharding import check_not_split, explicit_split
 from disam_jax._types import Aux, AxisName, Batch, LossFn, Params, Updates
 from disam_jax._weights import AscentWeights
 
@@ -58,7 +58,7 @@ class Passes(NamedTuple):
 
     Attributes:
       ascent: ``ascent(params, weigh)``: the pass at w. ``weigh`` makes the domain weights of its losses.
-      plain: ``plain(params)``: the pass at w + e.
+      plain: ``plain(params)``: the pass at w + e, or wherever else the plain gradient is wanted.
     """
 
     ascent: Callable[[Params, Weigh], AscentPass]
@@ -171,7 +171,7 @@ def passes_by_scan(
     """
     check_axis(axis_name)
     num_domains = _leading_size(batch)
-    _check_not_split(batch)
+    check_not_split(batch)
 
     def of_one_domain(one_domain_loss_fn):
         def loss_at(params, one_domain):
@@ -296,18 +296,6 @@ def _leading_size(batch: Batch) -> int:
             "flat batch with disam_jax.group_by_domain(batch, domain_ids, num_domains)."
         )
     return sizes.pop()
-
-
-def _check_not_split(batch: Batch) -> None:
-    """On an explicit mesh the type of an array says how it lies there; a scan takes one domain after the other."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        devices = explicit_split(leaf, axis=0)
-        if devices > 1:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has its domains split over {devices} devices, and "
-                "accumulated_value_and_grad takes one domain after the other. Split the examples, "
-                'jax.sharding.reshard(batch, P(None, "data")), or use disam_jax.value_and_grad: it takes all at once.'
-            )
 
 
 def _check_shapes(grads: Updates, params: Params) -> None:

@@ -15,7 +15,7 @@ from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless
 from disam_jax._gradient import Ascent, StepConfig, as_lam, as_rho, make_step_config, perturbed_gradient, two_passes
 from disam_jax._passes import Passes, passes_from_gradients, passes_from_loss_fn
 from disam_jax._perturbation import perturb
-from disam_jax._sharding import explicit_split
+from disam_jax._sharding import whole
 from disam_jax._types import AxisName, LossFn, Mask, Params, Penalty, Scalar, ScalarOrSchedule, Updates
 from disam_jax.variants import Variant
 
@@ -329,21 +329,15 @@ def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> 
     if num_domains is None:
         return new
     return new._replace(
-        domain_losses=_whole(ascent.losses.values, state.loss.dtype),
-        domain_weights=_whole(ascent.weights.values, state.loss.dtype),
+        domain_losses=whole(ascent.losses.values.astype(state.loss.dtype)),
+        domain_weights=whole(ascent.weights.values.astype(state.loss.dtype)),
     )
 
 
 def _with_perturbed(state: DisamState, losses: CheckedLosses | None) -> DisamState:
     if state.perturbed_domain_losses is None or losses is None:
         return state
-    return state._replace(perturbed_domain_losses=_whole(losses.values, state.loss.dtype))
-
-
-def _whole(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """As the state holds it: in its dtype and, on an explicit mesh with the domains split, not split."""
-    x = x.astype(dtype)
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if explicit_split(x, 0) > 1 else x
+    return state._replace(perturbed_domain_losses=whole(losses.values.astype(state.loss.dtype)))
 
 
 def _always_refreshes(refresh_every: Any) -> bool:
