@@ -116,7 +116,7 @@ def on_parts(network: Network, sources: int) -> Network:
     def apply(params, state, inputs, key, train):
         if not isinstance(params, Part):
             return network.apply(params, state, inputs, key, train)
-        both = disam_jax.part_and_rest(np.arange(len(inputs)).reshape(sources, -1), params.fraction)
+        both = disam_jax.split_examples(np.arange(len(inputs)).reshape(sources, -1), params.fraction)
         rows = both[params.rest].ravel()
         seen = network.apply(params.params, state, inputs[rows], key, train)
         whole = lambda values: jnp.zeros((len(inputs), *values.shape[1:]), values.dtype).at[rows].set(values)
@@ -189,7 +189,7 @@ def step_of(network: Network, setting, way: Way | None):
         return losses.reshape(m, n).mean(1)
 
     def ascent_losses(params, batch):
-        return domain_losses(params, disam_jax.ascent_part(batch, way.fraction))
+        return domain_losses(params, disam_jax.ascent_subset(batch, way.fraction))
 
     if way is None or way.alone:
         tx = optax.adamw(1e-3)
@@ -204,7 +204,7 @@ def step_of(network: Network, setting, way: Way | None):
             grads = jax.grad(lambda params: domain_losses(params, batch).mean())(params)
             updates, state = tx.update(grads, state, params)
         elif way.alone:
-            gradient = disam_jax.part_value_and_grad(domain_losses, setting.rho, 1.0, fraction=way.fraction)
+            gradient = disam_jax.subset_value_and_grad(domain_losses, setting.rho, 1.0, fraction=way.fraction)
             updates, state = tx.update(gradient(params, batch)[1], state, params)
         else:
             updates, state = tx.update(

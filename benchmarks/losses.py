@@ -63,13 +63,13 @@ def grouped(work: Workload) -> Loss:
     return fn
 
 
-def flat_on_part(work: Workload, fraction: float) -> Loss:
-    """`flat`, of a part of each domain's examples."""
+def flat_on_subset(work: Workload, fraction: float) -> Loss:
+    """`flat`, on a subset of each domain's examples."""
     whole = flat(work)
 
     def fn(params, stats, batch):
-        part = disam_jax.ascent_part(group(work, batch), fraction)
-        return whole(params, stats, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part))
+        subset = disam_jax.ascent_subset(group(work, batch), fraction)
+        return whole(params, stats, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), subset))
 
     return fn
 

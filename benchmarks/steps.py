@@ -123,15 +123,14 @@ def disam(work: Workload, form: Callable[[Workload], losses.Loss] = losses.flat,
 
 
 def ascent_fraction(work: Workload, fraction: float) -> Step:
-    part = losses.flat_on_part(work, fraction)
-    return disam(work, ascent_loss_fn=part)
+    return disam(work, ascent_loss_fn=losses.flat_on_subset(work, fraction))
 
 
-def part_perturbed(work: Workload, fraction: float) -> Step:
-    """The statistics are those of the rest of the batch, the larger side."""
+def subset_perturbed(work: Workload, fraction: float) -> Step:
+    """The statistics are those of the rest of the examples, the larger side."""
     loss = losses.flat(work)
     each = lambda params, batch, stats: loss(params, stats, batch)
-    fn = disam_jax.part_value_and_grad(each, RHO, LAM, fraction=fraction, axis=0, has_aux=True)
+    fn = disam_jax.subset_value_and_grad(each, RHO, LAM, fraction=fraction, axis=0, has_aux=True)
 
     def gradient(params, stats, batch):
         (loss, (_, stats)), grads = fn(params, batch, stats)
@@ -208,5 +207,5 @@ SIDES: Mapping[str, Side] = {
     },
     "ascent_1/2": Side("disam, half of the batch in the ascent", lambda work: ascent_fraction(work, 0.5), 1.5),
     "ascent_1/4": Side("disam, a quarter of it", lambda work: ascent_fraction(work, 0.25), 1.25),
-    "part_1/4": Side("disam for a quarter, the rest plain", lambda work: part_perturbed(work, 0.25), 1.25),
+    "part_1/4": Side("disam for a quarter, the rest plain", lambda work: subset_perturbed(work, 0.25), 1.25),
 }

@@ -1,39 +1,52 @@
-"""Numbers that come in: parameters and scalars as arrays, checks of their values, and the dtype in which to sum.
+"""Arrays and numbers that come in: their dtypes, and checks of their values.
 
-A value that is known is checked and an error names it. A value that is traced, or that a device is still computing, is
+A value that is known is checked, and an error names it. A value that is traced, or that a device is still computing, is
 not known: where it is wrong, ``nan_unless`` puts NaN into what is computed from it, which costs one scalar operation.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from disam_jax._types import Params, Scalar
+
 LARGEST = float(np.finfo(np.float32).max)
+Tree = TypeVar("Tree")
 
 
-def accumulation_dtype(tree: Any) -> Any:
+def accumulation_dtype(tree: Params) -> jnp.dtype:
     """float64 when any leaf is, else float32: half-precision sums overflow and lose digits."""
     wide = any(leaf.dtype.itemsize > 4 for leaf in jax.tree.leaves(tree))
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
-def cast(x: jax.Array, dtype: Any) -> jax.Array:
-    """``x.astype(dtype)``, at no cost where the dtype is that already."""
-    return x if x.dtype == dtype else x.astype(dtype)
+def cast(tree: Tree, dtype: jnp.dtype) -> Tree:
+    """The tree in a dtype; a leaf that has it already is returned as it is."""
+    return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), tree)
 
 
-def like(x: jax.Array, w: jax.Array) -> jax.Array:
-    """The array with the dtype and the weak type of w, so that it is promoted as w is."""
-    x = cast(x, w.dtype)
+def widen(tree: Tree, of: Params = None) -> tuple[Tree, jnp.dtype]:
+    """The tree in its accumulation dtype, or in that ``of`` another tree, and this dtype."""
+    dtype = accumulation_dtype(tree if of is None else of)
+    return cast(tree, dtype), dtype
+
+
+def like(tree: Tree, params: Params) -> Tree:
+    """The tree with the dtypes and the weak types of the parameters, so that it is promoted as they are."""
+    return jax.tree.map(_like, tree, params)
+
+
+def _like(x: jax.Array, w: jax.Array) -> jax.Array:
+    x = x if x.dtype == w.dtype else x.astype(w.dtype)
     if not w.weak_type or x.weak_type:
         return x
     # The cotangent of a weakly typed number is one: jax has no other public way to make one from an array.
     return jax.linear_transpose(lambda weak: jax.lax.convert_element_type(weak, w.dtype), w)(x)[0]
 
 
-def as_params(params: Any, name: str = "params") -> Any:
+def as_params(params: Params, name: str = "params") -> Params:
     """The pytree with a floating-point jax array in each leaf; numbers and numpy arrays become what ``jax.grad`` makes.
 
     Python numbers stay weakly typed, and float64 becomes float32 in silence where float64 is off.
@@ -72,8 +85,54 @@ def known(value: Any, *, wait: bool) -> np.ndarray | None:
     return np.asarray(jax.device_get(value)).astype(np.float64)
 
 
-def check_scalar_type(name: str, value: Any, write: str) -> None:
-    """A real number or a real scalar array; a boolean is neither."""
+def as_real(name: str, value: Any, write: str) -> Scalar:
+    """A real number or a real scalar array; a boolean is neither. A Python integer becomes a float."""
+    _check_real(name, value, write)
+    return float(value) if isinstance(value, int) else value
+
+
+def as_scalar(name: str, value: Any, write: str, *, negative: bool = False, wait: bool = True) -> Scalar:
+    """``as_real`` of a value that, where it is known, is finite, in float32 too, and not negative."""
+    _check_real(name, value, write)
+    found = value
+    if hasattr(value, "dtype"):
+        array = known(value, wait=wait)
+        if array is None:
+            return value
+        found = float(array)
+    if not -LARGEST <= found <= LARGEST:
+        raise ValueError(f"{name} must be a finite number, got {value}. Write {write}.")
+    if found < 0 and not negative:
+        raise ValueError(f"{name} must not be negative, got {value}. Write {write}.")
+    return float(value) if isinstance(value, int) else value
+
+
+def not_negative(scalars: Any, dtype: jnp.dtype) -> Any:
+    """Scalars that ``as_scalar`` returned, as arrays.
+
+    One that was not known when it was checked is NaN where it is negative or infinite.
+    """
+
+    def leaf(value):
+        x = jnp.asarray(value, dtype)
+        return x * nan_unless((x >= 0) & (x <= LARGEST), dtype) if isinstance(value, jax.Array) else x
+
+    return jax.tree.map(leaf, scalars)
+
+
+def nan_unless(condition: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """1 where the condition holds, else NaN: a factor, so that the gradient is NaN too.
+
+    Nothing on the way is NaN or infinite where the condition holds, as ``jax_debug_nans`` and ``jax_debug_infs`` ask.
+    """
+    return jnp.sqrt(jnp.where(condition, 1, -1).astype(dtype))
+
+
+def _is_real(dtype: jnp.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def _check_real(name: str, value: Any, write: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number and not (hasattr(value, "dtype") and _is_real(value.dtype)):
         raise TypeError(
@@ -83,41 +142,3 @@ def check_scalar_type(name: str, value: Any, write: str) -> None:
         raise ValueError(
             f"{name} must be a scalar, got shape {jnp.shape(value)}. Write {write}; use jax.vmap for several values."
         )
-
-
-def check_scalar(name: str, value: Any, write: str, *, negative: bool = False, wait: bool = True) -> None:
-    """``check_scalar_type``, and for a known value that it is finite, in float32 too, and not negative."""
-    check_scalar_type(name, value, write)
-    found = value
-    if hasattr(value, "dtype"):
-        array = known(value, wait=wait)
-        if array is None:
-            return
-        found = float(array)
-    if not -LARGEST <= found <= LARGEST:
-        raise ValueError(f"{name} must be a finite number, got {value}. Write {write}.")
-    if found < 0 and not negative:
-        raise ValueError(f"{name} must not be negative, got {value}. Write {write}.")
-
-
-def scalar(value: Any, dtype: Any) -> jax.Array:
-    """A number that ``check_scalar`` let pass, as an array."""
-    return jnp.asarray(float(value) if isinstance(value, int) else value, dtype)
-
-
-def not_negative(value: Any, dtype: Any) -> jax.Array:
-    """``scalar``; a value that was not known when it was checked is NaN where it is negative or infinite."""
-    x = scalar(value, dtype)
-    return x * nan_unless((x >= 0) & (x <= LARGEST), dtype) if isinstance(value, jax.Array) else x
-
-
-def nan_unless(condition: jax.Array, dtype: Any) -> jax.Array:
-    """1 where the condition holds, else NaN: a factor, so that the gradient is NaN too.
-
-    Nothing on the way is NaN or infinite where the condition holds, as ``jax_debug_nans`` and ``jax_debug_infs`` ask.
-    """
-    return jnp.sqrt(jnp.where(condition, 1, -1).astype(dtype))
-
-
-def _is_real(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)

@@ -1,35 +1,42 @@
-"""The two passes of DISAM, and DISAM as a gradient function.
+"""DISAM as a gradient function: the step that all forms share, and the functions that take it.
 
-ascend    at w:      domain losses -> weights b -> ascent gradient g -> perturbation e
-descend   at w + e:  the gradient of the mean loss, combined by the variant, for the optimizer that starts from w
+ascent_step          at w:      domain losses -> weights b -> ascent gradient g -> perturbation e
+perturbed_gradient   at w + e:  the gradient of the mean loss, combined by the variant, for the optimizer
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disam_jax._domains import DomainLosses, mean_loss
-from disam_jax._dtypes import (
-    accumulation_dtype,
-    as_params,
-    cast,
-    check_scalar,
-    check_scalar_type,
-    like,
-    not_negative,
-    scalar,
+from disam_jax._domains import CheckedLosses
+from disam_jax._dtypes import as_params, as_scalar, like, widen
+from disam_jax._passes import Passes, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
+from disam_jax._perturbation import perturbation
+from disam_jax._types import (
+    ArgNums,
+    Aux,
+    AxisName,
+    GradFn,
+    LossFn,
+    Mask,
+    Params,
+    Penalty,
+    Scalar,
+    ScalarOrSchedule,
+    Updates,
 )
-from disam_jax._passes import Form, accumulated_form, closure_form
-from disam_jax._perturbation import perturb, perturbation
-from disam_jax._weights import ascent_tilt, check_penalty, weights_at
-from disam_jax.variants import Variant, check_variant
+from disam_jax._weights import AscentWeights, ascent_weights, check_penalty
+from disam_jax.variants import Variant, as_variant
 
 
 class DisamInfo(NamedTuple):
-    """What a step saw; every number is a by-product of its two passes.
+    """Losses, weights and norms of one step; every number is a by-product of its two passes.
 
     Attributes:
       loss: ``sum_i a_i L_i`` at w, scalar.
@@ -41,8 +48,8 @@ class DisamInfo(NamedTuple):
       perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; 0 for an absent domain.
       domain_sharpness: ``L_i(w + e) - L_i(w)``, ``[M]``.
 
-    With an ``ascent_loss_fn``, what is at w is of its examples and what is at w + e of the whole batch: the difference
-    between the two is then in ``domain_sharpness`` too.
+    With an ``ascent_loss_fn``, the quantities at w are those of its examples and the quantities at w + e those of the
+    whole batch: ``domain_sharpness`` then includes the difference between the two.
     """
 
     loss: jax.Array
@@ -54,87 +61,102 @@ class DisamInfo(NamedTuple):
     domain_sharpness: jax.Array
 
 
-class Method(NamedTuple):
-    """The choices that define a step, with rho and lam at their values of this step."""
+class StepOptions(TypedDict, total=False):
+    """The keyword arguments that define a step in every form; ``value_and_grad`` says what they mean."""
 
-    rho: Any
+    variant: Variant | None
+    adaptive: bool
+    penalty: Penalty
+    mask: Mask
+    axis_name: AxisName
+    eps: Scalar
+
+
+class StepConfig(NamedTuple):
+    """The choices that define a step, checked."""
+
+    rho: Any  # a scalar, or a schedule until the step is known
     lam: Any
     variant: Variant
     adaptive: bool
-    penalty: str
-    mask: Any
-    axis_name: Any
-    eps: Any
+    penalty: Penalty
+    mask: Mask
+    axis_name: AxisName
+    eps: Scalar
 
 
 class Ascent(NamedTuple):
-    """What the pass at w found."""
+    """Results of the step from w to w + e.
 
-    losses: DomainLosses
-    aux: Any
-    domain_weights: jax.Array
-    loss_variance: jax.Array
-    norm: jax.Array
-    perturbation: Any
-    reference: Any
-
-
-def ascend(form: Form, params: Any, method: Method) -> Ascent:
-    """``g = sum_i b_i grad L_i(w)``, ``e = rho g / ||g||``."""
-    clean = form.clean(params)
-    tilt = ascent_tilt(clean.losses, method.lam, method.penalty)
-    gradient = clean.ascent_gradient(tilt)
-    reference = clean.mean_gradient() if method.variant.reference == "clean" else gradient
-    e, norm = perturbation(
-        params,
-        gradient,
-        lambda norm: _scale(method, norm),
-        adaptive=method.adaptive,
-        mask=method.mask,
-        eps=method.eps,
-    )
-    weights = weights_at(clean.losses, tilt)
-    return Ascent(clean.losses, clean.aux, weights, tilt.variance, norm, e, reference)
-
-
-def descend(form: Form, params: Any, e: Any, method: Method, reference: Any = None) -> tuple[DomainLosses | None, Any]:
-    """``grad sum_i a_i L_i(w + e)``, combined with the reference gradient, in the dtypes of the parameters.
-
-    If the reference is None, the perturbed gradient is used in its place.
+    Attributes:
+      losses: The domain losses at w.
+      aux: What the loss function returned beside them.
+      weights: The domain weights.
+      norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
+      perturbation: e, like the parameters.
+      perturbed: ``w + e``.
+      base: The gradient at w that the variant combines with the perturbed gradient.
     """
-    second = form.perturbed(perturb(params, e, method.mask))
-    reference = second.gradient if reference is None else reference
-    return second.losses, _combine(method.variant, params, reference, second.gradient)
+
+    losses: CheckedLosses
+    aux: Aux
+    weights: AscentWeights
+    norm: jax.Array
+    perturbation: Params
+    perturbed: Params
+    base: Updates
 
 
-def _scale(method: Method, norm: jax.Array) -> jax.Array:
-    found = method.variant.scale(not_negative(method.rho, norm.dtype), norm)
-    check_scalar_type(
-        f"variant: what scale ({_name(method.variant.scale)}) returns",
-        found,
-        "scale=lambda rho, norm: rho / norm",
+def ascent_step(passes: Passes, params: Params, config: StepConfig) -> Ascent:
+    """``g = sum_i b_i grad L_i(w)``, ``e = rho g / ||g||``."""
+    weigh = functools.partial(ascent_weights, lam=config.lam, penalty=config.penalty)
+    at_w = passes.ascent(params, weigh)
+    base = at_w.mean_gradient() if config.variant.reference == "clean" else at_w.gradient
+    e, perturbed, norm = perturbation(
+        params,
+        at_w.gradient,
+        config.rho,
+        config.variant.scale,
+        adaptive=config.adaptive,
+        mask=config.mask,
+        eps=config.eps,
     )
-    return scalar(found, norm.dtype)
+    return Ascent(at_w.losses, at_w.aux, at_w.weights, norm, e, perturbed, base)
 
 
-def _combine(variant: Variant, params: Any, reference: Any, perturbed: Any) -> Any:
-    """What the variant hands over: computed in float32 at least, rounded once, to the dtypes of the parameters."""
-    dtype = accumulation_dtype(params)
-    wide_reference, wide = (jax.tree.map(lambda g: cast(g, dtype), tree) for tree in (reference, perturbed))
-    combined = variant.combine(wide_reference, wide)
+def perturbed_gradient(
+    passes: Passes, params: Params, perturbed: Params, variant: Variant, base: Updates | None = None
+) -> tuple[CheckedLosses | None, Updates]:
+    """``grad sum_i a_i L_i(w + e)``, combined with the base gradient, in the dtypes of the parameters.
+
+    If the base gradient is ``None``, the perturbed gradient is used in its place. The variant computes in float32, or
+    in float64 where a parameter is float64; its result is rounded once.
+    """
+    second = passes.plain(perturbed)
+    base = second.gradient if base is None else base
+    (wide_base, wide), _ = widen((base, second.gradient), of=params)
+    combined = variant.combine(wide_base, wide)
     _check_like_params(f"variant: combine ({_name(variant.combine)})", combined, params)
-    # A leaf that was handed through needs no way back from float32: it is the gradient itself.
-    leaves = zip(*map(jax.tree.leaves, (combined, wide, perturbed, params)), strict=True)
-    rounded = [like(jnp.asarray(g if c is g32 else c), w) for c, g32, g, w in leaves]
-    return jax.tree.unflatten(jax.tree.structure(params), rounded)
+    # A leaf that the variant returned unchanged needs no rounding: it is the gradient itself.
+    leaves = zip(*map(jax.tree.leaves, (combined, wide, second.gradient)), strict=True)
+    chosen = [g if c is wide_g else jnp.asarray(c) for c, wide_g, g in leaves]
+    return second.losses, like(jax.tree.unflatten(jax.tree.structure(params), chosen), params)
 
 
-def _check_like_params(what: str, tree: Any, params: Any) -> None:
+def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Ascent, CheckedLosses | None, Updates]:
+    """A whole step: the ascent, the domain losses at w + e where they are known, and the gradient."""
+    ascent = ascent_step(passes, params, config)
+    losses, grads = perturbed_gradient(passes, params, ascent.perturbed, config.variant, ascent.base)
+    if losses is not None:
+        _check_same_domains(ascent.losses, losses)
+    return ascent, losses, grads
+
+
+def _check_like_params(what: str, tree: Updates, params: Params) -> None:
     if jax.tree.structure(tree) != jax.tree.structure(params):
         raise ValueError(
             f"{what} must return a gradient with the structure of params, got {jax.tree.structure(tree)} for params "
-            f"{jax.tree.structure(params)}. Write combine=lambda reference, perturbed: jax.tree.map(f, reference, "
-            "perturbed)."
+            f"{jax.tree.structure(params)}. Write combine=lambda base, perturbed: jax.tree.map(f, base, perturbed)."
         )
     for (path, g), w in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True):
         if jnp.shape(g) != w.shape:
@@ -144,48 +166,35 @@ def _check_like_params(what: str, tree: Any, params: Any) -> None:
             )
 
 
-def _name(fn: Any) -> str:
+def _name(fn: object) -> str:
     return getattr(fn, "__qualname__", repr(fn))
 
 
-def check_same_domains(ascent: DomainLosses, perturbed: DomainLosses) -> None:
+def _check_same_domains(ascent: CheckedLosses, perturbed: CheckedLosses) -> None:
     seen = [losses.values.shape[0] for losses in (ascent, perturbed)]
     if seen[0] != seen[1]:
         raise ValueError(
             f"ascent_loss_fn returned {seen[0]} domain losses and domain_loss_fn {seen[1]}. Both must return [M]: take "
-            "a part of each domain's examples, disam_jax.ascent_part(batch, fraction)."
+            "a subset of each domain's examples, disam_jax.ascent_subset(batch, fraction)."
         )
 
 
-def step_info(ascent: Ascent, perturbed: DomainLosses) -> DisamInfo:
-    check_same_domains(ascent.losses, perturbed)
-    return DisamInfo(
-        loss=mean_loss(ascent.losses),
-        domain_losses=ascent.losses.values,
-        domain_weights=ascent.domain_weights,
-        loss_variance=ascent.loss_variance,
-        ascent_norm=ascent.norm,
-        perturbed_domain_losses=perturbed.values,
-        domain_sharpness=perturbed.values - ascent.losses.values,
-    )
-
-
 def value_and_grad(
-    domain_loss_fn: Callable[..., Any],
-    rho: Any = 0.05,
-    lam: Any = 0.1,
+    domain_loss_fn: LossFn,
+    rho: Scalar = 0.05,
+    lam: Scalar = 0.1,
     *,
     argnums: int | Sequence[int] = 0,
-    ascent_loss_fn: Callable[..., Any] | None = None,
+    ascent_loss_fn: LossFn | None = None,
     has_aux: bool = False,
     with_info: bool = False,
     variant: Variant | None = None,
     adaptive: bool = False,
-    penalty: str = "variance",
-    mask: Any = None,
-    axis_name: Any = None,
-    eps: Any = 1e-12,
-) -> Callable[..., Any]:
+    penalty: Penalty = "variance",
+    mask: Mask = None,
+    axis_name: AxisName = None,
+    eps: Scalar = 1e-12,
+) -> GradFn:
     """DISAM in the place of ``jax.value_and_grad``, for any loop and any optimizer.
 
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
@@ -201,9 +210,9 @@ def value_and_grad(
       lam: Strength of the penalty on the spread of the domain losses: a number or a scalar array. 0 is SAM.
       argnums: Which positional arguments are the parameters, as in ``jax.value_and_grad``: pytrees of floating-point
         arrays, jax or numpy, or Python floats. Several are perturbed together.
-      ascent_loss_fn: Like ``domain_loss_fn``, for the pass at w: of a part of the examples (``disam_jax.ascent_part``)
-        or otherwise cheaper. It decides the domain weights, the perturbation and all that is reported of the clean pass
-        (loss, aux, what a variant takes of the gradient at w). ``None`` is ``domain_loss_fn``.
+      ascent_loss_fn: If given, replaces ``domain_loss_fn`` in the pass at w: on a subset of the examples
+        (``disam_jax.ascent_subset``) or otherwise cheaper. It determines the domain weights, the perturbation and every
+        quantity that is reported at w (loss, aux, the gradient at w that a variant uses).
       has_aux: Whether ``domain_loss_fn`` (and ``ascent_loss_fn``) returns ``(domain losses, aux)``.
       with_info: Whether to return a ``DisamInfo`` as well.
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
@@ -217,8 +226,8 @@ def value_and_grad(
 
     Returns:
       ``fn(params, *args, **kwargs) -> (loss, grads)``; ``((loss, aux), grads)`` with ``has_aux``; ``((loss, info),
-      grads)`` with ``with_info``; ``((loss, (aux, info)), grads)`` with both. ``loss`` and ``aux`` are those of the
-      clean pass; ``grads`` have the dtypes of the parameters.
+      grads)`` with ``with_info``; ``((loss, (aux, info)), grads)`` with both. ``loss`` and ``aux`` are
+      evaluated at w; ``grads`` have the dtypes of the parameters.
 
     Raises:
       TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho or
@@ -240,43 +249,41 @@ def value_and_grad(
     References:
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
-    method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
+    config = make_step_config(
+        rho, lam, variant=variant, adaptive=adaptive, penalty=penalty, mask=mask, axis_name=axis_name, eps=eps
+    )
     _check_no_schedule(rho=rho, lam=lam)
     check_ascent_loss_fn(ascent_loss_fn)
-    argnums = check_argnums(argnums)
+    argnums = as_argnums(argnums)
 
     def fn(*args, **kwargs):
-        params, at, _ = select(args, argnums)
+        params, with_params = split_params(args, argnums)
 
-        def form_of(loss_fn, argument):
-            return closure_form(
-                lambda p: loss_fn(*at(p), **kwargs), has_aux=has_aux, axis_name=axis_name, argument=argument
-            )
+        def of_params(loss_fn):
+            return lambda p: loss_fn(*with_params(p), **kwargs)
 
-        form = form_of(domain_loss_fn, "domain_loss_fn")
-        if ascent_loss_fn is not None:
-            form = form._replace(clean=form_of(ascent_loss_fn, "ascent_loss_fn").clean)
-        return _two_passes(form, params, method, has_aux, with_info)
+        passes = passes_from_loss_fn(
+            of_params(domain_loss_fn),
+            None if ascent_loss_fn is None else of_params(ascent_loss_fn),
+            has_aux=has_aux,
+            axis_name=axis_name,
+        )
+        return _value_and_grads(passes, params, config, has_aux, with_info)
 
     return fn
 
 
 def accumulated_value_and_grad(
-    loss_fn: Callable[..., Any],
-    rho: Any = 0.05,
-    lam: Any = 0.1,
+    loss_fn: LossFn,
+    rho: Scalar = 0.05,
+    lam: Scalar = 0.1,
     *,
     argnums: int | Sequence[int] = 0,
-    ascent_loss_fn: Callable[..., Any] | None = None,
+    ascent_loss_fn: LossFn | None = None,
     has_aux: bool = False,
     with_info: bool = False,
-    variant: Variant | None = None,
-    adaptive: bool = False,
-    penalty: str = "variance",
-    mask: Any = None,
-    axis_name: Any = None,
-    eps: Any = 1e-12,
-) -> Callable[..., Any]:
+    **options: Unpack[StepOptions],
+) -> GradFn:
     """``value_and_grad``, one domain at a time: the same numbers with the activation memory of one domain.
 
     The domain weights are affine in the losses, so ``sum_i b_i g_i`` follows from ``sum_i g_i`` and ``sum_i L_i g_i``,
@@ -288,21 +295,17 @@ def accumulated_value_and_grad(
       rho: As in ``value_and_grad``.
       lam: As in ``value_and_grad``.
       argnums: Which positional arguments are the parameters; the first of the others is the batch.
-      ascent_loss_fn: As in ``value_and_grad``, of one domain's batch: take its part with ``axis=0``.
+      ascent_loss_fn: As in ``value_and_grad``, on one domain's batch: take its subset with ``axis=0``.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``; the leaves of aux come back stacked, ``[M, ...]``.
       with_info: As in ``value_and_grad``.
-      variant: As in ``value_and_grad``.
-      adaptive: As in ``value_and_grad``.
-      penalty: As in ``value_and_grad``.
-      mask: As in ``value_and_grad``.
-      axis_name: As in ``value_and_grad``; every device holds an equal part of each domain.
-      eps: As in ``value_and_grad``.
+      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``mask``, ``axis_name`` and ``eps`` of
+        ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of each domain.
 
     Returns:
       ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
 
     Raises:
-      TypeError: As in ``value_and_grad``.
+      TypeError: As in ``value_and_grad``, or when an option is unknown.
       ValueError: As in ``value_and_grad``, or when a loss is not a scalar, the leaves of the batch differ in their
         number of domains, or an explicit sharding splits the domains over devices: the scan takes them one by one.
 
@@ -317,63 +320,88 @@ def accumulated_value_and_grad(
     References:
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
-    method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
+    check_options("accumulated_value_and_grad", options)
+    config = make_step_config(rho, lam, **options)
     _check_no_schedule(rho=rho, lam=lam)
     check_ascent_loss_fn(ascent_loss_fn)
-    argnums = check_argnums(argnums)
+    argnums = as_argnums(argnums)
 
     def fn(*args, **kwargs):
-        params, at, places = select(args, argnums)
-        batch_number = batch_argument("accumulated_value_and_grad", args, places)
+        params, with_params = split_params(args, argnums)
+        batch_number = batch_position("accumulated_value_and_grad", args, argnums)
 
-        def form_of(one_domain_loss_fn):
-            def one_domain_loss(p, one_domain):
-                full = list(at(p))
+        def of_params_and_batch(one_domain_loss_fn):
+            def loss(p, one_domain):
+                full = list(with_params(p))
                 full[batch_number] = one_domain
                 return one_domain_loss_fn(*full, **kwargs)
 
-            return accumulated_form(one_domain_loss, args[batch_number], has_aux=has_aux, axis_name=axis_name)
+            return loss
 
-        form = form_of(loss_fn)
-        if ascent_loss_fn is not None:
-            form = form._replace(clean=form_of(ascent_loss_fn).clean)
-        return _two_passes(form, params, method, has_aux, with_info)
+        passes = passes_by_scan(
+            of_params_and_batch(loss_fn),
+            args[batch_number],
+            None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn),
+            has_aux=has_aux,
+            axis_name=config.axis_name,
+        )
+        return _value_and_grads(passes, params, config, has_aux, with_info)
 
     return fn
 
 
-def check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps) -> Method:
+def make_step_config(
+    rho: ScalarOrSchedule,
+    lam: ScalarOrSchedule,
+    *,
+    variant: Variant | None = None,
+    adaptive: bool = False,
+    penalty: Penalty = "variance",
+    mask: Mask = None,
+    axis_name: AxisName = None,
+    eps: Scalar = 1e-12,
+) -> StepConfig:
     """Checks what can be checked before any array is seen; a scalar on a device is waited for, once."""
     if not callable(rho):
-        check_rho(rho, wait=True)
+        rho = as_rho(rho, wait=True)
     if not callable(lam):
-        check_lam(lam, wait=True)
-    check_scalar("eps", eps, "eps=1e-12")
+        lam = as_lam(lam, wait=True)
+    eps = as_scalar("eps", eps, "eps=1e-12")
     check_penalty(penalty)
-    return Method(rho, lam, check_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
+    return StepConfig(rho, lam, as_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
 
 
-def check_rho(rho: Any, *, wait: bool) -> None:
-    check_scalar("rho", rho, "rho=0.05; rho=0.0 is the plain gradient", wait=wait)
+def as_rho(rho: object, *, wait: bool) -> Scalar:
+    return as_scalar("rho", rho, "rho=0.05; rho=0.0 is the plain gradient", wait=wait)
 
 
-def check_lam(lam: Any, *, wait: bool) -> None:
-    check_scalar("lam", lam, "lam=0.1; lam=0.0 is SAM", negative=True, wait=wait)
+def as_lam(lam: object, *, wait: bool) -> Scalar:
+    return as_scalar("lam", lam, "lam=0.1; lam=0.0 is SAM", negative=True, wait=wait)
 
 
-def check_ascent_loss_fn(ascent_loss_fn: Any) -> None:
-    if ascent_loss_fn is not None and not callable(ascent_loss_fn):
-        raise TypeError(
-            f"ascent_loss_fn must be a function like domain_loss_fn, got {type(ascent_loss_fn).__name__}. Write "
-            "ascent_loss_fn=lambda params, batch: domain_losses(params, disam_jax.ascent_part(batch, 0.25))."
-        )
+def check_options(function: str, options: Mapping[str, object]) -> None:
+    """Refuses a keyword argument that is not one of ``StepOptions``, as Python itself would."""
+    known = StepOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"{function} got an unexpected keyword argument {name!r}. Besides those in its signature, it takes "
+                f"{', '.join(known)}."
+            )
 
 
-def _two_passes(form: Form, params: Any, method: Method, has_aux: bool, with_info: bool) -> Any:
-    ascent = ascend(form, params, method)
-    perturbed, grads = descend(form, params, ascent.perturbation, method, ascent.reference)
-    assert perturbed is not None  # a form that is given a loss function returns the losses of both passes
-    info = step_info(ascent, perturbed)
+def _value_and_grads(passes: Passes, params: Params, config: StepConfig, has_aux: bool, with_info: bool) -> Any:
+    ascent, perturbed, grads = two_passes(passes, params, config)
+    assert perturbed is not None  # passes from a loss function have the losses of both
+    info = DisamInfo(
+        loss=ascent.weights.mean,
+        domain_losses=ascent.losses.values,
+        domain_weights=ascent.weights.values,
+        loss_variance=ascent.weights.variance,
+        ascent_norm=ascent.norm,
+        perturbed_domain_losses=perturbed.values,
+        domain_sharpness=perturbed.values - ascent.losses.values,
+    )
     extras = [ascent.aux] * has_aux + [info] * with_info
     return with_extras(info.loss, extras), grads
 
@@ -385,7 +413,7 @@ def with_extras(loss: jax.Array, extras: Sequence[Any]) -> Any:
     return loss, extras[0] if len(extras) == 1 else tuple(extras)
 
 
-def check_argnums(argnums: Any) -> int | tuple[int, ...]:
+def as_argnums(argnums: Any) -> ArgNums:
     """An integer, or a tuple of different ones."""
     several = isinstance(argnums, (tuple, list))
     numbers = tuple(argnums) if several else (argnums,)
@@ -397,38 +425,42 @@ def check_argnums(argnums: Any) -> int | tuple[int, ...]:
     return numbers if several else numbers[0]
 
 
-def select(
-    args: tuple[Any, ...], argnums: int | tuple[int, ...]
-) -> tuple[Any, Callable[[Any], tuple[Any, ...]], tuple[int, ...]]:
-    """The parameters among the arguments, the arguments with other parameters in their place, and those places."""
+def split_params(args: tuple[Any, ...], argnums: ArgNums) -> tuple[Params, Callable[[Params], tuple[Any, ...]]]:
+    """The parameters among the arguments, and a function that returns the arguments with others in their place."""
+    positions = _positions(args, argnums)
+
+    def with_params(params):
+        full = list(args)
+        for position, value in zip(positions, (params,) if isinstance(argnums, int) else params, strict=True):
+            full[position] = value
+        return tuple(full)
+
+    params = args[positions[0]] if isinstance(argnums, int) else tuple(args[position] for position in positions)
+    return as_params(params), with_params
+
+
+def batch_position(function: str, args: tuple[Any, ...], argnums: ArgNums) -> int:
+    """The position of the batch: the first of the arguments that are not parameters."""
+    positions = _positions(args, argnums)
+    for number in range(len(args)):
+        if number not in positions:
+            return number
+    raise TypeError(f"{function}: batch is missing. Write fn(params, batch) with leaves [M, n, ...].")
+
+
+def _positions(args: tuple[Any, ...], argnums: ArgNums) -> tuple[int, ...]:
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     if not numbers or not all(-len(args) <= number < len(args) for number in numbers):
         raise ValueError(
             f"argnums={argnums} must name positional arguments, and {len(args)} were given. Pass params by position."
         )
-    places = tuple(number % len(args) for number in numbers)
-    if len(set(places)) != len(places):
+    positions = tuple(number % len(args) for number in numbers)
+    if len(set(positions)) != len(positions):
         raise ValueError(f"argnums={argnums} names one of {len(args)} arguments twice. Write each of them once.")
-
-    def at(params):
-        full = list(args)
-        for place, value in zip(places, (params,) if isinstance(argnums, int) else params, strict=True):
-            full[place] = value
-        return tuple(full)
-
-    params = args[places[0]] if isinstance(argnums, int) else tuple(args[place] for place in places)
-    return as_params(params), at, places
+    return positions
 
 
-def batch_argument(name: str, args: tuple[Any, ...], places: tuple[int, ...]) -> int:
-    """The place of the batch: the first of the arguments that are not parameters."""
-    for number in range(len(args)):
-        if number not in places:
-            return number
-    raise TypeError(f"{name}: batch is missing. Write fn(params, batch) with leaves [M, n, ...].")
-
-
-def _check_no_schedule(**hyperparameters: Any) -> None:
+def _check_no_schedule(**hyperparameters: object) -> None:
     for name, value in hyperparameters.items():
         if callable(value):
             raise TypeError(

@@ -1,101 +1,131 @@
-"""The two passes of a step, for each form in which the domain losses can be had.
+"""Forward and backward passes at w and at w + e, for each way to supply domain losses.
 
-A form is two functions: ``clean(params) -> CleanPass`` at w and ``perturbed(params) -> PerturbedPass`` at w + e.
-All that follows (weights, perturbation, variants) is the same for every form. A form may take its two functions from
-two others: then the ascent sees one loss function and the descent another.
+The first pass gives the losses, the domain weights and the ascent gradient; the second gives the plain gradient, which
+is that of the mean loss. All that follows (perturbation, variants) is the same for every way.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from disam_jax._domains import (
-    DomainLosses,
-    across_devices,
-    as_domain_losses,
-    check_axis,
-    domain_shares,
-    explicit_split,
-)
+from disam_jax._domains import CheckedLosses, DomainLosses, Losses, as_domain_losses
 from disam_jax._dtypes import accumulation_dtype, as_params, cast
-from disam_jax._weights import Tilt, weights_at
+from disam_jax._sharding import check_not_split, explicit_split
+from disam_jax._types import Aux, AxisName, Batch, LossFn, Params, Updates
+from disam_jax._weights import AscentWeights
+
+Weigh: TypeAlias = Callable[[CheckedLosses], AscentWeights]
 
 
-class CleanPass(NamedTuple):
-    """What the pass at w gives: losses, the loss function's auxiliary output, and gradients on demand."""
+class AscentPass(NamedTuple):
+    """Results of the pass at w.
 
-    losses: DomainLosses
-    aux: Any
-    ascent_gradient: Callable[[Tilt], Any]
-    mean_gradient: Callable[[], Any]
+    Attributes:
+      losses: The domain losses.
+      aux: What the loss function returned beside them.
+      weights: The domain weights of these losses.
+      gradient: ``sum_i b_i grad L_i``, the ascent gradient.
+      mean_gradient: A function that returns ``sum_i a_i grad L_i``, by one more backward pass at most.
+    """
 
-
-class PerturbedPass(NamedTuple):
-    """What the pass at w + e gives: the gradient of the mean loss, and the domain losses where they are known."""
-
-    losses: DomainLosses | None
-    gradient: Any
-
-
-class Form(NamedTuple):
-    """The two passes, as functions of the parameters."""
-
-    clean: Callable[[Any], CleanPass]
-    perturbed: Callable[[Any], PerturbedPass]
+    losses: CheckedLosses
+    aux: Aux
+    weights: AscentWeights
+    gradient: Updates
+    mean_gradient: Callable[[], Updates]
 
 
-def closure_form(domain_loss_fn: Callable[[Any], Any], *, has_aux: bool, axis_name: Any, argument: str) -> Form:
-    """A function from params to the domain losses: b is the cotangent of ONE reverse pass."""
+class PlainPass(NamedTuple):
+    """Results of a pass without an ascent.
+
+    Attributes:
+      losses: The domain losses, or ``None`` where a function supplied the gradient alone.
+      aux: What the loss function returned beside them, in ``passes_from_loss_fn``; otherwise ``None``.
+      gradient: ``sum_i a_i grad L_i``.
+    """
+
+    losses: CheckedLosses | None
+    aux: Aux
+    gradient: Updates
+
+
+class Passes(NamedTuple):
+    """The two passes of a step.
+
+    Attributes:
+      ascent: ``ascent(params, weigh)``: the pass at w. ``weigh`` makes the domain weights of its losses.
+      plain: ``plain(params)``: the pass at w + e, or wherever else the plain gradient is wanted.
+    """
+
+    ascent: Callable[[Params, Weigh], AscentPass]
+    plain: Callable[[Params], PlainPass]
+
+
+def passes_from_loss_fn(
+    domain_loss_fn: LossFn,
+    ascent_loss_fn: LossFn | None = None,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName = None,
+) -> Passes:
+    """Passes from a function of the parameters that returns the domain losses: b is the cotangent of ONE reverse pass.
+
+    ``ascent_loss_fn``, if given, replaces ``domain_loss_fn`` in the first pass.
+    """
+    check_ascent_loss_fn(ascent_loss_fn)
     check_axis(axis_name)
 
-    def evaluate(params):
+    def evaluate(params, loss_fn, argument):
         def values_at(p):
-            out, aux = split_aux(domain_loss_fn(p), has_aux, argument)
-            losses = across_devices(as_domain_losses(out, argument), axis_name)
-            return losses.values, (losses.weights, aux)
+            out, aux = split_aux(loss_fn(p), has_aux, argument)
+            losses = as_domain_losses(out, argument, axis_name)
+            return losses.values, (losses, aux)
 
-        values, pull, (weights, aux) = jax.vjp(values_at, params, has_aux=True)
+        values, pull, (losses, aux) = jax.vjp(values_at, params, has_aux=True)
 
         def gradient(cotangent):
             (grads,) = pull(cotangent)
             return mean_over_axis(grads, axis_name)
 
-        return DomainLosses(values, weights), aux, gradient
+        return losses._replace(values=values), aux, gradient
 
-    def clean(params):
-        losses, aux, gradient = evaluate(params)
-        return CleanPass(
-            losses,
-            aux,
-            lambda tilt: gradient(weights_at(losses, tilt)),
-            lambda: gradient(domain_shares(losses)),
-        )
+    def ascent(params, weigh):
+        if ascent_loss_fn is None:
+            losses, aux, gradient = evaluate(params, domain_loss_fn, "domain_loss_fn")
+        else:
+            losses, aux, gradient = evaluate(params, ascent_loss_fn, "ascent_loss_fn")
+        weights = weigh(losses)
+        return AscentPass(losses, aux, weights, gradient(weights.values), lambda: gradient(losses.shares))
 
-    def perturbed(params):
-        losses, _, gradient = evaluate(params)
-        return PerturbedPass(losses, gradient(domain_shares(losses)))
+    def plain(params):
+        losses, aux, gradient = evaluate(params, domain_loss_fn, "domain_loss_fn")
+        return PlainPass(losses, aux, gradient(losses.shares))
 
-    return Form(clean, perturbed)
+    return Passes(ascent, plain)
 
 
-def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, axis_name: Any) -> Form:
-    """Per-domain gradients that the caller holds already: b weights their sum, and ``grad_fn`` is the second pass."""
+def passes_from_gradients(
+    stacked: Updates, losses: Losses, grad_fn: Callable[[Params], Updates], *, axis_name: AxisName = None
+) -> Passes:
+    """Passes from the gradients of each domain at w, which b sums, and ``grad_fn``, which is the second pass."""
     check_axis(axis_name)
     stacked = as_params(stacked, "stacked gradients")
     local = as_domain_losses(losses, "domain_losses")
-    everywhere = across_devices(local, axis_name)
+    everywhere = local if axis_name is None else as_domain_losses(losses, "domain_losses", axis_name)
     total = jnp.sum(everywhere.weights)
     local_share = jnp.sum(local.weights) / jnp.where(total > 0, total, 1)
-    part = local.weights / jnp.where(everywhere.weights > 0, everywhere.weights, 1)
+    fraction = local.weights / jnp.where(everywhere.present, everywhere.weights, 1)
 
     def weighted_sum(b):
         def leaf(g):
             dtype = accumulation_dtype(g)
             # An absent domain's gradient may be anything, nan included: select it away before the sum.
-            rows = jnp.where((local.weights > 0).reshape(-1, *[1] * (g.ndim - 1)), cast(g, dtype), 0)
-            weights = cast(part * b, dtype)
+            rows = jnp.where(local.present.reshape(-1, *[1] * (g.ndim - 1)), cast(g, dtype), 0)
+            weights = cast(fraction * b, dtype)
             if explicit_split(rows, 0) > 1:  # where a product would be refused, and a sum is not
                 weights = weights.reshape(-1, *[1] * (g.ndim - 1))
                 return cast(jnp.sum(weights * rows, axis=0), g.dtype)
@@ -103,16 +133,13 @@ def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, ax
 
         return sum_over_axis(jax.tree.map(leaf, stacked), axis_name)
 
-    def clean(params):
+    def ascent(params, weigh):
         _check_stacked(stacked, params, local.values.shape[0])
-        return CleanPass(
-            everywhere,
-            None,
-            lambda tilt: weighted_sum(weights_at(everywhere, tilt)),
-            lambda: weighted_sum(domain_shares(everywhere)),
-        )
+        weights = weigh(everywhere)
+        gradient = weighted_sum(weights.values)
+        return AscentPass(everywhere, None, weights, gradient, lambda: weighted_sum(everywhere.shares))
 
-    def perturbed(params):
+    def plain(params):
         grads = grad_fn(params)
         if jax.tree.structure(grads) != jax.tree.structure(params):
             raise ValueError(
@@ -122,26 +149,36 @@ def stacked_form(stacked: Any, losses: Any, grad_fn: Callable[[Any], Any], *, ax
             )
         grads = as_params(grads, "the gradient of grad_fn")
         _check_shapes(grads, params)
-        if axis_name is None:
-            return PerturbedPass(None, grads)
-        return PerturbedPass(
-            None, sum_over_axis(jax.tree.map(lambda g: g * cast(local_share, g.dtype), grads), axis_name)
-        )
+        if axis_name is not None:
+            grads = sum_over_axis(jax.tree.map(lambda g: g * cast(local_share, g.dtype), grads), axis_name)
+        return PlainPass(None, None, grads)
 
-    return Form(clean, perturbed)
+    return Passes(ascent, plain)
 
 
-def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux: bool, axis_name: Any) -> Form:
-    """One domain at a time: b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice."""
+def passes_by_scan(
+    loss_fn: LossFn,
+    batch: Batch,
+    ascent_loss_fn: LossFn | None = None,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName = None,
+) -> Passes:
+    """Passes that take one domain at a time, from ``loss_fn(params, one_domains_batch)``.
+
+    b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice for the ascent gradient.
+    ``ascent_loss_fn``, if given, replaces ``loss_fn`` in the first pass.
+    """
     check_axis(axis_name)
     num_domains = _leading_size(batch)
-    _check_not_split(batch)
+    check_not_split(batch)
 
-    def loss_at(params, one_domain):
-        loss, aux = _scalar_loss(loss_fn(params, one_domain), has_aux)
-        return loss if axis_name is None else jax.lax.pmean(loss, axis_name), aux
+    def of_one_domain(one_domain_loss_fn):
+        def loss_at(params, one_domain):
+            loss, aux = _scalar_loss(one_domain_loss_fn(params, one_domain), has_aux)
+            return loss if axis_name is None else jax.lax.pmean(loss, axis_name), aux
 
-    value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
+        return jax.value_and_grad(loss_at, has_aux=True)
 
     def domain(index):
         return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), batch)
@@ -153,54 +190,78 @@ def accumulated_form(loss_fn: Callable[[Any, Any], Any], batch: Any, *, has_aux:
         grads = jax.tree.map(lambda t, w: cast(t / num_domains, w.dtype), total, params)
         return mean_over_axis(grads, axis_name)
 
-    def clean(params):
+    def ascent(params, weigh):
+        value_and_grad = of_one_domain(loss_fn if ascent_loss_fn is None else ascent_loss_fn)
+
         def body(sums, index):
-            plain, by_loss = sums
+            plain_sum, by_loss = sums
             (loss, aux), grads = value_and_grad(params, domain(index))
             # Losses relative to the first one: the two sums would cancel almost all digits of a small spread otherwise.
-            return (add(plain, grads, jnp.ones(())), add(by_loss, grads, loss - first)), (loss, aux)
+            return (add(plain_sum, grads, jnp.ones(())), add(by_loss, grads, loss - first)), (loss, aux)
 
         # The first domain before the scan, for one sum starts from its gradient and the other without it.
         (first, first_aux), grads = value_and_grad(params, domain(0))
-        plain = jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), grads)
-        by_loss = jax.tree.map(jnp.zeros_like, plain)
+        plain_sum = jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), grads)
+        by_loss = jax.tree.map(jnp.zeros_like, plain_sum)
         values, aux = jax.tree.map(lambda x: jnp.asarray(x)[None], (first, first_aux))
         if num_domains > 1:  # jax.disable_jit refuses a scan over nothing
-            (plain, by_loss), others = jax.lax.scan(body, (plain, by_loss), jnp.arange(1, num_domains))
+            (plain_sum, by_loss), others = jax.lax.scan(body, (plain_sum, by_loss), jnp.arange(1, num_domains))
             values, aux = jax.tree.map(lambda x, xs: jnp.concatenate([x, xs]), (values, aux), others)
 
-        def ascent_gradient(tilt):
-            shift = (first - tilt.reference) - tilt.offset
-            constant, slope = 1 - tilt.slope * shift, tilt.slope
-            combined = jax.tree.map(lambda p, s: cast(constant, p.dtype) * p - cast(slope, s.dtype) * s, plain, by_loss)
-            return mean(combined, params)
-
         losses = as_domain_losses(values, "loss_fn")
-        return CleanPass(losses, aux, ascent_gradient, lambda: mean(plain, params))
+        weights = weigh(losses)
+        shift = (first - weights.largest) - weights.offset
+        constant, slope = 1 - weights.slope * shift, weights.slope
+        combined = jax.tree.map(lambda p, s: cast(constant, p.dtype) * p - cast(slope, s.dtype) * s, plain_sum, by_loss)
+        return AscentPass(losses, aux, weights, mean(combined, params), lambda: mean(plain_sum, params))
 
-    def perturbed(params):
-        def body(plain, one_domain):
+    def plain(params):
+        value_and_grad = of_one_domain(loss_fn)
+
+        def body(plain_sum, one_domain):
             (loss, _), grads = value_and_grad(params, one_domain)
-            return add(plain, grads, jnp.ones(())), loss
+            return add(plain_sum, grads, jnp.ones(())), loss
 
         # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
         zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
-        plain, values = jax.lax.scan(body, zeros, batch)
-        return PerturbedPass(as_domain_losses(values, "loss_fn"), mean(plain, params))
+        plain_sum, values = jax.lax.scan(body, zeros, batch)
+        return PlainPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum, params))
 
-    return Form(clean, perturbed)
+    return Passes(ascent, plain)
 
 
-def mean_over_axis(grads: Any, axis_name: Any) -> Any:
+def check_ascent_loss_fn(ascent_loss_fn: object) -> None:
+    if ascent_loss_fn is not None and not callable(ascent_loss_fn):
+        raise TypeError(
+            f"ascent_loss_fn must be a function like domain_loss_fn, got {type(ascent_loss_fn).__name__}. Write "
+            "ascent_loss_fn=lambda params, batch: domain_losses(params, disam_jax.ascent_subset(batch, 0.25))."
+        )
+
+
+def check_axis(axis_name: AxisName) -> None:
+    """An axis name that no transformation binds is a mistake of the caller, found at trace time."""
+    if axis_name is None:
+        return
+    try:
+        jax.lax.axis_index(axis_name)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name={axis_name!r} is not a mapped axis here. It is for pmap-style code: jax.pmap(step, "
+            f"axis_name={axis_name!r}), jax.vmap or jax.shard_map. Under jit with a sharded batch write "
+            "axis_name=None, which gives the numbers of the whole batch."
+        ) from error
+
+
+def mean_over_axis(grads: Updates, axis_name: AxisName) -> Updates:
     """The gradient of a loss that was summed over the axis inside: each device's gradient is already whole."""
     return grads if axis_name is None else jax.tree.map(lambda g: jax.lax.pmean(g, axis_name), grads)
 
 
-def sum_over_axis(grads: Any, axis_name: Any) -> Any:
+def sum_over_axis(grads: Updates, axis_name: AxisName) -> Updates:
     return grads if axis_name is None else jax.tree.map(lambda g: jax.lax.psum(g, axis_name), grads)
 
 
-def split_aux(out: Any, has_aux: bool, argument: str) -> tuple[Any, Any]:
+def split_aux(out: Any, has_aux: bool, argument: str) -> tuple[Any, Aux]:
     """What a loss function returned, as (domain losses, aux)."""
     if not has_aux:
         return out, None
@@ -212,7 +273,7 @@ def split_aux(out: Any, has_aux: bool, argument: str) -> tuple[Any, Any]:
     return out
 
 
-def _scalar_loss(out: Any, has_aux: bool) -> tuple[jax.Array, Any]:
+def _scalar_loss(out: Any, has_aux: bool) -> tuple[jax.Array, Aux]:
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"loss_fn: with has_aux=True it must return (loss, aux), got {type(out).__name__}.")
     loss, aux = out if has_aux else (out, None)
@@ -225,7 +286,7 @@ def _scalar_loss(out: Any, has_aux: bool) -> tuple[jax.Array, Any]:
     return losses[0], aux
 
 
-def _leading_size(batch: Any) -> int:
+def _leading_size(batch: Batch) -> int:
     shapes = {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(batch)}
     sizes = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(sizes) != 1 or 0 in sizes:
@@ -237,19 +298,7 @@ def _leading_size(batch: Any) -> int:
     return sizes.pop()
 
 
-def _check_not_split(batch: Any) -> None:
-    """On an explicit mesh the type of an array says how it lies there; a scan takes one domain after the other."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        devices = explicit_split(leaf, axis=0)
-        if devices > 1:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has its domains split over {devices} devices, and "
-                "accumulated_value_and_grad takes one domain after the other. Split the examples, "
-                'jax.sharding.reshard(batch, P(None, "data")), or use disam_jax.value_and_grad: it takes all at once.'
-            )
-
-
-def _check_shapes(grads: Any, params: Any) -> None:
+def _check_shapes(grads: Updates, params: Params) -> None:
     for (path, g), w in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(params), strict=True):
         if g.shape != w.shape:
             raise ValueError(
@@ -259,7 +308,7 @@ def _check_shapes(grads: Any, params: Any) -> None:
             )
 
 
-def _check_stacked(stacked: Any, params: Any, num_domains: int) -> None:
+def _check_stacked(stacked: Updates, params: Params, num_domains: int) -> None:
     if jax.tree.structure(stacked) != jax.tree.structure(params):
         raise ValueError(
             "the stacked gradients must have the structure of params, got "

@@ -1,73 +1,94 @@
-"""From the ascent gradient to the perturbation of the parameters.
+"""From the ascent gradient to the perturbed parameters.
 
 e = rho * g / ||g||                          and with adaptive=True (ASAM)   e = rho * w^2 g / || |w| g ||
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disam_jax._dtypes import accumulation_dtype, cast, like, nan_unless, not_negative
+from disam_jax._dtypes import as_real, like, nan_unless, not_negative, widen
+from disam_jax._types import Mask, Params, Scalar, Updates
+
+
+class Perturbation(NamedTuple):
+    """A perturbation of the parameters.
+
+    Attributes:
+      e: The perturbation, like the parameters; 0 where the mask leaves a parameter out.
+      perturbed: ``w + e``.
+      norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
+    """
+
+    e: Params
+    perturbed: Params
+    norm: jax.Array
 
 
 def perturbation(
-    params: Any,
-    gradient: Any,
-    scale: Callable[[jax.Array], jax.Array],
+    params: Params,
+    gradient: Updates,
+    rho: Scalar,
+    scale: Callable[[jax.Array, jax.Array], Scalar],
     *,
     adaptive: bool,
-    mask: Any,
-    eps: Any,
-) -> tuple[Any, jax.Array]:
-    """The perturbation e, like the parameters, and the L2 norm of the gradient over what is perturbed.
+    mask: Mask,
+    eps: Scalar,
+) -> Perturbation:
+    """``e = scale(rho, ||T g|| + eps) * T (T g)`` with ``T = |w|`` for the adaptive form and 1 otherwise.
 
-    ``e = scale(||T g|| + eps) * T (T g)`` with ``T = |w|`` for the adaptive form and 1 otherwise; 0 where the norm is
-    0. Masked-out leaves get zeros and do not count in the norm.
+    e is 0 where the norm is 0. Parameters that the mask leaves out are not perturbed and do not count in the norm.
     """
     mask = resolve_mask(mask, params)
-    dtype = accumulation_dtype(gradient)
+    gradient, dtype = widen(gradient)
 
     def stretch(w, g):
-        return cast(jnp.abs(w), dtype) * cast(g, dtype) if adaptive else cast(g, dtype)
+        return jnp.abs(w).astype(dtype) * g if adaptive else g
 
-    norm = _masked_norm(jax.tree.map(stretch, params, gradient), mask)
+    norm = _masked_norm(jax.tree.map(stretch, params, gradient), mask, dtype)
     # A finite gradient whose squares overflow has no norm to divide by: nan, where rho / inf would be a silent 0.
     norm = norm * nan_unless(norm <= jnp.finfo(dtype).max, dtype)
+    rho, eps = not_negative((rho, eps), dtype)
     # Both branches of a select are differentiated, so the one that is not taken must be finite too.
-    length = jnp.where(norm == 0, 0, scale(jnp.where(norm == 0, 1, norm) + not_negative(eps, dtype)))
+    length = as_real(
+        f"variant: what scale ({getattr(scale, '__qualname__', repr(scale))}) returns",
+        scale(rho, jnp.where(norm == 0, 1, norm) + eps),
+        "scale=lambda rho, norm: rho / norm",
+    )
+    length = jnp.where(norm == 0, 0, jnp.asarray(length, dtype))
 
     def leaf(perturbed, w, g):
-        return cast(length * stretch(w, stretch(w, g)), w.dtype) if perturbed else jnp.zeros_like(w, dtype=w.dtype)
+        return (length * stretch(w, stretch(w, g))).astype(w.dtype) if perturbed else jnp.zeros_like(w, dtype=w.dtype)
 
     e = jax.tree.map(leaf, mask, params, gradient)
-    return e, _masked_norm(gradient, mask) if adaptive else norm
+    reported = _masked_norm(gradient, mask, dtype) if adaptive else norm
+    return Perturbation(e, _add(params, e, mask), reported)
 
 
-def perturb(params: Any, e: Any, mask: Any) -> Any:
+def perturb(params: Params, e: Params, mask: Mask) -> Params:
     """``w + e`` where the mask says so; the other leaves are the parameters themselves, not a copy."""
-    return jax.tree.map(
-        lambda perturbed, w, d: like(w + d, w) if perturbed else w, resolve_mask(mask, params), params, e
-    )
+    return _add(params, e, resolve_mask(mask, params))
 
 
-def tree_norm(tree: Any) -> jax.Array:
+def tree_norm(tree: Params) -> jax.Array:
     """The L2 norm over all leaves, summed in float32 at least; at 0 it is 0 and so is its derivative."""
-    dtype = accumulation_dtype(tree)
-    squares = sum((jnp.sum(jnp.square(cast(x, dtype))) for x in jax.tree.leaves(tree)), start=jnp.zeros((), dtype))
-    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
+    wide, dtype = widen(tree)
+    return _norm(jax.tree.leaves(wide), dtype)
 
 
-def tree_vdot(a: Any, b: Any) -> jax.Array:
+def tree_vdot(a: Params, b: Params) -> jax.Array:
     """The inner product over all leaves, summed in float32 at least."""
-    dtype = accumulation_dtype((a, b))
-    products = jax.tree.map(lambda x, y: jnp.sum(cast(x, dtype) * cast(y, dtype)), a, b)
+    (a, b), dtype = widen((a, b))
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
 
 
-def resolve_mask(mask: Any, params: Any) -> Any:
+def resolve_mask(mask: Mask, params: Params) -> Mask:
     """A tree of Python booleans like the parameters: True where a leaf is perturbed."""
     tree = mask(params) if callable(mask) else True if mask is None else mask
     try:
@@ -79,13 +100,21 @@ def resolve_mask(mask: Any, params: Any) -> Any:
         ) from error
 
 
-def _masked_norm(tree: Any, mask: Any) -> jax.Array:
-    leaves, keep = jax.tree.leaves(tree), jax.tree.leaves(mask)
-    norm = tree_norm([leaf for leaf, perturbed in zip(leaves, keep, strict=True) if perturbed])
-    return cast(norm, accumulation_dtype(tree))
+def _add(params: Params, e: Params, mask: Mask) -> Params:
+    return like(jax.tree.map(lambda perturbed, w, d: w + d if perturbed else w, mask, params, e), params)
 
 
-def _boolean(m: Any) -> bool:
+def _masked_norm(tree: Updates, mask: Mask, dtype: jnp.dtype) -> jax.Array:
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True)
+    return _norm([leaf for leaf, perturbed in pairs if perturbed], dtype)
+
+
+def _norm(leaves: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    squares = sum((jnp.sum(jnp.square(x)) for x in leaves), start=jnp.zeros((), dtype))
+    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
+
+
+def _boolean(m: object) -> bool:
     if not isinstance(m, (bool, np.bool_)):
         raise TypeError(f"mask must hold Python booleans, one for each leaf of params or subtree, got {m!r}.")
     return bool(m)

@@ -1,5 +1,7 @@
 """DISAM as an Optax gradient transformation: the first of its chain."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,20 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax._domains import DomainLosses, explicit_split, mean_loss
-from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless, scalar
-from disam_jax._gradient import (
-    Ascent,
-    Method,
-    ascend,
-    check_ascent_loss_fn,
-    check_lam,
-    check_method,
-    check_rho,
-    check_same_domains,
-    descend,
-)
-from disam_jax._passes import Form, closure_form, stacked_form
+from disam_jax._domains import CheckedLosses, Losses
+from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless
+from disam_jax._gradient import Ascent, StepConfig, as_lam, as_rho, make_step_config, perturbed_gradient, two_passes
+from disam_jax._passes import Passes, passes_from_gradients, passes_from_loss_fn
+from disam_jax._perturbation import perturb
+from disam_jax._sharding import whole
+from disam_jax._types import AxisName, LossFn, Mask, Params, Penalty, Scalar, ScalarOrSchedule, Updates
 from disam_jax.variants import Variant
 
 MOST = np.iinfo(np.int32).max
@@ -52,21 +47,21 @@ class DisamState(NamedTuple):
     domain_losses: jax.Array | None
     domain_weights: jax.Array | None
     perturbed_domain_losses: jax.Array | None
-    perturbation: Any
+    perturbation: Params | None
 
 
 def disam(
-    rho: Any = 0.05,
-    lam: Any = 0.1,
+    rho: ScalarOrSchedule = 0.05,
+    lam: ScalarOrSchedule = 0.1,
     *,
     variant: Variant | None = None,
     adaptive: bool = False,
-    penalty: str = "variance",
-    mask: Any = None,
-    refresh_every: Any = 1,
+    penalty: Penalty = "variance",
+    mask: Mask = None,
+    refresh_every: int | jax.Array | np.ndarray = 1,
     num_domains: int | None = None,
-    axis_name: Any = None,
-    eps: Any = 1e-12,
+    axis_name: AxisName = None,
+    eps: Scalar = 1e-12,
 ) -> optax.GradientTransformationExtraArgs:
     """Domain-inspired sharpness-aware minimisation.
 
@@ -96,9 +91,9 @@ def disam(
       A transformation whose ``update(grads, state, params, **extra)`` takes one of
 
       - ``domain_loss_fn``: ``domain_loss_fn(params)`` returns the domain losses: ``[M]``, a scalar, or
-        ``DomainLosses(values [M], weights [M])``. ``grads`` may be ``None``. With ``ascent_loss_fn`` too, a function
-        like it, that one stands in for it in the pass at w: of a part of the examples (``disam_jax.ascent_part``), it
-        decides the perturbation and all that the state tells of w.
+        ``DomainLosses(values [M], weights [M])``. ``grads`` may be ``None``. ``ascent_loss_fn``, if given, replaces
+        ``domain_loss_fn`` in the first pass, for example on a subset of the examples (``disam_jax.ascent_subset``). It
+        determines the perturbation and every quantity that the state reports at w.
       - ``domain_losses`` and ``grad_fn``: ``grads`` are then the stacked gradients of the domains, leaves
         ``[M, *param.shape]``; ``domain_losses`` is ``[M]`` or ``DomainLosses``; ``grad_fn(params)`` is the gradient of
         the mean loss.
@@ -131,11 +126,13 @@ def disam(
     References:
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
-    method = check_method(rho, lam, variant, adaptive, penalty, mask, axis_name, eps)
-    always = _check_refresh(refresh_every)
+    config = make_step_config(
+        rho, lam, variant=variant, adaptive=adaptive, penalty=penalty, mask=mask, axis_name=axis_name, eps=eps
+    )
+    always = _always_refreshes(refresh_every)
     _check_num_domains(num_domains)
 
-    def init(params: Any) -> Any:
+    def init(params: Params) -> Any:
         params = as_params(params)
         dtype = accumulation_dtype(params)
 
@@ -155,38 +152,36 @@ def disam(
         )
 
     def update(
-        updates: Any,
+        updates: Updates,
         state: Any,
-        params: Any = None,
+        params: Params = None,
         *,
-        domain_loss_fn: Callable[[Any], Any] | None = None,
-        ascent_loss_fn: Callable[[Any], Any] | None = None,
-        domain_losses: Any = None,
-        grad_fn: Callable[[Any], Any] | None = None,
+        domain_loss_fn: LossFn | None = None,
+        ascent_loss_fn: LossFn | None = None,
+        domain_losses: Losses | None = None,
+        grad_fn: Callable[[Params], Updates] | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Updates, Any]:
         del extra_args
         if params is None:
             raise ValueError(f"disam: params is missing. Write {_CALL}.")
         _check_not_masked(params)
         params = as_params(params)
-        form = _form(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, axis_name)
-        now = _at_step(method, state.count)
+        passes = _passes(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, axis_name)
+        now = _at_step(config, state.count)
         if isinstance(refresh_every, jax.core.Tracer):  # its value was not known when it was checked
             dtype = jnp.result_type(float)
-            now = now._replace(rho=scalar(now.rho, dtype) * nan_unless(refresh_every >= 1, dtype))
+            now = now._replace(rho=jnp.asarray(now.rho, dtype) * nan_unless(refresh_every >= 1, dtype))
 
         def refresh(_):
-            ascent = ascend(form, params, now)
-            losses, grads = descend(form, params, ascent.perturbation, now, ascent.reference)
-            if losses is not None:
-                check_same_domains(ascent.losses, losses)
+            ascent, losses, grads = two_passes(passes, params, now)
             held = None if always else ascent.perturbation
             new = _with_ascent(state, ascent, num_domains)._replace(perturbation=held)
             return grads, _with_perturbed(new, losses)
 
         def reuse(_):
-            losses, grads = descend(form, params, state.perturbation, now)
+            perturbed = perturb(params, state.perturbation, mask)
+            losses, grads = perturbed_gradient(passes, params, perturbed, now.variant)
             return grads, _with_perturbed(state, losses)
 
         if always:
@@ -200,16 +195,16 @@ def disam(
 
 
 def sam(
-    rho: Any = 0.05,
+    rho: ScalarOrSchedule = 0.05,
     *,
     variant: Variant | None = None,
     adaptive: bool = False,
-    penalty: str = "variance",
-    mask: Any = None,
-    refresh_every: Any = 1,
+    penalty: Penalty = "variance",
+    mask: Mask = None,
+    refresh_every: int | jax.Array | np.ndarray = 1,
     num_domains: int | None = None,
-    axis_name: Any = None,
-    eps: Any = 1e-12,
+    axis_name: AxisName = None,
+    eps: Scalar = 1e-12,
 ) -> optax.GradientTransformationExtraArgs:
     """Sharpness-aware minimisation: ``disam`` with ``lam=0``.
 
@@ -266,9 +261,14 @@ _STACKED_CALL = (
 )
 
 
-def _form(
-    updates: Any, domain_loss_fn: Any, ascent_loss_fn: Any, domain_losses: Any, grad_fn: Any, axis_name: Any
-) -> Form:
+def _passes(
+    updates: Updates | None,
+    domain_loss_fn: LossFn | None,
+    ascent_loss_fn: LossFn | None,
+    domain_losses: Losses | None,
+    grad_fn: Callable[[Params], Updates] | None,
+    axis_name: AxisName,
+) -> Passes:
     if domain_loss_fn is not None and domain_losses is not None:
         raise TypeError("disam: give domain_loss_fn or domain_losses, not both; each says how the losses are had.")
     if domain_loss_fn is not None:
@@ -277,16 +277,11 @@ def _form(
                 f"disam: domain_loss_fn must be a function of params, got {type(domain_loss_fn).__name__}. Write "
                 f"{_CALL}."
             )
-        check_ascent_loss_fn(ascent_loss_fn)
-        form = closure_form(domain_loss_fn, has_aux=False, axis_name=axis_name, argument="domain_loss_fn")
-        if ascent_loss_fn is None:
-            return form
-        ascent = closure_form(ascent_loss_fn, has_aux=False, axis_name=axis_name, argument="ascent_loss_fn")
-        return form._replace(clean=ascent.clean)
+        return passes_from_loss_fn(domain_loss_fn, ascent_loss_fn, axis_name=axis_name)
     if ascent_loss_fn is not None:
         raise TypeError(
             "disam: ascent_loss_fn goes with domain_loss_fn. For the second form compute domain_losses and the stacked "
-            "gradients on the part, and grad_fn on the whole batch."
+            "gradients on the subset, and grad_fn on the whole batch."
         )
     if domain_losses is None:
         raise TypeError(
@@ -295,10 +290,10 @@ def _form(
     if grad_fn is None or updates is None:
         missing = "grad_fn" if grad_fn is None else "the stacked gradients"
         raise TypeError(f"disam: with domain_losses, {missing} must be given too. Write {_STACKED_CALL}.")
-    return stacked_form(updates, domain_losses, grad_fn, axis_name=axis_name)
+    return passes_from_gradients(updates, domain_losses, grad_fn, axis_name=axis_name)
 
 
-def _check_not_masked(params: Any) -> None:
+def _check_not_masked(params: Params) -> None:
     def hidden(x):
         return isinstance(x, optax.MaskedNode)
 
@@ -306,19 +301,17 @@ def _check_not_masked(params: Any) -> None:
         raise TypeError(
             "disam: a mask (optax.masked, optax.partition) around disam hides parameters that the loss function needs. "
             "Put disam first and the mask after it: optax.chain(disam_jax.disam(rho, lam), optax.partition(...)). To "
-            "perturb a part of the parameters write disam_jax.disam(rho, lam, mask=...)."
+            "perturb some of the parameters write disam_jax.disam(rho, lam, mask=...)."
         )
 
 
-def _at_step(method: Method, count: jax.Array) -> Method:
-    """The method with rho and lam at their values of this step. What a schedule returns is not waited for."""
-    if callable(method.rho):
-        method = method._replace(rho=method.rho(count))
-        check_rho(method.rho, wait=False)
-    if callable(method.lam):
-        method = method._replace(lam=method.lam(count))
-        check_lam(method.lam, wait=False)
-    return method
+def _at_step(config: StepConfig, count: jax.Array) -> StepConfig:
+    """The choices with rho and lam at their values of this step. What a schedule returns is not waited for."""
+    if callable(config.rho):
+        config = config._replace(rho=as_rho(config.rho(count), wait=False))
+    if callable(config.lam):
+        config = config._replace(lam=as_lam(config.lam(count), wait=False))
+    return config
 
 
 def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> DisamState:
@@ -329,31 +322,25 @@ def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> 
             f"disam(..., num_domains={seen})."
         )
     new = state._replace(
-        loss=mean_loss(ascent.losses).astype(state.loss.dtype),
-        loss_variance=ascent.loss_variance.astype(state.loss.dtype),
+        loss=ascent.weights.mean.astype(state.loss.dtype),
+        loss_variance=ascent.weights.variance.astype(state.loss.dtype),
         ascent_norm=ascent.norm.astype(state.loss.dtype),
     )
     if num_domains is None:
         return new
     return new._replace(
-        domain_losses=_whole(ascent.losses.values, state.loss.dtype),
-        domain_weights=_whole(ascent.domain_weights, state.loss.dtype),
+        domain_losses=whole(ascent.losses.values.astype(state.loss.dtype)),
+        domain_weights=whole(ascent.weights.values.astype(state.loss.dtype)),
     )
 
 
-def _with_perturbed(state: DisamState, losses: DomainLosses | None) -> DisamState:
+def _with_perturbed(state: DisamState, losses: CheckedLosses | None) -> DisamState:
     if state.perturbed_domain_losses is None or losses is None:
         return state
-    return state._replace(perturbed_domain_losses=_whole(losses.values, state.loss.dtype))
+    return state._replace(perturbed_domain_losses=whole(losses.values.astype(state.loss.dtype)))
 
 
-def _whole(x: jax.Array, dtype: Any) -> jax.Array:
-    """As the state holds it: in its dtype and, on an explicit mesh with the domains split, not split."""
-    x = x.astype(dtype)
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if explicit_split(x, 0) > 1 else x
-
-
-def _check_refresh(refresh_every: Any) -> bool:
+def _always_refreshes(refresh_every: Any) -> bool:
     """Whether every update computes its perturbation, which only a Python number tells before a trace."""
     plain = isinstance(refresh_every, (int, np.integer)) and not isinstance(refresh_every, bool)
     # optax.inject_hyperparams turns the default 1 into an array, whose value no trace can know.
@@ -369,7 +356,7 @@ def _check_refresh(refresh_every: Any) -> bool:
     return plain and refresh_every == 1
 
 
-def _check_num_domains(num_domains: Any) -> None:
+def _check_num_domains(num_domains: object) -> None:
     integer = isinstance(num_domains, (int, np.integer)) and not isinstance(num_domains, bool)
     if num_domains is None or (integer and num_domains >= 1):
         return

@@ -8,37 +8,46 @@ so one reverse pass with b as the cotangent of (L_1, ..., L_M) gives the ascent 
 ``g_i`` and ``L_i g_i`` gives it domain by domain.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from disam_jax._domains import DomainLosses, as_domain_losses, domain_shares
-from disam_jax._dtypes import check_scalar, scalar
+from disam_jax._domains import CheckedLosses, Losses, as_domain_losses
+from disam_jax._dtypes import as_scalar
+from disam_jax._types import Penalty, Scalar
 
-PENALTIES = ("variance", "weighted_variance", "std")
+PENALTIES: tuple[str, ...] = get_args(Penalty)
 
 
-class Tilt(NamedTuple):
-    """How the ascent leans away from domains with a large loss: ``b_i = a_i - slope * m_i * (L_i - center)``.
+class AscentWeights(NamedTuple):
+    """The domain weights ``b_i = a_i - slope * m_i * (L_i - center)``, and the terms of the objective behind them.
+
+    ``center = largest + offset``. The two are kept apart because ``L_i - largest`` is exact where the losses are close,
+    and exactly 0 where they are equal.
 
     Attributes:
+      values: ``b_i``, ``[M]``; 0 for an absent domain.
       slope: Weight per unit of loss, scalar.
-      measure: ``m``, ``[M]``, sums to 1, 0 for an absent domain.
-      reference: The largest present loss. ``center = reference + offset``, kept apart because ``L_i - reference`` is
-        exact where the losses are close, and exactly 0 where they are equal.
-      offset: ``sum_i m_i (L_i - reference)``.
-      variance: ``sum_i m_i (L_i - center)^2``.
+      measure: ``m_i``, ``[M]``, sums to 1; 0 for an absent domain.
+      largest: The largest loss of a present domain, scalar.
+      offset: ``sum_i m_i (L_i - largest)``, scalar.
+      mean: ``sum_i a_i L_i``, scalar.
+      variance: ``sum_i m_i (L_i - center)^2``, scalar.
     """
 
+    values: jax.Array
     slope: jax.Array
     measure: jax.Array
-    reference: jax.Array
+    largest: jax.Array
     offset: jax.Array
+    mean: jax.Array
     variance: jax.Array
 
 
-def domain_weights(losses: Any, lam: Any, *, penalty: str = "variance") -> jax.Array:
+def domain_weights(losses: Losses, lam: Scalar, *, penalty: Penalty = "variance") -> jax.Array:
     """The weight of each domain in the ascent gradient of DISAM.
 
     The gradient of ``sum_i a_i L_i - lam * penalty(L)`` with respect to the losses, over the present domains P:
@@ -73,40 +82,47 @@ def domain_weights(losses: Any, lam: Any, *, penalty: str = "variance") -> jax.A
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3
       (``"variance"``). ``"weighted_variance"`` is what the authors' released training loop computes; ``"std"`` is ours.
     """
-    check_scalar("lam", lam, "lam=0.1", negative=True, wait=False)
-    losses = as_domain_losses(losses, "losses")
-    return weights_at(losses, ascent_tilt(losses, lam, penalty))
-
-
-def ascent_tilt(losses: DomainLosses, lam: Any, penalty: str) -> Tilt:
-    """The coefficients of the affine map from the losses to the domain weights."""
+    lam = as_scalar("lam", lam, "lam=0.1", negative=True, wait=False)
     check_penalty(penalty)
-    present = losses.weights > 0
-    if penalty == "weighted_variance":
-        measure = domain_shares(losses)
-    else:
-        measure = domain_shares(DomainLosses(losses.values, present.astype(losses.values.dtype)))
-    # The reference cancels from every formula; as a constant it also cancels from their derivatives. The smallest value
-    # stands in for those of absent domains, for it is never the largest; with none present all are 0.
-    reference = jax.lax.stop_gradient(jnp.max(jnp.where(present, losses.values, jnp.min(losses.values))))
-    distance = jnp.where(present, losses.values - reference, 0)
+    return ascent_weights(as_domain_losses(losses, "losses"), lam, penalty).values
+
+
+def ascent_weights(losses: CheckedLosses, lam: Scalar, penalty: Penalty) -> AscentWeights:
+    """``b_i = a_i - slope * m_i * (L_i - center)``: the gradient of ``mean - lam * penalty`` in the losses."""
+    values, present = losses.values, losses.present
+    measure = losses.shares if penalty == "weighted_variance" else _equal_shares(losses)
+    # The largest loss cancels from every formula; as a constant it also cancels from their derivatives. The smallest
+    # value stands in for those of absent domains, for it is never the largest; with none present all are 0.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.where(present, values, jnp.min(values))))
+    distance = jnp.where(present, values - largest, 0)
     offset = jnp.sum(measure * distance)
     centered = jnp.where(present, distance - offset, 0)
-    variance = jnp.sum(measure * centered**2)
-    lam = scalar(lam, losses.values.dtype)
+    lam = jnp.asarray(lam, values.dtype)
     slope = _over_spread(lam, _root_mean_square(centered, measure)) if penalty == "std" else 2 * lam
-    return Tilt(slope, measure, reference, offset, variance)
+    return AscentWeights(
+        values=losses.shares - slope * measure * centered,
+        slope=slope,
+        measure=measure,
+        largest=largest,
+        offset=offset,
+        mean=mean_loss(losses),
+        variance=jnp.sum(measure * centered**2),
+    )
 
 
-def weights_at(losses: DomainLosses, tilt: Tilt) -> jax.Array:
-    """``b_i = a_i - slope * m_i * (L_i - center)``."""
-    centered = (losses.values - tilt.reference) - tilt.offset
-    return domain_shares(losses) - tilt.slope * tilt.measure * jnp.where(losses.weights > 0, centered, 0)
+def mean_loss(losses: CheckedLosses) -> jax.Array:
+    """``sum_i a_i L_i``."""
+    return jnp.sum(losses.shares * losses.values)
 
 
-def check_penalty(penalty: str) -> None:
+def check_penalty(penalty: object) -> None:
     if penalty not in PENALTIES:
         raise ValueError(f"penalty must be one of {', '.join(map(repr, PENALTIES))}, got {penalty!r}.")
+
+
+def _equal_shares(losses: CheckedLosses) -> jax.Array:
+    present = losses.present.astype(losses.values.dtype)
+    return present / jnp.maximum(jnp.sum(present), 1)
 
 
 def _root_mean_square(centered: jax.Array, measure: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias, Unpack
 
 import jax
 
@@ -13,28 +13,29 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('disam_jax.nnx needs Flax: pip install "disam-jax[flax]"', name=error.name) from error
 
 from disam_jax import _gradient
+from disam_jax._gradient import StepOptions, check_options, with_extras
 from disam_jax._passes import split_aux
-from disam_jax.variants import Variant
+from disam_jax._types import GradFn, LossFn, Scalar
+
+ArgNums: TypeAlias = int | nnx.DiffState | Sequence[int | nnx.DiffState]
+Arguments: TypeAlias = tuple[Any, ...]
+KeywordArguments: TypeAlias = dict[str, Any]
+Filter: TypeAlias = nnx.filterlib.Filter
 
 
 def value_and_grad(
-    domain_loss_fn: Callable[..., Any],
-    rho: Any = 0.05,
-    lam: Any = 0.1,
+    domain_loss_fn: LossFn,
+    rho: Scalar = 0.05,
+    lam: Scalar = 0.1,
     *,
-    argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
-    wrt: Any = nnx.Param,
-    ascent_loss_fn: Callable[..., Any] | None = None,
+    argnums: ArgNums = 0,
+    wrt: Filter = nnx.Param,
+    ascent_loss_fn: LossFn | None = None,
     has_aux: bool = False,
     with_info: bool = False,
-    variant: Variant | None = None,
-    adaptive: bool = False,
-    penalty: str = "variance",
-    mask: Any = None,
-    axis_name: Any = None,
-    eps: Any = 1e-12,
     allow_eval: bool = False,
-) -> Callable[..., Any]:
+    **options: Unpack[StepOptions],
+) -> GradFn:
     """DISAM in the place of ``nnx.value_and_grad``, for modules with BatchNorm, Dropout and other state.
 
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
@@ -59,14 +60,10 @@ def value_and_grad(
         pass, so running statistics are those of its examples. Dropout masks of another shape are other masks.
       has_aux: Whether ``domain_loss_fn`` (and ``ascent_loss_fn``) returns ``(domain losses, aux)``.
       with_info: Whether to return a ``disam_jax.DisamInfo`` as well.
-      variant: As in ``disam_jax.value_and_grad``.
-      adaptive: As in ``disam_jax.value_and_grad``.
-      penalty: As in ``disam_jax.value_and_grad``.
-      mask: As in ``disam_jax.value_and_grad``, over the ``nnx.State`` of the selected variables.
-      axis_name: As in ``disam_jax.value_and_grad``.
-      eps: As in ``disam_jax.value_and_grad``.
       allow_eval: Whether to stay silent when no BatchNorm of the model moved its statistics, or when no Dropout drew a
         mask. Say True for statistics that are frozen on purpose.
+      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``mask``, ``axis_name`` and ``eps`` of
+        ``disam_jax.value_and_grad``. The mask is over the ``nnx.State`` of the selected variables.
 
     Returns:
       ``fn(model, *args, **kwargs) -> (loss, grads)``, with aux and info as in ``disam_jax.value_and_grad``. ``grads``
@@ -74,7 +71,7 @@ def value_and_grad(
       the tuple or dict of their states.
 
     Raises:
-      TypeError: When ``argnums`` are not positions, or as in ``disam_jax.value_and_grad``.
+      TypeError: When ``argnums`` are not positions, an option is unknown, or as in ``disam_jax.value_and_grad``.
       ValueError: When ``wrt`` selects nothing, ``domain_loss_fn`` is bound to a module, or as in
         ``disam_jax.value_and_grad``.
 
@@ -103,13 +100,12 @@ def value_and_grad(
     References:
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
+    check_options("disam_jax.nnx.value_and_grad", options)
     selection = _selection(argnums, wrt)
     for argument, loss_fn in (("domain_loss_fn", domain_loss_fn), ("ascent_loss_fn", ascent_loss_fn)):
         _check_not_bound(loss_fn, argument)
     # Wrong arguments are found here, before any model is seen.
-    _gradient.value_and_grad(
-        domain_loss_fn, rho, lam, ascent_loss_fn=ascent_loss_fn, variant=variant, penalty=penalty, eps=eps
-    )
+    _gradient.value_and_grad(domain_loss_fn, rho, lam, ascent_loss_fn=ascent_loss_fn, **options)
     clean_loss_fn = domain_loss_fn if ascent_loss_fn is None else ascent_loss_fn
     clean_argument = "domain_loss_fn" if ascent_loss_fn is None else "ascent_loss_fn"
 
@@ -147,18 +143,13 @@ def value_and_grad(
                 ascent_loss_fn=clean,
                 has_aux=True,
                 with_info=True,
-                variant=variant,
-                adaptive=adaptive,
-                penalty=penalty,
-                mask=mask,
-                axis_name=axis_name,
-                eps=eps,
+                **options,
             )
             (loss, (after, info)), grads = gradient(params)
             # Writes what the pass at w left behind into the objects of the caller.
             _, aux = nnx.from_tree(after, ctxtag=_CONTEXT, is_inner=False)
         extras = [aux] * has_aux + [info] * with_info
-        return _gradient.with_extras(loss, extras), grads
+        return with_extras(loss, extras), grads
 
     return fn
 
@@ -166,7 +157,7 @@ def value_and_grad(
 _CONTEXT = "disam_jax.nnx.value_and_grad"
 
 
-def _selection(argnums: Any, wrt: Any) -> dict[int, nnx.DiffState]:
+def _selection(argnums: ArgNums, wrt: Filter) -> dict[int, nnx.DiffState]:
     """For the position of each differentiated argument, the filter of its variables."""
     chosen = {}
     for entry in argnums if isinstance(argnums, (tuple, list)) else (argnums,):
@@ -184,7 +175,7 @@ def _selection(argnums: Any, wrt: Any) -> dict[int, nnx.DiffState]:
     return chosen
 
 
-def _by_position(loss_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _by_position(loss_fn: LossFn, args: Arguments, kwargs: KeywordArguments) -> tuple[Arguments, KeywordArguments]:
     """The arguments as the loss function's signature orders them, so that the model may be given by keyword."""
     if not kwargs:
         return args, kwargs
@@ -195,7 +186,7 @@ def _by_position(loss_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return bound.args, bound.kwargs
 
 
-def _check_positions(selection: dict[int, Any], args: tuple[Any, ...]) -> None:
+def _check_positions(selection: dict[int, nnx.DiffState], args: Arguments) -> None:
     beyond = [number for number in selection if number >= len(args)]
     if beyond:
         raise ValueError(
@@ -203,7 +194,7 @@ def _check_positions(selection: dict[int, Any], args: tuple[Any, ...]) -> None:
         )
 
 
-def _check_not_bound(loss_fn: Any, argument: str) -> None:
+def _check_not_bound(loss_fn: LossFn | None, argument: str) -> None:
     if inspect.ismethod(loss_fn) and isinstance(loss_fn.__self__, nnx.Module):
         name = f"{type(loss_fn.__self__).__name__}.{loss_fn.__name__}"
         raise ValueError(
@@ -220,11 +211,11 @@ def _split_selected(ctx: Any, path: Any, prefix: Any, node: Any) -> Any:
     return nnx.NodeStates.from_split(*ctx.split(node, prefix.filter, ...))
 
 
-def _is_node(x: Any) -> bool:
+def _is_node(x: object) -> bool:
     return isinstance(x, nnx.NodeStates)
 
 
-def _selected(given: Any, argnums: Any) -> Any:
+def _selected(given: Any, argnums: ArgNums) -> Any:
     """What is differentiated: one tree, or a tuple of them; in the place of a module stands its `nnx.State`."""
 
     def one(number):
@@ -234,7 +225,7 @@ def _selected(given: Any, argnums: Any) -> Any:
     return one(positions) if isinstance(positions, int) else tuple(map(one, positions))
 
 
-def _with_selected(given: Any, argnums: Any, selected: Any) -> Any:
+def _with_selected(given: Any, argnums: ArgNums, selected: Any) -> Any:
     """The arguments with other values in the place of what `_selected` took from them."""
     positions = _positions(argnums)
     if isinstance(positions, int):
@@ -253,7 +244,7 @@ def _position(entry: Any) -> int:
     return entry.argnum if isinstance(entry, nnx.DiffState) else entry
 
 
-def _positions(argnums: Any) -> int | tuple[int, ...]:
+def _positions(argnums: ArgNums) -> int | tuple[int, ...]:
     return tuple(map(_position, argnums)) if isinstance(argnums, (tuple, list)) else _position(argnums)
 
 
@@ -299,5 +290,5 @@ def _variable_types(arguments: Any) -> str:
     return f"variables of type {', '.join(sorted(names))}" if names else "no variables"
 
 
-def _name(wrt: Any) -> str:
+def _name(wrt: Filter) -> str:
     return getattr(wrt, "__name__", repr(wrt))

@@ -3,41 +3,46 @@
 A variant is an object of two pure functions, so your own is a few lines:
 
   >>> from disam_jax import variants
-  >>> half = variants.Variant(scale=lambda rho, norm: 0.5 * rho / norm, combine=lambda reference, perturbed: perturbed)
+  >>> half = variants.Variant(scale=lambda rho, norm: 0.5 * rho / norm, combine=lambda base, perturbed: perturbed)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from disam_jax._dtypes import check_scalar, not_negative
+from disam_jax._dtypes import as_scalar, not_negative
 from disam_jax._perturbation import tree_vdot
+from disam_jax._types import Scalar, Updates
+
+Reference: TypeAlias = Literal["ascent", "clean"]
 
 
 class Variant(NamedTuple):
-    """What to perturb by, and what to hand over.
+    """How far to perturb, and which gradient to return.
 
     Attributes:
       scale: ``scale(rho, norm) -> scalar``: the perturbation is this times the ascent gradient. ``norm`` is the norm of
         the ascent gradient and never 0.
-      combine: ``combine(reference, perturbed) -> gradient``: pytrees like the parameters. Both gradients are given in
-        float32 (float64 where a parameter is), and the result is rounded to the dtypes of the parameters, so there is
-        nothing to cast. ``perturbed`` is the gradient of the mean loss at w + e. With ``refresh_every > 1``, on steps
-        that reuse the perturbation, the reference is not computed, and ``perturbed`` is used in its place.
-      reference: The gradient at w that ``combine`` is given: ``"ascent"`` (of the mean loss minus lam times the
-        penalty, as in the released code) or ``"clean"`` (of the mean loss; one more backward pass, no more forward
-        ones).
+      combine: ``combine(base, perturbed) -> gradient``: pytrees like the parameters. ``base`` is the gradient at w, and
+        ``perturbed`` the gradient of the mean loss at w + e. Both are given in float32 (float64 where a parameter is),
+        and the result is rounded to the dtypes of the parameters, so there is nothing to cast. With
+        ``refresh_every > 1``, steps that reuse the perturbation compute no gradient at w, and ``perturbed`` is used in
+        its place.
+      reference: Which gradient at w is the base gradient: ``"ascent"`` (of the mean loss minus lam times the penalty,
+        as in the released code) or ``"clean"`` (of the mean loss; one more backward pass, no more forward ones).
     """
 
     scale: Callable[[jax.Array, jax.Array], jax.Array]
-    combine: Callable[[Any, Any], Any]
-    reference: Literal["ascent", "clean"] = "ascent"
+    combine: Callable[[Updates, Updates], Updates]
+    reference: Reference = "ascent"
 
 
 def sam() -> Variant:
-    """Sharpness-aware minimisation: perturb by ``rho g / ||g||``, hand over the perturbed gradient.
+    """Sharpness-aware minimisation: perturb by ``rho g / ||g||``, return the perturbed gradient.
 
     Returns:
       The variant that ``variant=None`` stands for.
@@ -49,19 +54,19 @@ def sam() -> Variant:
     References:
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, equation 2.
     """
-    return Variant(_sam_scale, _hand_over_perturbed)
+    return Variant(_sam_scale, _perturbed_alone)
 
 
-def gsam(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Variant:
-    """Surrogate-gap guided SAM: SAM's perturbation; part of the gradient at w is taken away from the result.
+def gsam(alpha: Scalar, reference: Reference = "ascent") -> Variant:
+    """Surrogate-gap guided SAM: SAM's perturbation, with the surrogate gap reduced as well.
 
-    With g the reference gradient and h the perturbed one, ``d = h - alpha * (g - <g, h> h / ||h||^2)``: the part of g
-    that is orthogonal to h is descended less.
+    With g the base gradient and h the perturbed one, ``d = h - alpha * (g - <g, h> h / ||h||^2)``: alpha times the
+    component of g orthogonal to h is subtracted.
 
     Args:
       alpha: Strength, not negative, without unit: a number or a scalar array. A traced one that is negative or infinite
         makes the gradient NaN.
-      reference: Which g: see ``Variant``.
+      reference: Which gradient g is: see ``Variant``.
 
     Returns:
       A ``Variant``.
@@ -77,7 +82,7 @@ def gsam(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     References:
       Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, algorithm 1.
     """
-    _check("gsam", alpha, reference)
+    alpha = _check("gsam", alpha, reference)
 
     def combine(g, h):
         square = tree_vdot(h, h)
@@ -88,16 +93,16 @@ def gsam(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     return Variant(_sam_scale, combine, reference)
 
 
-def sagm(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Variant:
-    """Sharpness-aware gradient matching: perturb by ``(rho / ||g|| - alpha) g``, hand over the mean of both gradients.
+def sagm(alpha: Scalar, reference: Reference = "ascent") -> Variant:
+    """Sharpness-aware gradient matching: perturb by ``(rho / ||g|| - alpha) g``, return the mean of both gradients.
 
-    With g the reference gradient and h the perturbed one, ``d = (g + h) / 2``. The perturbation changes sign where
+    With g the base gradient and h the perturbed one, ``d = (g + h) / 2``. The perturbation changes sign where
     ``||g|| > rho / alpha``, as in the released code.
 
     Args:
       alpha: Step of the gradient matching, not negative, in units of parameters per gradient: a number or a scalar
         array. A traced one that is negative or infinite makes the gradient NaN.
-      reference: Which g the result is averaged with: see ``Variant``.
+      reference: Which gradient g is: see ``Variant``.
 
     Returns:
       A ``Variant``.
@@ -113,7 +118,7 @@ def sagm(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     References:
       Wang et al., Sharpness-Aware Gradient Matching for Domain Generalization, CVPR 2023.
     """
-    _check("sagm", alpha, reference)
+    alpha = _check("sagm", alpha, reference)
 
     def scale(rho, norm):
         return rho / norm - not_negative(alpha, norm.dtype)
@@ -124,7 +129,7 @@ def sagm(alpha: Any, reference: Literal["ascent", "clean"] = "ascent") -> Varian
     return Variant(scale, combine, reference)
 
 
-def check_variant(variant: Any) -> Variant:
+def as_variant(variant: object) -> Variant:
     """The variant itself; ``None`` stands for SAM."""
     if variant is None:
         return sam()
@@ -136,18 +141,19 @@ def check_variant(variant: Any) -> Variant:
     if not (callable(variant.scale) and callable(variant.combine)):
         raise TypeError(
             f"variant: scale and combine must be functions, got {variant.scale!r} and {variant.combine!r}. Write "
-            "Variant(scale=lambda rho, norm: rho / norm, combine=lambda reference, perturbed: perturbed)."
+            "Variant(scale=lambda rho, norm: rho / norm, combine=lambda base, perturbed: perturbed)."
         )
     _check_reference("variant", variant.reference)
     return variant
 
 
-def _check(name: str, alpha: Any, reference: str) -> None:
-    check_scalar(f"{name}: alpha", alpha, f"variants.{name}(alpha=0.1)")
+def _check(name: str, alpha: object, reference: object) -> Scalar:
+    alpha = as_scalar(f"{name}: alpha", alpha, f"variants.{name}(alpha=0.1)")
     _check_reference(name, reference)
+    return alpha
 
 
-def _check_reference(name: str, reference: Any) -> None:
+def _check_reference(name: str, reference: object) -> None:
     if reference not in ("ascent", "clean"):
         raise ValueError(f"{name}: reference must be 'ascent' or 'clean', got {reference!r}.")
 
@@ -156,6 +162,6 @@ def _sam_scale(rho, norm):
     return rho / norm
 
 
-def _hand_over_perturbed(reference, perturbed):
-    del reference
+def _perturbed_alone(base, perturbed):
+    del base
     return perturbed

@@ -51,6 +51,10 @@ nb_execution_timeout = 300
 default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+# Shown by their names, which docs/api/core.rst explains.
+named_types = ("AxisName", "Batch", "Filter", "GradFn", "Losses", "LossFn", "Mask", "Params", "Scalar")
+autodoc_type_aliases = {name: name for name in (*named_types, "ScalarOrSchedule")}
+autodoc_type_aliases["jax.typing.ArrayLike"] = "ArrayLike"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 90

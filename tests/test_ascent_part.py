@@ -40,7 +40,7 @@ RHO, LAM, FRACTION = 0.3, 0.7, 0.25
 def test_the_part_is_spread_evenly_over_the_examples(n, fraction, kept, axis):
     shape = (n, 2) if axis == 0 else (2, n)
     batch = {"x": np.arange(2 * n).reshape(shape), "y": jnp.arange(2.0 * n).reshape(shape)}
-    part = disam_jax.ascent_part(batch, fraction, axis=axis)
+    part = disam_jax.ascent_subset(batch, fraction, axis=axis)
     assert isinstance(part["x"], np.ndarray)
     for name, leaf in part.items():
         np.testing.assert_array_equal(leaf, np.take(np.asarray(batch[name]), kept, axis))
@@ -62,11 +62,11 @@ def test_the_part_is_spread_evenly_over_the_examples(n, fraction, kept, axis):
 )
 def test_a_part_that_cannot_be_taken_is_an_error(batch, fraction, axis, error, words):
     with pytest.raises(error, match=words):
-        disam_jax.ascent_part(batch, fraction, axis=axis)
+        disam_jax.ascent_subset(batch, fraction, axis=axis)
 
 
 def part_of(batch):
-    return disam_jax.ascent_part(batch, FRACTION)
+    return disam_jax.ascent_subset(batch, FRACTION)
 
 
 def transform(problem, rho, lam, part, **options):
@@ -187,14 +187,14 @@ def test_the_whole_batch_as_its_part_changes_no_bit(form):
     def gradient(ascent):
         if form == "transform":
             tx = disam_jax.disam(RHO, LAM)
-            of_batch = None if ascent is None else lambda w: losses(w, disam_jax.ascent_part(x, 1))
+            of_batch = None if ascent is None else lambda w: losses(w, disam_jax.ascent_subset(x, 1))
             return tx.update(None, tx.init(w), w, domain_loss_fn=lambda w: losses(w, x), ascent_loss_fn=of_batch)[0]
         if form == "accumulated":
             return disam_jax.accumulated_value_and_grad(square, RHO, LAM, ascent_loss_fn=ascent)(w, x)[1]
-        of_batch = None if ascent is None else lambda w, x: losses(w, disam_jax.ascent_part(x, 1))
+        of_batch = None if ascent is None else lambda w, x: losses(w, disam_jax.ascent_subset(x, 1))
         return disam_jax.value_and_grad(losses, RHO, LAM, ascent_loss_fn=of_batch)(w, x)[1]
 
-    whole = lambda w, one: square(w, disam_jax.ascent_part(one, 1, axis=0))
+    whole = lambda w, one: square(w, disam_jax.ascent_subset(one, 1, axis=0))
     np.testing.assert_array_equal(gradient(whole), gradient(None))
 
 
@@ -358,9 +358,9 @@ def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(below_two,
     hyper = {"rho": jnp.float32(RHO), "lam": jnp.float32(LAM)}
     got, _, _ = jax.jit(lambda p: method.gradient(p, forward, hyper, method.memory(m)))(params)
     whole = lambda p, batch: losses(network, p, *batch)[1]
-    ascent = lambda p, batch: whole(p, disam_jax.ascent_part(batch, fraction))
+    ascent = lambda p, batch: whole(p, disam_jax.ascent_subset(batch, fraction))
     if alone:
-        fn = disam_jax.part_value_and_grad(whole, RHO, LAM, fraction=fraction)
+        fn = disam_jax.subset_value_and_grad(whole, RHO, LAM, fraction=fraction)
     else:
         fn = disam_jax.value_and_grad(whole, RHO, LAM, ascent_loss_fn=ascent)
     assert problems.relative_error(got, jax.jit(fn)(params, (x, y))[1]) < 1e-6

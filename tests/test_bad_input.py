@@ -286,7 +286,7 @@ CASES = {
     ),
     "argnums of booleans": (gradient_with(LOSSES, argnums=(True,)), TypeError, ["argnums", "True", "argnums=0"]),
     "argnums is a boolean": (
-        lambda: disam_jax.part_value_and_grad(LOSSES, argnums=False),
+        lambda: disam_jax.subset_value_and_grad(LOSSES, argnums=False),
         TypeError,
         ["argnums", "False"],
     ),
@@ -488,7 +488,7 @@ TRACED = {
         [-0.1],
     ),
     "rho, part": (
-        lambda rho: disam_jax.part_value_and_grad(lambda w, b: jnp.sum(b * w[None, None] ** 2, (1, 2)), rho)(
+        lambda rho: disam_jax.subset_value_and_grad(lambda w, b: jnp.sum(b * w[None, None] ** 2, (1, 2)), rho)(
             W, jnp.ones((3, 4, 2))
         )[1],
         0.1,
@@ -548,10 +548,10 @@ def test_a_traced_value_that_turns_out_wrong_is_visible_in_the_gradient(name):
         disam_jax.sam,
         *(
             lambda rho, f=f: f(LOSSES, rho)
-            for f in (disam_jax.value_and_grad, disam_jax.accumulated_value_and_grad, disam_jax.part_value_and_grad)
+            for f in (disam_jax.value_and_grad, disam_jax.accumulated_value_and_grad, disam_jax.subset_value_and_grad)
         ),
     ],
-    ids=["disam", "sam", "value_and_grad", "accumulated_value_and_grad", "part_value_and_grad"],
+    ids=["disam", "sam", "value_and_grad", "accumulated_value_and_grad", "subset_value_and_grad"],
 )
 def test_a_wrong_rho_of_any_type_is_an_error(entry, rho):
     with pytest.raises(ValueError, match="rho must"):

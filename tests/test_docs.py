@@ -114,14 +114,15 @@ def test_figures_of_the_sharpness_page_are_those_that_its_code_names(monkeypatch
 def test_arrows_of_the_architecture_point_up(monkeypatch):
     pytest.importorskip("matplotlib")
     architecture = load(DOCS / "figures" / "architecture.py", monkeypatch)
-    rooms = architecture.ROOMS
-    private = {path.stem for path in (ROOT / "disam_jax").glob("*.py")} - {"__init__", "_dtypes", "_labels"}
-    assert private | {"sharpness", "dg"} == rooms.keys()
+    modules = architecture.MODULES
+    helpers = {"__init__", "_dtypes", "_labels", "_sharding", "_types"}
+    private = {path.stem for path in (ROOT / "disam_jax").glob("*.py")} - helpers
+    assert private | {"sharpness", "dg"} == modules.keys()
     assert ("_gradient", "_passes") in architecture.arrows()
     assert ("_passes", "_gradient") not in architecture.arrows()
-    for room in rooms:
-        for imported in architecture.imports_of(room):
-            assert rooms[imported][1] < rooms[room][1], (room, imported)
+    for module in modules:
+        for imported in architecture.imports_of(module):
+            assert modules[imported][1] < modules[module][1], (module, imported)
 
 
 def test_a_public_name_without_a_page_is_found(monkeypatch):

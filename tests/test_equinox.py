@@ -89,7 +89,7 @@ def test_a_whole_model_is_refused_with_the_leaf_and_the_way_to_split_it(entry):
     calls = {
         "value_and_grad": lambda: disam_jax.value_and_grad(losses)(model, batch),
         "accumulated": lambda: disam_jax.accumulated_value_and_grad(losses)(model, batch),
-        "part": lambda: disam_jax.part_value_and_grad(losses)(model, batch),
+        "part": lambda: disam_jax.subset_value_and_grad(losses)(model, batch),
         "init": lambda: tx.init(model),
         "update": lambda: tx.update(None, None, model, domain_loss_fn=losses),
     }

@@ -17,7 +17,7 @@ from support import slow
 
 import disam_jax
 import disam_jax.nnx
-from disam_jax import variants
+from disam_jax import _gradient, variants
 
 RHO, LAM = 0.3, 0.7
 BATCH = (
@@ -39,7 +39,7 @@ def losses(w, x=BATCH):
 GRADIENTS = {
     "value_and_grad": disam_jax.value_and_grad,
     "accumulated": disam_jax.accumulated_value_and_grad,
-    "part": disam_jax.part_value_and_grad,
+    "part": disam_jax.subset_value_and_grad,
     "nnx": disam_jax.nnx.value_and_grad,
 }
 TRANSFORMATIONS = {"disam": disam_jax.disam, "sam": disam_jax.sam}
@@ -69,17 +69,36 @@ def defaults_of(function):
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
+OF_A_STEP = {"variant", "adaptive", "penalty", "mask", "axis_name", "eps"}
+HANDED_ON = ("accumulated", "part", "nnx")
+
+
 @pytest.mark.parametrize("name", [*GRADIENTS, *TRANSFORMATIONS])
 def test_every_function_has_the_same_defaults(name):
     found = defaults_of({**GRADIENTS, **TRANSFORMATIONS}[name])
-    shared = {"rho", "variant", "adaptive", "penalty", "mask", "axis_name", "eps"}
-    assert shared <= set(found)
+    # The other forms hand their options on to the configuration of `value_and_grad`.
+    assert OF_A_STEP.isdisjoint(found) if name in HANDED_ON else set(found) >= OF_A_STEP
+    assert "rho" in found
     known = {key: value for key, value in found.items() if key in DEFAULTS}
     assert known == {key: DEFAULTS[key] for key in known}
 
 
+def test_the_options_that_are_handed_on_have_the_defaults_of_value_and_grad():
+    assert set(_gradient.StepOptions.__annotations__) == OF_A_STEP
+    assert defaults_of(_gradient.make_step_config) == {name: DEFAULTS[name] for name in OF_A_STEP}
+
+
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_an_option_that_does_not_exist_is_named(name):
+    own = GRADIENTS[name].__name__
+    with pytest.raises(
+        TypeError, match=f"{own} got an unexpected keyword argument 'adaptve'.*it takes variant, adaptive"
+    ):
+        GRADIENTS[name](losses, adaptve=True)
+
+
 def test_the_defaults_of_what_cuts_a_batch_agree():
-    cuts = (disam_jax.ascent_part, disam_jax.part_and_rest, disam_jax.part_value_and_grad)
+    cuts = (disam_jax.ascent_subset, disam_jax.split_examples, disam_jax.subset_value_and_grad)
     assert [defaults_of(cut)["axis"] for cut in cuts] == [1, 1, 1]
     assert defaults_of(disam_jax.domain_weights) == {"penalty": "variance"}
     assert [defaults_of(make) for make in (variants.gsam, variants.sagm)] == [{"reference": "ascent"}] * 2
@@ -327,7 +346,7 @@ WRONG = {
 @pytest.mark.parametrize("name", ["value_and_grad", "accumulated", "part", "nnx"])
 def test_a_wrong_option_is_refused_before_any_parameter_is_seen(name, argument):
     if name == "part" and argument == "ascent_loss_fn":
-        pytest.skip("not an argument of part_value_and_grad")
+        pytest.skip("not an argument of subset_value_and_grad")
     value, kind = WRONG[argument]
     with pytest.raises(kind, match=argument):
         GRADIENTS[name](losses, **{argument: value})
@@ -449,7 +468,7 @@ REFUSED = {
     "groups without an axis": (lambda: disam_jax.group_by_domain({"x": 1.0}, IDS, 2), ValueError, r"batch\['x'\]"),
     **{
         f"fraction is {fraction!r}": (
-            lambda fraction=fraction: disam_jax.ascent_part(BATCH, fraction),
+            lambda fraction=fraction: disam_jax.ascent_subset(BATCH, fraction),
             kind,
             "fraction",
         )
@@ -457,7 +476,7 @@ REFUSED = {
         for fraction in fractions
     },
     **{
-        f"axis is {axis}": (lambda axis=axis: disam_jax.ascent_part(BATCH, 0.5, axis=axis), ValueError, "axis")
+        f"axis is {axis}": (lambda axis=axis: disam_jax.ascent_subset(BATCH, 0.5, axis=axis), ValueError, "axis")
         for axis in (-1, 3)
     },
 }
@@ -475,7 +494,7 @@ def test_what_is_taken():
         assert isinstance(make(0.0), variants.Variant)
     disam_jax.disam(0.0, 0.0, eps=0.0)
     # The least of parts is one example.
-    np.testing.assert_array_equal(disam_jax.ascent_part(np.arange(6).reshape(2, 3), 1e-12), [[0], [3]])
+    np.testing.assert_array_equal(disam_jax.ascent_subset(np.arange(6).reshape(2, 3), 1e-12), [[0], [3]])
     # A single number is the loss of one domain.
     np.testing.assert_array_equal(disam_jax.domain_weights(0.5, 0.3), [1.0])
 
@@ -642,7 +661,7 @@ def test_the_largest_float_is_a_weight_like_others(traced):
 
 
 def test_a_variant_may_return_plain_numbers():
-    halt = variants.Variant(scale=lambda rho, norm: rho / norm, combine=lambda reference, perturbed: 0.0)
+    halt = variants.Variant(scale=lambda rho, norm: rho / norm, combine=lambda base, perturbed: 0.0)
     _, gradient = disam_jax.value_and_grad(lambda w: w**2, 0.1, variant=halt)(jnp.float32(2.0))
     assert gradient == 0
     assert gradient.dtype == jnp.float32

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import disam_jax
 
 OPTIONAL = (
@@ -47,9 +49,25 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
     assert not hasattr(disam_jax, "nothing")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ascent_part", "ascent_subset"),
+        ("part_and_rest", "split_examples"),
+        ("part_value_and_grad", "subset_value_and_grad"),
+    ],
+)
+def test_an_old_name_is_the_new_function_with_a_warning_that_names_it(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"disam_jax\.{old} is now disam_jax\.{new}\.") as caught:
+        found = getattr(disam_jax, old)
+    assert found is getattr(disam_jax, new)
+    assert caught[0].filename == __file__
+    assert old not in disam_jax.__all__
+
+
 def test_public_names():
     values = {"DisamInfo", "DisamState", "DomainLosses", "variants"}
     transforms = {"disam", "sam", "value_and_grad", "accumulated_value_and_grad"}
-    parts = {"ascent_part", "part_and_rest", "part_value_and_grad"}
+    subsets = {"ascent_subset", "split_examples", "subset_value_and_grad"}
     domains = {"domain_weights", "group_by_domain", "mean_by_domain", "per_domain", "per_domain_value_and_grad"}
-    assert set(disam_jax.__all__) == values | transforms | domains | parts
+    assert set(disam_jax.__all__) == values | transforms | domains | subsets

@@ -91,7 +91,7 @@ def accumulated(w, x, rho, lam, eps, weights, ids):
 
 
 def part(w, x, rho, lam, eps, weights, ids):
-    return disam_jax.part_value_and_grad(losses, rho, lam, eps=eps, fraction=0.5)(w, x)
+    return disam_jax.subset_value_and_grad(losses, rho, lam, eps=eps, fraction=0.5)(w, x)
 
 
 def updates(w, x, rho, lam, eps, weights, ids, **options):
@@ -138,12 +138,12 @@ def group_by_domain(w, x, rho, lam, eps, weights, ids):
     return disam_jax.group_by_domain(np.arange(M * N, dtype=np.float32), ids, M)
 
 
-def ascent_part(w, x, rho, lam, eps, weights, ids):
-    return disam_jax.ascent_part(x, 0.5)
+def ascent_subset(w, x, rho, lam, eps, weights, ids):
+    return disam_jax.ascent_subset(x, 0.5)
 
 
-def part_and_rest(w, x, rho, lam, eps, weights, ids):
-    return disam_jax.part_and_rest(x, 0.5)
+def split_examples(w, x, rho, lam, eps, weights, ids):
+    return disam_jax.split_examples(x, 0.5)
 
 
 ENTRIES = {
@@ -162,8 +162,8 @@ ENTRIES = {
         per_domain,
         per_domain_value_and_grad,
         group_by_domain,
-        ascent_part,
-        part_and_rest,
+        ascent_subset,
+        split_examples,
     )
 }
 GRADIENTS = (value_and_grad, with_a_variant, accumulated, part, updates, refreshed, stacked)
@@ -309,7 +309,7 @@ def test_python_floats_are_promoted_alike_in_both_passes(form, x64):
     elif form == "accumulated":
         _, gradient = disam_jax.accumulated_value_and_grad(one, 0.5, 0.5)(0.75, x)
     elif form == "part":
-        _, gradient = disam_jax.part_value_and_grad(grouped, 0.5, 0.5)(0.75, x)
+        _, gradient = disam_jax.subset_value_and_grad(grouped, 0.5, 0.5)(0.75, x)
     else:
         _, gradient = disam_jax.value_and_grad(grouped, 0.5, 0.5)(0.75, x)
     expected = jax.grad(lambda w: jnp.mean(grouped(w, x)))(0.75)

@@ -178,9 +178,9 @@ def explicit_step(form, w, x):
     if form == "accumulated":
         return disam_jax.accumulated_value_and_grad(one_loss, RHO, LAM)(w, x)[1]
     if form == "part":
-        return disam_jax.part_value_and_grad(grouped, RHO, LAM)(w, x)[1]
+        return disam_jax.subset_value_and_grad(grouped, RHO, LAM)(w, x)[1]
     if form == "ascent part":
-        of_a_part = lambda w, x: grouped(w, disam_jax.ascent_part(x, 0.25))
+        of_a_part = lambda w, x: grouped(w, disam_jax.ascent_subset(x, 0.25))
         return disam_jax.value_and_grad(grouped, RHO, LAM, ascent_loss_fn=of_a_part)(w, x)[1]
     tx = disam_jax.disam(RHO, LAM, num_domains=len(x), refresh_every=2 if form == "refreshed" else 1)
     state = tx.init(w)
@@ -225,7 +225,7 @@ def test_a_flat_batch_on_an_explicit_mesh(explicit):
     chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("cut", [disam_jax.ascent_part, disam_jax.part_and_rest])
+@pytest.mark.parametrize("cut", [disam_jax.ascent_subset, disam_jax.split_examples])
 def test_a_part_that_does_not_divide_by_the_devices_says_so(cut, explicit):
     x = jax.device_put(X[:, :16], P(None, "data"))
     with pytest.raises(ValueError, match=r"split over 8 devices .* 4 of its 16 do not divide by 8.*reshard"):

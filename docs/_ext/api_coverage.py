@@ -10,7 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-# Rooms that the sweeps are made of and nobody calls: found by reading them, not by their pages.
+# Modules that the sweeps are made of and nobody calls: found by reading them, not by their pages.
 INTERNAL_MODULES = {
     "disam_jax.dg.cli",
     "disam_jax.dg.data.images",
@@ -37,8 +37,8 @@ INTERNAL_MODULES = {
     "disam_jax.dg.sweep.schema",
     "disam_jax.dg.training.step",
 }
-# Public by name, for the other rooms of the library only.
-INTERNAL_NAMES = {"disam_jax.variants.check_variant"}
+# Public by name, for the other modules of the library only.
+INTERNAL_NAMES = {"disam_jax.variants.as_variant"}
 
 
 def modules(name: str = "disam_jax") -> Iterator[ModuleType]:

@@ -1,4 +1,4 @@
-"""The rooms of the library and who imports whom, read from the imports themselves."""
+"""The modules of the library and who imports whom, read from the imports themselves."""
 
 import ast
 
@@ -7,27 +7,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 PACKAGE = HERE.parent.parent / "disam_jax"
-# room: (column, row, what it turns into what)
-ROOMS = {
+# module: (column, row, what it turns into what)
+MODULES = {
     "_domains": (0.5, 0, "batches → domain losses"),
-    "_perturbation": (1.5, 0, "ascent gradient → e"),
+    "_perturbation": (2.5, 0, "ascent gradient → e"),
     "_weights": (0.0, 1, "losses → weights b"),
-    "sharpness": (1.0, 1, "measuring, per domain"),
+    "_grouping": (1.0, 1, "flat batch → grouped"),
     "variants": (2.0, 1, "SAM, GSAM, SAGM"),
+    "sharpness": (3.0, 1, "measuring, per domain"),
     "_passes": (0.5, 2, "passes at w and w + e"),
     "_gradient": (1.0, 3, "the step; value_and_grad"),
+    "_examples": (2.3, 3, "examples → subset, rest"),
     "_transform": (0.0, 4, "disam, sam in Optax"),
-    "_part": (1.0, 4, "the step on a part"),
-    "nnx": (2.0, 4, "the step in Flax NNX"),
-    "dg": (1.0, 5, "the benchmark"),
+    "nnx": (1.0, 4, "the step in Flax NNX"),
+    "_subset": (2.0, 4, "the step on a subset"),
+    "dg": (0.0, 5, "the benchmark"),
 }
 PUBLIC = ("variants", "nnx", "sharpness", "dg")
 WIDTH, HEIGHT = 0.86, 0.56
 
 
-def imports_of(room: str) -> set[str]:
-    """The other rooms that a room's files import."""
-    path = PACKAGE / room
+def imports_of(module: str) -> set[str]:
+    """The other modules that the files of a module import."""
+    path = PACKAGE / module
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     found: set[str] = set()
     for file in files:
@@ -40,40 +42,40 @@ def imports_of(room: str) -> set[str]:
                 names = [alias.name for alias in node.names if alias.name.startswith("disam_jax")]
                 # The package itself stands for its public names, which the transformation completes.
                 found.update(name.split(".")[1] if "." in name else "_transform" for name in names)
-    return (found & ROOMS.keys()) - {room}
+    return (found & MODULES.keys()) - {module}
 
 
 def arrows() -> list[tuple[str, str]]:
     """Imports as (importing, imported) pairs, without those that follow from the others."""
-    direct = {room: imports_of(room) for room in ROOMS}
+    direct = {module: imports_of(module) for module in MODULES}
 
-    def beyond(room: str) -> set[str]:
-        return set().union(*(direct[near] | beyond(near) for near in direct[room]))
+    def beyond(module: str) -> set[str]:
+        return set().union(*(direct[near] | beyond(near) for near in direct[module]))
 
-    return [(room, near) for room in ROOMS for near in ROOMS if near in direct[room] - beyond(room)]
+    return [(module, near) for module in MODULES for near in MODULES if near in direct[module] - beyond(module)]
 
 
 def draw(look: Look) -> Figure:
-    """Boxes for the rooms, arrows to what they import; an arrow that points down is an error."""
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    """Boxes for the modules, arrows to what they import; an arrow that points down is an error."""
+    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
     axes = figure.subplots()
     for importing, imported in arrows():
-        (x0, y0, _), (x1, y1, _) = ROOMS[importing], ROOMS[imported]
+        (x0, y0, _), (x1, y1, _) = MODULES[importing], MODULES[imported]
         if y1 >= y0:
-            raise SystemExit(f"{importing} imports {imported}, which stands beside or below it: move it in ROOMS.")
+            raise SystemExit(f"{importing} imports {imported}, which stands beside or below it: move it in MODULES.")
         start, end = (x0, -y0 + HEIGHT / 2), (x1, -y1 - HEIGHT / 2)
         arrow = {"arrowstyle": "-|>", "color": look.faint, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", end, start, arrowprops=arrow)
-    for room, (x, y, what) in ROOMS.items():
-        colour = look.green if room in PUBLIC else look.blue
+    for module, (x, y, what) in MODULES.items():
+        colour = look.green if module in PUBLIC else look.blue
         corner = (x - WIDTH / 2, -y - HEIGHT / 2)
         box = FancyBboxPatch(
             corner, WIDTH, HEIGHT, "round,pad=0,rounding_size=0.08", facecolor=look.paper, edgecolor=colour
         )
         axes.add_patch(box)
-        axes.text(x, -y + 0.09, room, ha="center", va="center", family="monospace", weight="bold", fontsize=10)
+        axes.text(x, -y + 0.09, module, ha="center", va="center", family="monospace", weight="bold", fontsize=10)
         axes.text(x, -y - 0.12, what, ha="center", va="center", fontsize=8.5)
-    axes.set(xlim=(-0.5, 2.5), ylim=(-5.4, 0.4))
+    axes.set(xlim=(-0.5, 3.5), ylim=(-5.4, 0.4))
     axes.axis("off")
     return figure
 

@@ -29,8 +29,11 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "_passes": (*COMMON, "test_accumulation", "test_precision", "test_sharding", "test_inputs"),
     "_gradient": (*COMMON, "test_ascent_part", "test_inputs"),
     "_transform": (*COMMON, "test_ascent_part", "test_inputs", "test_wrappers"),
-    "_domains": ("test_domains", "test_weights", *COMMON, "test_part", "test_ascent_part"),
-    "_part": ("test_part", "test_guards", "test_bad_input"),
+    "_domains": ("test_domains", "test_weights", *COMMON),
+    "_grouping": ("test_domains", "test_guards", "test_bad_input"),
+    "_examples": ("test_part", "test_ascent_part", "test_guards", "test_bad_input"),
+    "_sharding": ("test_sharding", "test_accumulation", "test_part", "test_ascent_part"),
+    "_subset": ("test_part", "test_guards", "test_bad_input"),
     "variants": (*COMMON, "test_precision"),
     "nnx": ("test_nnx", "test_guards", "test_nnx_parity"),
 }
