@@ -187,7 +187,7 @@ def test_the_losses_at_w_plus_e_are_the_methods(name, options, toy, params):
     arrays = make_arrays(toy, splits_of(toy), standardise=True)
     w = problems.flatten(params)
     for target in range(3):
-        spec = spec_of(1, target, **{each: HYPER[each] for each in METHODS[name].hyper})
+        spec = spec_of(1, target, **{each: HYPER[each] for each in METHODS[name].hparams})
         found = compiled(name)(params, {}, spec, arrays)
         sources = [domain for domain in range(3) if domain != target]
         wanted = reference(params, toy, 1, target, sources).step(w, **options)["perturbed_domain_losses"]

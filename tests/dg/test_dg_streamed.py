@@ -215,7 +215,7 @@ class Uncompiled(streamed.StreamingRunner):
 
 
 def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "StreamedProgram", Uncompiled)
+    monkeypatch.setattr(sweep, "StreamingRunner", Uncompiled)
     folder = copied(root, tmp_path)
     path = folder / "c" / "dog" / "3.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -306,7 +306,7 @@ def test_sums_over_a_block(nans_allowed):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32).at[3].set(jnp.nan)
     labels, group = jnp.array([0, 1, 2, 0, 1], jnp.int32), jnp.array([1, 0, 1, 2, -1], jnp.int32)
     network = Network(init, lambda params, state, x, key, train: Output(logits, x, state))
-    spec = streamed.OVER_RUNS._replace(hyper={})
+    spec = streamed.OVER_RUNS._replace(hparams={})
     sums = jax.jit(functools.partial(streamed.block_sums, network=network, groups=4))
     found = sums({}, {}, spec, logits, labels, group)
     values = np.asarray(logits, np.float64)

@@ -495,7 +495,7 @@ def run_report(options: "Report", command: str) -> None:
 
 def describe(method: "Method") -> list[str]:
     """The names of a method's hyperparameters in brackets, if it has any."""
-    return [f"({', '.join(method.hyper)})"] if method.hyper else []
+    return [f"({', '.join(method.hparams)})"] if method.hparams else []
 
 
 def run_list() -> None:

@@ -96,7 +96,7 @@ class InMemoryRunner:
             key=jax.vmap(batches.run_key)(seeds, targets),
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
-            hyper={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
+            hparams={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
         )
         return jax.device_put(specs, over_runs(len(runs)))
 

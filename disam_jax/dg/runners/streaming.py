@@ -130,7 +130,7 @@ class StreamingRunner:
             key=batches.run_key(run.seed, run.target),
             place=jnp.int32(list(self.splits).index(run.seed)),
             target=jnp.int32(run.target),
-            hyper={name: jnp.asarray([each.hyper[name] for each in runs], jnp.float32) for name in run.hyper},
+            hparams={name: jnp.asarray([each.hyper[name] for each in runs], jnp.float32) for name in run.hyper},
         )
         return jax.device_put(specs, RunSpec._make((everywhere, everywhere, everywhere, apart)))
 

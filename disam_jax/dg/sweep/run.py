@@ -195,8 +195,11 @@ def run_sweep(
     """
     check_setting(setting)
     check_size(plan)
-    if setting.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):
-        raise InputError(f"--per-domain must be at least 2 for {aligned[0]}: one example has no covariance")
+    for name, method in methods.items():
+        if setting.per_domain < method.min_per_domain:
+            raise InputError(
+                f"--per-domain must be at least {method.min_per_domain} for {name}, got {setting.per_domain}"
+            )
     splits = tuple(split(data, seed, setting.holdout) for seed in plan.seeds)
     probe = min(setting.probe, int(splits[0].train_counts.min()))
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget

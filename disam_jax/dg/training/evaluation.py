@@ -244,9 +244,9 @@ def measure_probe(
         losses = example_losses(logits, labels.reshape(-1))
         return disam_jax.DomainLosses(losses.reshape(number, size).mean(1), is_source)
 
-    rho = spec.hyper.get("rho", jnp.float32(setting.rho))
-    lam = spec.hyper.get("lam", 0.0)
-    at_perturbed = disam_jax.value_and_grad(domain_losses, rho, lam, with_info=True, **method.ascent(spec.hyper))
+    rho = spec.hparams.get("rho", jnp.float32(setting.rho))
+    lam = spec.hparams.get("lam", 0.0)
+    at_perturbed = disam_jax.value_and_grad(domain_losses, rho, lam, with_info=True, **method.ascent(spec.hparams))
     (_, info), _ = at_perturbed(params)
     return domain_losses(params).values, info.perturbed_domain_losses
 
