@@ -18,7 +18,8 @@ from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.report.write import machine, versions
-from disam_jax.dg.runners.in_memory import InMemoryRunner, program_bytes
+from disam_jax.dg.runners.in_memory import InMemoryRunner
+from disam_jax.dg.runners.memory import program_bytes
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import DEFAULTS

@@ -27,12 +27,12 @@ class Arrays(NamedTuple):
     Attributes:
         inputs: [N, ...].
         labels: int32 [N].
-        domain_ids: int32 [N].
-        starts: int32 [D].
-        counts: int32 [D].
-        order: int32 [S, N], see `Split`.
-        train_counts: int32 [D], the same for every seed.
-        in_validation: bool [S, N].
+        domain_ids: Domain of each example, int32 [N].
+        starts: First row of each domain, int32 [D].
+        counts: Number of examples of each domain, int32 [D].
+        order: Rows with those of the training split first in each domain, int32 [S, N], see `Split`.
+        train_counts: Size of each training split, int32 [D], the same for every seed.
+        in_validation: Whether an example is in the validation split, bool [S, N].
         shift: float32 [S, D, ...], subtracted from the inputs if domain d is the target; None for images.
         scale: float32 [S, D, ...], by which they are then divided.
     """
@@ -90,9 +90,9 @@ def make_arrays(data: Domains, splits: tuple[Split, ...], standardise: bool) -> 
     a validation split enters. A feature that is constant there is only centred.
 
     Args:
-        data: the data set.
-        splits: one for each seed.
-        standardise: False leaves the inputs as they are.
+        data: Data set.
+        splits: Splits, one for each seed.
+        standardise: Whether to compute shift and scale; without them, inputs are used as they are.
 
     Returns:
         Arrays.
