@@ -26,7 +26,7 @@ import optax
 import disam_jax
 from disam_jax.dg.cli.progress import progress
 from disam_jax.dg.data.load import open_data
-from disam_jax.dg.methods import METHODS, RHO, Hyperparameter, Method
+from disam_jax.dg.methods import METHODS, RHO, Hyperparameter, Method, count_steps
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.report.scores import score
@@ -109,8 +109,8 @@ class Part:
 def on_parts(network: Network, sources: int) -> Network:
     """The network, which for `Part` parameters looks at a part and gives zeros for the examples that it leaves out.
 
-    A method of the benchmark is handed the losses of a batch and not the batch, and so cannot take a part of it. Zeros
-    are logits whose cross-entropy is log C whatever the label: `loss_of_part` takes them out again.
+    The subset then has the shapes of the whole batch. Zeros are logits whose cross-entropy is log C whatever the label:
+    `loss_of_part` takes them out again.
     """
 
     def apply(params, state, inputs, key, train):
@@ -137,42 +137,42 @@ def cheaper(way: Way, params, examples: int, classes: int, steps: int) -> Method
     def part_losses(forward, params):
         return loss_of_part(forward(Part(params, way.fraction)).losses, kept, examples, classes)
 
-    def transformed(params, forward, hyper, memory):
-        tx = disam_jax.disam(hyper["rho"], hyper["lam"], refresh_every=way.refresh_every)
-        grads, memory = tx.update(
+    def transformed(params, _, forward, hparams, state):
+        tx = disam_jax.disam(hparams["rho"], hparams["lam"], refresh_every=way.refresh_every)
+        grads, state = tx.update(
             None,
-            memory,
+            state,
             params,
             domain_loss_fn=lambda params: forward(params).losses,
             ascent_loss_fn=None if way.fraction == 1 else lambda params: part_losses(forward, params),
         )
-        return grads, {}, memory
+        return grads, {}, state
 
-    def alone(params, forward, hyper, memory):
+    def alone(params, _, forward, hparams, state):
         def rest_loss(params):
             losses = forward(Part(params, way.fraction, rest=True)).losses
             return loss_of_part(losses, examples - kept, examples, classes).mean()
 
         share = kept / examples
         part = lambda params: part_losses(forward, params)
-        _, perturbed = disam_jax.value_and_grad(part, hyper["rho"], hyper["lam"])(params)
+        _, perturbed = disam_jax.value_and_grad(part, hparams["rho"], hparams["lam"])(params)
         plain = jax.grad(rest_loss)(params)
-        return jax.tree.map(lambda g, h: share * g + (1 - share) * h, perturbed, plain), {}, memory
+        return jax.tree.map(lambda g, h: share * g + (1 - share) * h, perturbed, plain), {}, state
 
-    def late(params, forward, hyper, count):
+    def late(params, _, forward, hparams, count):
         losses = lambda params: forward(params).losses
-        _, grads = disam_jax.value_and_grad(losses, hyper["rho"], hyper["lam"])(params)
+        _, grads = disam_jax.value_and_grad(losses, hparams["rho"], hparams["lam"])(params)
         plain = jax.grad(lambda params: losses(params).mean())(params)
         return jax.tree.map(lambda g, h: jnp.where(count < way.begin * steps, h, g), grads, plain), {}, count + 1
 
-    hyper = {"rho": RHO["rho"]._replace(times=way.longer), **LAM}
+    hparams = {"rho": RHO["rho"]._replace(times=way.longer), **LAM}
     note = f"DISAM, {way}"
     if way.alone:
-        return Method(alone, hyper, base="DISAM", note=note)
+        return Method(alone, hparams, base="DISAM", note=note)
     if way.begin:
-        return Method(late, hyper, base="DISAM", memory=lambda _: jnp.zeros((), jnp.int32), note=note)
+        return Method(late, hparams, base="DISAM", state=count_steps, note=note)
     held = disam_jax.disam(refresh_every=way.refresh_every).init(params)
-    return Method(transformed, hyper, base="DISAM", memory=lambda _: held, note=note)
+    return Method(transformed, hparams, base="DISAM", state=lambda _: held, note=note)
 
 
 # What a step costs.

@@ -18,7 +18,8 @@ from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.report.write import machine, versions
-from disam_jax.dg.runners.in_memory import Program, program_bytes
+from disam_jax.dg.runners.in_memory import InMemoryRunner
+from disam_jax.dg.runners.memory import program_bytes
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import DEFAULTS
@@ -51,7 +52,7 @@ def main():
     candidates = search.random_candidates(method, setting, -(-options.runs // (len(seeds) * 6)), seed=0)
     runs = sweep.Plan({"DISAM": candidates}, tuple(range(6)), seeds).runs[: options.runs]
     network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(setting.hidden,))
-    program = Program(network, method, setting, arrays, seeds, setting.probe if setting.probe < 200 else 200)
+    program = InMemoryRunner(network, method, setting, arrays, seeds, setting.probe if setting.probe < 200 else 200)
 
     blocks = [runs[first : first + options.block] for first in range(0, len(runs), options.block)]
     blocks = [block for block in blocks if len(block) == options.block]

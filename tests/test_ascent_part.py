@@ -352,11 +352,13 @@ def test_the_methods_of_the_benchmark_are_the_public_api_on_the_batch(below_two,
 
     def forward(params):
         output, of_domains = losses(below_two.on_parts(network, m), params, x, y)
-        return methods.Outputs(of_domains, output.features.reshape(m, n, -1), output.state)
+        by_domain = lambda values: values.reshape(m, n, -1)
+        return methods.Outputs(of_domains, by_domain(output.logits), by_domain(output.features), output.state)
 
     method = below_two.cheaper(below_two.Way(fraction, alone=alone), params, n, classes, steps=10)
-    hyper = {"rho": jnp.float32(RHO), "lam": jnp.float32(LAM)}
-    got, _, _ = jax.jit(lambda p: method.gradient(p, forward, hyper, method.memory(m)))(params)
+    hparams = {"rho": jnp.float32(RHO), "lam": jnp.float32(LAM)}
+    batch = methods.Batch(x, y, jax.random.key(1))
+    got, _, _ = jax.jit(lambda p: method.gradient(p, batch, forward, hparams, method.state(m)))(params)
     whole = lambda p, batch: losses(network, p, *batch)[1]
     ascent = lambda p, batch: whole(p, disam_jax.ascent_subset(batch, fraction))
     if alone:

@@ -43,6 +43,8 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "rho": NOT_NEGATIVE,
         "sharpness_rho": NOT_NEGATIVE,
         "lam": Range(-MOST, MOST, "finite"),
+        # The parameters of a Beta distribution.
+        "mixup_alpha": Range(LEAST, MOST, "positive and finite"),
         "learning_rate": Range(LEAST, MOST, "positive and finite"),
         "weight_decay": NOT_NEGATIVE,
         "momentum": Range(0.0, 1.0, "in [0, 1]"),

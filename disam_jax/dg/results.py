@@ -1,7 +1,7 @@
 """What a sweep finds: the runs and what was measured of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,8 @@ class Results:
             of one fixed length along the gradient of that domain's loss alone, the same length for every method.
         new_accuracy: float64 [R, P, D], fraction of right answers among the new classes on all their examples; None if
             all classes are trained on.
+        metrics: Each further metric by name, float64 [R, P, 2, D], its mean on the training split (0) and the
+            validation split (1) of each domain.
     """
 
     header: Mapping[str, Any]
@@ -60,6 +62,7 @@ class Results:
     perturbed_losses: np.ndarray
     sharpness: np.ndarray
     new_accuracy: np.ndarray | None = None
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def methods(self) -> tuple[str, ...]:

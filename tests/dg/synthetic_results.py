@@ -5,9 +5,10 @@ import numpy as np
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.methods import find_methods
 from disam_jax.dg.results import Results, Run
+from disam_jax.dg.runners.base import in_order
 from disam_jax.dg.sweep.hparams import random_candidates
 from disam_jax.dg.sweep.results_file import open_store
-from disam_jax.dg.sweep.run import Plan, in_order, make_header
+from disam_jax.dg.sweep.run import Plan, make_header
 from disam_jax.dg.training.config import TrainConfig
 
 COMPARE = {

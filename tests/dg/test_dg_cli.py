@@ -238,7 +238,12 @@ def test_every_option_that_is_a_number_has_a_range():
     assert {f"--{name.replace('_', '-')}" for name in numbers} == NUMBERS.keys()
 
 
-@pytest.mark.parametrize("name", ["rho", "learning_rate", "weight_decay", "alpha", "beta", "anneal", "eta", "gamma"])
+@pytest.mark.parametrize(
+    "name",
+    dict.fromkeys(
+        ["learning_rate", "weight_decay", *(each for m in METHODS.values() for each in m.hparams if each != "lam")]
+    ),
+)
 def test_a_value_of_a_grid_beyond_its_range_is_refused(name):
     for value in (math.inf, math.nan, 1e300, -0.1):
         with pytest.raises(InputError, match=f"--grid {name} must be "):

@@ -12,10 +12,12 @@ from support import slow
 
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.splits import split
+from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import by_domain_and_split, domain_sharpness, evaluate, measure, probe_rows
+from disam_jax.dg.training.metrics import METRICS, Metric, measure_examples
 from disam_jax.dg.training.step import RunSpec, make_arrays, sources_of, standardised
 
 SEEDS, PROBE = (0, 1, 2), 4
@@ -133,12 +135,27 @@ def test_the_sources_of_a_target(target):
 def test_blocks_of_examples_are_one_pass(block, toy, params):
     arrays = make_arrays(toy, splits_of(toy), standardise=True)
     spec = spec_of(place=2, target=1)
-    losses, right = evaluate(params, {}, spec, arrays, network=NETWORK, block=block)
+    values = evaluate(params, {}, spec, arrays, network=NETWORK, block=block)
+    losses, right = values["losses"], values["accuracy"]
     logits = np.asarray(problems.logits(params, jnp.asarray(as_seen(toy, 2, 1), jnp.float32)), np.float64)
     wanted = np.log(np.exp(logits).sum(1)) - logits[np.arange(24), toy.labels]
     np.testing.assert_allclose(losses, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(right, logits.argmax(1) == toy.labels)
     assert 0 < right.sum() < 24
+
+
+@pytest.mark.parametrize(
+    ("of_examples", "got"),
+    [
+        (lambda logits, labels: logits.mean(), r"got float32\[\]: leave the mean"),
+        (lambda logits, labels: logits, r"got float32\[2, 3\]"),
+        (lambda logits, labels: labels, r"got int32\[2\]"),
+    ],
+)
+def test_a_metric_that_is_no_number_for_each_example_is_named(of_examples, got, monkeypatch):
+    monkeypatch.setitem(METRICS._read(), "mine", Metric(of_examples, "mine"))
+    with pytest.raises(InputError, match=rf"metric mine must return one floating-point number.*\[2\], {got}"):
+        measure_examples(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32))
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -187,7 +204,7 @@ def test_the_losses_at_w_plus_e_are_the_methods(name, options, toy, params):
     arrays = make_arrays(toy, splits_of(toy), standardise=True)
     w = problems.flatten(params)
     for target in range(3):
-        spec = spec_of(1, target, **{each: HYPER[each] for each in METHODS[name].hyper})
+        spec = spec_of(1, target, **{each: HYPER[each] for each in METHODS[name].hparams})
         found = compiled(name)(params, {}, spec, arrays)
         sources = [domain for domain in range(3) if domain != target]
         wanted = reference(params, toy, 1, target, sources).step(w, **options)["perturbed_domain_losses"]
@@ -201,8 +218,8 @@ def test_accuracy_and_losses_are_those_of_all_examples(toy, params):
     arrays = make_arrays(toy, splits_of(toy), standardise=True)
     spec = spec_of(1, 2, rho=0.3, lam=0.6)
     found = compiled("DISAM-std")(params, {}, spec, arrays)
-    losses, right = evaluate(params, {}, spec, arrays, network=NETWORK, block=24)
-    for got, values in ((found.losses, losses), (found.accuracy, right)):
+    of_examples = evaluate(params, {}, spec, arrays, network=NETWORK, block=24)
+    for got, values in ((found.losses, of_examples["losses"]), (found.accuracy, of_examples["accuracy"])):
         np.testing.assert_allclose(got, by_domain_and_split(values, spec, arrays), rtol=1e-5)
 
 

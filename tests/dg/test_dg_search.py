@@ -33,6 +33,9 @@ def values(name, hyper, setting=SMALL, number=30, seed=0):
         ("VREx", TrainConfig(steps=400), {"beta": 10.0, "anneal": 40.0}),
         ("GroupDRO", SMALL, {"eta": 0.01}),
         ("CORAL+SAM", SMALL, {"gamma": 1.0, "rho": 0.125}),
+        ("IRM", TrainConfig(steps=5000), {"irm_lambda": 100.0, "anneal": 500.0}),
+        ("Mixup", SMALL, {"mixup_alpha": 0.2}),
+        ("SD", SMALL, {"sd_reg": 0.1}),
     ],
 )
 def test_the_defaults_come_first(name, setting, own):
@@ -69,7 +72,7 @@ def test_methods_share_their_draws(setting):
     for name, method in METHODS.items():
         for mine, other in zip(random_candidates(method, setting, 5, seed=0), first, strict=True):
             assert (mine["learning_rate"], mine["weight_decay"]) == (other["learning_rate"], other["weight_decay"])
-            if "rho" in method.hyper:
+            if "rho" in method.hparams:
                 assert mine["rho"] == pytest.approx(other["rho"] * (10.0 if "ASAM" in name else 1.0))
             if name in lam:
                 assert mine["lam"] == lam[name] * other["lam"]
@@ -77,7 +80,7 @@ def test_methods_share_their_draws(setting):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_signs_are_the_methods(name):
-    for hyper in METHODS[name].hyper:
+    for hyper in METHODS[name].hparams:
         negative = METHODS[name].control and hyper == "lam"
         assert (np.sign(values(name, hyper, number=4)) == (-1 if negative else 1)).all()
 
@@ -94,6 +97,10 @@ def test_signs_are_the_methods(name):
         ("VREx", "anneal", TrainConfig(steps=500), -1.0, 3.0),
         ("GroupDRO", "eta", SMALL, -3.0, -1.0),
         ("CORAL", "gamma", SMALL, -1.0, 1.0),
+        ("IRM", "irm_lambda", SMALL, -1.0, 5.0),
+        ("IRM", "anneal", TrainConfig(steps=5000), 0.0, 4.0),
+        ("Mixup", "mixup_alpha", SMALL, -1.0, 1.0),
+        ("SD", "sd_reg", SMALL, -5.0, -1.0),
         ("ERM", "learning_rate", SMALL, np.log10(0.25) - 0.7, np.log10(0.25) + 0.3),
         ("SAM", "rho", SMALL, np.log10(0.125) - 1.0, np.log10(0.125) + 0.5),
         ("ASAM", "rho", SMALL, np.log10(1.25) - 1.0, np.log10(1.25) + 0.5),

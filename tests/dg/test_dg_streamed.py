@@ -24,11 +24,13 @@ from disam_jax.dg.methods import find_methods
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.results import Run
+from disam_jax.dg.runners import base, make, stacks
 from disam_jax.dg.runners import streaming as streamed
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import results_file as store
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.metrics import METRICS, Metric
 
 SIZE = 8
 # Seven steps in segments of three, the last one shorter; blocks of ten, the last one filled up.
@@ -72,9 +74,9 @@ def data(root):
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
-    """Pieces of two batches of `SETTING`, so that a segment of three steps has two of them."""
-    monkeypatch.setattr(streamed, "PIECE_BYTES", 2 * 2 * SETTING.per_domain * SIZE**2 * 3)
+def small_stacks(monkeypatch):
+    """Stacks of two batches of `SETTING`, so that a segment of three steps has two of them."""
+    monkeypatch.setattr(stacks, "STACK_BYTES", 2 * 2 * SETTING.per_domain * SIZE**2 * 3)
 
 
 def run(data, out, methods=("erm",), setting=SETTING, network=LINEAR, candidates=2, targets=(0, 2), **options):
@@ -102,7 +104,7 @@ def computed(tmp_path_factory):
 
 
 @pytest.fixture
-def whole(computed, data, small_pieces):
+def whole(computed, data, small_stacks):
     """The streamed sweep that most tests look at; computed inside a test, since jax is strict only there."""
     if "results" not in computed:
         computed["results"], computed["cost"] = run(data, computed["out"], most_at_once=2)
@@ -126,11 +128,11 @@ CONV = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch", dropo
     ("methods", "changes"),
     [
         (("disam",), {"augment": True, "averaging": "ema"}),
-        # A segment of one piece, an evaluation of one block.
+        # A segment of one stack, an evaluation of one block.
         (("sagm+disam",), {"averaging": "swad", "evaluations": 7, "block": 100}),
     ],
 )
-def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp_path, small_pieces, methods, changes):
+def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp_path, small_stacks, methods, changes):
     options = {"methods": methods, "setting": dataclasses.replace(SETTING, **changes), "network": CONV}
     results, _ = run(data, tmp_path / "streamed", **options, most_at_once=2)
     wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, most_at_once=1)
@@ -139,7 +141,19 @@ def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp
 
 
 @pytest.mark.slow
-def test_candidates_are_spread_over_the_devices(data, tmp_path, small_pieces):
+def test_a_further_metric_is_that_in_memory(data, tmp_path, small_stacks, monkeypatch):
+    monkeypatch.setitem(METRICS._read(), "square", Metric(lambda logits, y: jnp.square(logits).mean(-1), "square"))
+    one, other = (
+        run(each, tmp_path / name, targets=(1,), most_at_once=2)[0]
+        for name, each in (("streamed", data), ("memory", load_images(data.listing, SIZE)))
+    )
+    assert_same(one, other)
+    assert np.abs(one.metrics["square"]).min() > 0
+    np.testing.assert_allclose(one.metrics["square"], other.metrics["square"], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_candidates_are_spread_over_the_devices(data, tmp_path, small_stacks):
     assert jax.device_count() == 8
     options = {"candidates": 10, "targets": (1,)}
     results, _ = run(data, tmp_path / "streamed", **options, most_at_once=8)
@@ -151,14 +165,14 @@ def test_candidates_are_spread_over_the_devices(data, tmp_path, small_pieces):
 
 @pytest.mark.parametrize(("number", "devices"), [(1, 1), (2, 2), (5, 5), (11, 1), (12, 6), (16, 8)])
 def test_runs_lie_on_as_many_devices_as_have_equally_many(number, devices):
-    apart, everywhere = streamed.layout(number)
+    apart, everywhere = devices.layout(number)
     assert len(apart.device_set) == len(everywhere.device_set) == devices
     assert apart.shard_shape((number, 3)) == (number // devices, 3)
     assert everywhere.shard_shape((number, 3)) == (number, 3)
 
 
 @pytest.mark.slow
-def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_pieces):
+def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_stacks):
     flags = tuple(tuple(k % 3 == d for k in range(len(each))) for d, each in enumerate(data.listing.images))
     listing = dataclasses.replace(data.listing, validation=flags)
     results, _ = run(stream_images(listing, SIZE), tmp_path / "streamed")
@@ -169,7 +183,7 @@ def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_pi
 
 
 @pytest.mark.slow
-def test_goes_on_where_it_was_interrupted(whole, computed, data, tmp_path, small_pieces):
+def test_goes_on_where_it_was_interrupted(whole, computed, data, tmp_path, small_stacks):
     lines = (computed["out"] / store.FILE).read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 + 4
     # The header, the program, a chunk and what a kill leaves of the next one.
@@ -215,7 +229,7 @@ class Uncompiled(streamed.StreamingRunner):
 
 
 def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "StreamedProgram", Uncompiled)
+    monkeypatch.setattr(make, "StreamingRunner", Uncompiled)
     folder = copied(root, tmp_path)
     path = folder / "c" / "dog" / "3.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -262,17 +276,18 @@ def test_fewer_candidates_go_into_a_program_that_may_take_less_memory(data):
 
 
 @pytest.mark.parametrize(("segment", "size", "length"), [(20, 1, 20), (20, 5, 10), (7, 17, 3), (7, 64, 1), (7, 65, 1)])
-def test_a_piece_has_as_many_batches_as_fit(segment, size, length):
-    assert streamed.piece_length(segment, size * 2**20) == length
+def test_a_stack_has_as_many_batches_as_fit(segment, size, length):
+    assert stacks.stack_length(segment, size * 2**20) == length
 
 
 @pytest.mark.parametrize(
     ("first", "last", "length", "begins"), [(0, 6, 2, [0, 2, 4]), (3, 8, 3, [3, 6]), (4, 4, 2, [])]
 )
-def test_pieces_are_the_batches_one_after_the_other(first, last, length, begins):
-    make = lambda step: Batch(np.full((2, 3, 4, 4, 3), step + 1, np.uint8), np.full((2, 3), step + 1, np.int32), None)
-    stream = map(make, range(first, 100))
-    found = list(streamed.pieces(stream, first, last, length))
+def test_stacks_are_the_batches_one_after_the_other(first, last, length, begins):
+    full = lambda shape, step, dtype: np.full(shape, step + 1, dtype)
+    batch_of = lambda step: Batch(full((2, 3, 4, 4, 3), step, np.uint8), full((2, 3), step, np.int32), None)
+    stream = map(batch_of, range(first, 100))
+    found = list(stacks.stacks(stream, first, last, length))
     assert [begin for begin, _ in found] == begins
     for begin, (images, labels) in found:
         wanted = [step + 1 if step < last else 0 for step in range(begin, begin + length)]
@@ -288,7 +303,7 @@ def test_pieces_are_the_batches_one_after_the_other(first, last, length, begins)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_the_runs_of_a_chunk_share_their_batches(size):
     runs = [Run("SAM", t, s, k, {}) for k in range(3) for t in range(2) for s in range(2)]
-    found = streamed.chunks(runs, size)
+    found = base.by_seed_and_target(runs, size)
     assert sorted(run[:4] for chunk in found for run in chunk) == sorted(run[:4] for run in runs)
     assert all(len({run[1:3] for run in chunk}) == 1 for chunk in found)
     assert {len(chunk) for chunk in found} <= {size, 3 % size or size, min(3, size)}
@@ -306,7 +321,7 @@ def test_sums_over_a_block(nans_allowed):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32).at[3].set(jnp.nan)
     labels, group = jnp.array([0, 1, 2, 0, 1], jnp.int32), jnp.array([1, 0, 1, 2, -1], jnp.int32)
     network = Network(init, lambda params, state, x, key, train: Output(logits, x, state))
-    spec = streamed.OVER_RUNS._replace(hyper={})
+    spec = streamed.OVER_RUNS._replace(hparams={})
     sums = jax.jit(functools.partial(streamed.block_sums, network=network, groups=4))
     found = sums({}, {}, spec, logits, labels, group)
     values = np.asarray(logits, np.float64)

@@ -17,15 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from disam_jax.dg.data.splits import split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import find_methods
 from disam_jax.dg.models.registry import make_network
+from disam_jax.dg.report.metrics import metrics_table
+from disam_jax.dg.report.summary import summarise
 from disam_jax.dg.results import TRAIN, VALIDATION
+from disam_jax.dg.runners import devices, memory
 from disam_jax.dg.runners import in_memory as program
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import results_file as store
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.metrics import METRICS, Metric
+from disam_jax.dg.training.step import example_losses, make_arrays
 
 SETTING = TrainConfig(
     steps=7, learning_rate=0.1, rho=0.3, lam=0.5, hidden=5, per_domain=3, standardise=True, evaluations=3, block=10
@@ -140,7 +146,7 @@ def test_one_run_of_a_sweep_is_the_run_alone(whole, toy, tmp_path):
 @pytest.mark.slow
 def test_runs_are_spread_over_the_devices(toy, tmp_path, whole):
     assert jax.device_count() == 8
-    assert isinstance(program.over_runs(16), jax.sharding.NamedSharding)
+    assert isinstance(devices.over_runs(16), jax.sharding.NamedSharding)
     results = run(toy, tmp_path, methods=["disam"], seeds=4, most_at_once=8)
     assert results.header["methods"]["DISAM"]["runs_at_once"] == 8
     for target in range(3):
@@ -165,9 +171,9 @@ def test_nothing_of_the_held_out_domain_is_used(whole, toy, tmp_path):
 @pytest.mark.slow
 def test_training_sees_only_the_training_split(whole, toy, tmp_path):
     """Other inputs in a source's validation split change what is measured there and nothing else."""
-    split = sweep.split(toy, 0, SETTING.holdout)
+    of_seed = split(toy, 0, SETTING.holdout)
     rows = np.concatenate(
-        [split.order[s + n : s + c] for s, n, c in zip(toy.starts, split.train_counts, toy.counts, strict=True)]
+        [of_seed.order[s + n : s + c] for s, n, c in zip(toy.starts, of_seed.train_counts, toy.counts, strict=True)]
     )
     inputs = toy.inputs.copy()
     inputs[rows] += 30.0
@@ -186,8 +192,8 @@ def test_the_program_scans_over_steps_and_is_compiled_once(toy, tmp_path, monkey
 
 def test_the_steps_are_one_scan(toy):
     found, plan = plan_of(["disam"])
-    splits = tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds)
-    arrays = sweep.make_arrays(toy, splits, True)
+    splits = tuple(split(toy, seed, 0.2) for seed in plan.seeds)
+    arrays = make_arrays(toy, splits, True)
     it = program.InMemoryRunner(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
     specs = it.specs(plan.runs[:2])
     jaxpr = jax.make_jaxpr(it._segment)(it._start(specs, it.shared), specs, jnp.int32(0), it.shared)
@@ -204,7 +210,7 @@ def test_the_steps_are_one_scan(toy):
 def test_flops_of_the_methods(toy):
     """A perturbed step costs two plain ones."""
     found, plan = plan_of(["erm", "sam", "disam"])
-    arrays = sweep.make_arrays(toy, tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds), True)
+    arrays = make_arrays(toy, tuple(split(toy, seed, 0.2) for seed in plan.seeds), True)
     setting = dataclasses.replace(SETTING, per_domain=64)
     flops = {}
     for name, method in found.items():
@@ -252,6 +258,23 @@ def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkey
     assert (tmp_path / store.FILE).read_bytes() == (computed["out"] / store.FILE).read_bytes()
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(results, field), getattr(whole, field))
+
+
+def test_a_further_metric_is_measured_stored_and_reported(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS._read(), "twice", Metric(lambda logits, y: 2.0 * example_losses(logits, y), "two", 1))
+    results = run(toy, tmp_path, methods=["erm"], targets=(0,), seeds=2)
+    assert results.header["metrics"] == ["twice"]
+    np.testing.assert_allclose(results.metrics["twice"], 2.0 * results.losses, rtol=1e-5)
+    read = store.load_results(tmp_path)
+    np.testing.assert_array_equal(read.metrics["twice"], results.metrics["twice"])
+    table = metrics_table(read, summarise(read, "last"))
+    assert table.columns == ("method", "twice, held-out", "twice, sources")
+    held_out, sources = (cell.values[""] for cell in table.rows[0][1:])
+    np.testing.assert_allclose(held_out, 2.0 * read.losses[:, -1, TRAIN, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(sources, 2.0 * read.losses[:, -1, VALIDATION, 1:].mean(), rtol=1e-5)
+    monkeypatch.delitem(METRICS._read(), "twice")
+    with pytest.raises(InputError, match="metrics is"):
+        run(toy, tmp_path, methods=["erm"], targets=(0,), seeds=2)
 
 
 def test_nothing_is_trained_again(whole, computed, toy, monkeypatch):
@@ -373,9 +396,9 @@ def test_the_complete_part(toy, tmp_path):
 @pytest.mark.slow
 def test_fewer_runs_go_into_a_program_that_may_take_less_memory(toy, tmp_path, whole):
     found, plan = plan_of(["disam"], seeds=4)
-    arrays = sweep.make_arrays(toy, tuple(sweep.split(toy, seed, 0.2) for seed in plan.seeds), True)
+    arrays = make_arrays(toy, tuple(split(toy, seed, 0.2) for seed in plan.seeds), True)
     it = program.InMemoryRunner(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
-    needed = {number: program.program_bytes(it.compile(plan.runs[:number])) for number in (1, 3)}
+    needed = {number: memory.program_bytes(it.compile(plan.runs[:number])) for number in (1, 3)}
     assert needed[1] < needed[3]
     assert it.runs_at_once(plan.runs, 3, needed[3]) == 3
     assert it.runs_at_once(plan.runs, 3, needed[3] - 1) in (1, 2)
@@ -387,7 +410,7 @@ def test_fewer_runs_go_into_a_program_that_may_take_less_memory(toy, tmp_path, w
     ("total", "most", "size"), [(10, 4, 4), (10, 5, 5), (9, 4, 3), (1, 7, 1), (17, 16, 16), (100, 64, 56), (8, 8, 8)]
 )
 def test_parts_are_even_and_fill_the_devices(total, most, size):
-    assert program.evenly(total, most) == size
+    assert memory.evenly(total, most) == size
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from support import save_image
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.data import classes, folder
 from disam_jax.dg.data.load import stream_images
+from disam_jax.dg.data.splits import split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import ZERO_SHOT, find_methods, zero_shot
 from disam_jax.dg.models.adapter import from_weights
@@ -233,7 +234,7 @@ def test_cached_streamed_and_in_memory_are_the_same_runs_with_new_classes_too(ch
         by_domain = [right[trained.domain_ids == d].mean() for d in range(3)]
         counts = np.stack([plain.header["data"]["domains"][name] for name in plain.domain_names])
         splits = plain.accuracy[row]
-        train = np.array([sweep.split(trained, each.seed, 0.2).train_counts])[0]
+        train = np.array([split(trained, each.seed, 0.2).train_counts])[0]
         weighted = (splits[:, 0] * train + splits[:, 1] * (counts - train)) / counts
         np.testing.assert_allclose(weighted, np.tile(by_domain, (len(splits), 1)), rtol=1e-5)
         right = clip_accuracy(checkpoints["clip"], unseen, new)

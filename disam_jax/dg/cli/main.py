@@ -495,7 +495,7 @@ def run_report(options: "Report", command: str) -> None:
 
 def describe(method: "Method") -> list[str]:
     """The names of a method's hyperparameters in brackets, if it has any."""
-    return [f"({', '.join(method.hyper)})"] if method.hyper else []
+    return [f"({', '.join(method.hparams)})"] if method.hparams else []
 
 
 def run_list() -> None:
@@ -506,11 +506,13 @@ def run_list() -> None:
     from disam_jax.dg.data.load import names
     from disam_jax.dg.methods import METHODS
     from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.training.metrics import METRICS
 
     console = Console(highlight=False, markup=False)
     lists = {
         "methods": {name: " ".join([method.note, *describe(method)]) for name, method in METHODS.items()},
         "networks": {name: entry.summary for name, entry in MODELS.items()},
+        "metrics": {name: metric.note for name, metric in METRICS.items()},
         "data sets": dict.fromkeys(names(), ""),
     }
     for title, entries in lists.items():
@@ -587,7 +589,11 @@ def run(arguments: Sequence[str]) -> int:
         check_argument(argument)
     options = parse(arguments)
     from disam_jax.dg.cli.options import List, Report
+    from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.training.metrics import METRICS
 
+    for line in (*METHODS.failures, *METRICS.failures):
+        say(line)
     command = shlex.join(["disam-jax", *arguments])
     match options:
         case List():

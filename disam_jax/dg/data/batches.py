@@ -102,6 +102,17 @@ def dropout_key(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, np.uint32(2))
 
 
+def method_key(key: jax.Array) -> jax.Array:
+    """What a method draws from, as Mixup does; `key` is the step's.
+
+    Example:
+        >>> key = step_key(run_key(seed=0, target=1), 2)
+        >>> bool(method_key(key) == dropout_key(key))
+        False
+    """
+    return jax.random.fold_in(key, np.uint32(3))
+
+
 def draw_rows(
     key: jax.Array,
     order: jax.Array,

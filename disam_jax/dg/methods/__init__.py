@@ -1,47 +1,65 @@
-"""The methods that are compared: each turns a batch of several domains into a gradient."""
+"""The methods that are compared: each turns a batch of several domains into a gradient.
 
-from disam_jax.dg.methods.registry import (
-    METHODS,
+To add one, put a table `METHODS` of `Method`s by name into a file of this package, or into a package of your own behind
+an entry point of the group `disam_jax.methods`. Search, sweeps, reports, the command line and the tests of all methods
+follow from that.
+"""
+
+from disam_jax.dg.methods.alignment import coral, coral_penalty
+from disam_jax.dg.methods.base import (
     ZERO_SHOT,
+    Batch,
     Forward,
-    Hyper,
+    HParams,
     Hyperparameter,
-    Memory,
     Method,
+    MethodError,
+    MethodState,
     Outputs,
-    coral,
-    coral_penalty,
-    descend,
-    find_methods,
-    group_dro,
-    mean_coral,
-    mean_loss,
+    count_steps,
+    from_objective,
+    method_gradient,
     no_options,
-    perturb,
-    stay,
-    vrex,
+    no_state,
+    no_update,
     zero_shot,
 )
+from disam_jax.dg.methods.erm import mean_loss
+from disam_jax.dg.methods.objectives import annealed, group_dro, irm, irm_penalty, mixup, mixup_pairs, sd, vrex
+from disam_jax.dg.methods.registry import METHODS, find_methods
+from disam_jax.dg.methods.sharpness_aware import RHO, domain_losses, sharpness_aware
 
 __all__ = [
     "METHODS",
+    "RHO",
     "ZERO_SHOT",
+    "Batch",
     "Forward",
-    "Hyper",
+    "HParams",
     "Hyperparameter",
-    "Memory",
     "Method",
+    "MethodError",
+    "MethodState",
     "Outputs",
+    "annealed",
     "coral",
     "coral_penalty",
-    "descend",
+    "count_steps",
+    "domain_losses",
     "find_methods",
+    "from_objective",
     "group_dro",
-    "mean_coral",
+    "irm",
+    "irm_penalty",
     "mean_loss",
+    "method_gradient",
+    "mixup",
+    "mixup_pairs",
     "no_options",
-    "perturb",
-    "stay",
+    "no_state",
+    "no_update",
+    "sd",
+    "sharpness_aware",
     "vrex",
     "zero_shot",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 
 import disam_jax
 from disam_jax.dg.report import figures, formats, tables
+from disam_jax.dg.report.metrics import metrics_table
 from disam_jax.dg.report.open_classes import open_by_run, open_table
 from disam_jax.dg.report.scores import QUANTITIES, score
 from disam_jax.dg.report.sensitivity import Grid, grids
@@ -191,6 +192,8 @@ def report_tables(results: Results, summaries: Mapping[str, Summary], criterion:
         made["loss_comparisons"] = tables.comparisons_table(summary, tables.LOSSES)
     made["losses"] = tables.losses_table(summary)
     made["sharpness"] = tables.sharpness_table(summary)
+    if results.metrics:
+        made["metrics"] = metrics_table(results, summary)
     made["selection"] = tables.selection_table(summaries)
     if any(facts.get("flops") is not None for facts in results.header["methods"].values()):
         made["flops"] = tables.cost_table(results)

@@ -1,4 +1,4 @@
-"""The compiled program of a method: many runs side by side, in as many as the memory holds."""
+"""Trains and evaluates many runs of one method in a single compiled program, with the data set on the device."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,18 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import batches
-from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
-from disam_jax.dg.runners.memory import program_bytes
-from disam_jax.dg.training import averaging
+from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
+from disam_jax.dg.runners.devices import over_runs, put_once
+from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
-from disam_jax.dg.training.evaluation import Metrics, Unseen, domain_sharpness, measure
+from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
 from disam_jax.dg.training.step import Arrays, RunSpec, RunState, sources_of, standardised, start, train_step
 
 
@@ -25,10 +24,10 @@ class Shared(NamedTuple):
     """What all runs share.
 
     Attributes:
-        arrays: the data set.
-        weights: of the network.
-        new: examples of new classes, or None.
-        new_weights: of the network that tells these apart.
+        arrays: Data set.
+        weights: Weights of the network that no run trains.
+        new: Examples of new classes, or None.
+        new_weights: Weights of the network that classifies these.
     """
 
     arrays: Arrays
@@ -38,30 +37,28 @@ class Shared(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The network that is trained, and the one that tells new classes apart with its parameters, if there are any."""
+    """The network to train, and the one that classifies new classes with its parameters, if there are any."""
 
     trained: Network
     new: Network | None = None
 
-    def given(self, shared: Shared) -> tuple[Network, Unseen | None]:
-        """With the weights, and the examples, of a program's arguments."""
-        unseen = None
-        if self.new is not None and shared.new is not None:
-            unseen = Unseen(self.new.given(shared.new_weights), shared.new)
-        return self.trained.given(shared.weights), unseen
+    def given(self, shared: Shared) -> "Networks":
+        """With the weights of a program's arguments."""
+        return Networks(self.trained.given(shared.weights), self.new and self.new.given(shared.new_weights))
 
 
 class InMemoryRunner:
-    """Trains and measures R runs of one method at once.
+    """Trains and measures R runs of one method at once. Meets `runners.base.Runner`.
 
     Args:
-        network: that is trained.
-        method: that makes the gradients.
-        setting: what all runs share.
-        arrays: the data set.
+        network: Network to train.
+        method: Method that computes the gradients.
+        setting: Configuration that all runs share.
+        arrays: Data set.
         seeds: S seeds, in the order of the splits in `arrays`.
-        probe: number of examples of each domain on which w + e is measured.
-        unseen: new classes that are measured too, if there are any.
+        probe: Number of examples of each domain on which w + e is measured.
+        new_network: Network that classifies new classes with the trained parameters, if there are any.
+        new: Their examples.
     """
 
     def __init__(
@@ -72,13 +69,12 @@ class InMemoryRunner:
         arrays: Arrays,
         seeds: Sequence[int],
         probe: int,
-        unseen: Unseen | None = None,
+        new_network: Network | None = None,
+        new: Arrays | None = None,
     ):
         self.setting, self.seeds = setting, tuple(seeds)
-        networks = Networks(network, unseen.network if unseen else None)
-        self.shared = Shared(arrays, network.weights)
-        if unseen is not None:
-            self.shared = self.shared._replace(new=unseen.arrays, new_weights=unseen.network.weights)
+        networks = Networks(network, new_network)
+        self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
         fixed = {"networks": networks, "method": method, "setting": setting}
         self._start = jax.jit(functools.partial(start_all, **fixed))
         self._measure = jax.jit(functools.partial(measure_all, **fixed, probe=probe))
@@ -96,7 +92,7 @@ class InMemoryRunner:
             key=jax.vmap(batches.run_key)(seeds, targets),
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
-            hyper={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
+            hparams={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
         )
         return jax.device_put(specs, over_runs(len(runs)))
 
@@ -108,47 +104,33 @@ class InMemoryRunner:
             self._placed[where] = put_once(self.shared, where)
         return self._placed[where]
 
+    def chunks(self, runs: Sequence[Run], size: int) -> list[list[Run]]:
+        """See `Runner`: any runs go together."""
+        return in_order(runs, size)
+
     def compile(self, runs: Sequence[Run]) -> Any:
         """The program for as many runs; it is compiled once."""
         number = len(runs)
         if number not in self._compiled:
             specs, shared = self.specs(runs), self.shared_for(number)
             states = jax.device_put(self._start(specs, shared), over_runs(number))
-            self._compiled[number] = self._segment.lower(states, specs, jnp.int32(0), shared).compile()
+            with naming(runs):
+                self._compiled[number] = self._segment.lower(states, specs, jnp.int32(0), shared).compile()
         return self._compiled[number]
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
-        """How many runs fit into one program: compiled, and its memory read, until it fits.
-
-        Args:
-            runs: all runs of the method.
-            most: not more than these.
-            budget: bytes on each device.
-
-        Returns:
-            A number that deals the runs evenly, a multiple of the number of devices if there are so many runs.
-
-        Raises:
-            InputError: if not even the smallest program fits.
-        """
+        """See `Runner`: a number that deals the runs evenly, a multiple of the devices if there are so many runs."""
         return fitting(len(runs), most, budget, lambda number: program_bytes(self.compile([runs[0]] * number)))
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
         specs, shared = self.specs([run]), self.shared_for(1)
         states = jax.eval_shape(self._start, specs, shared)
-        return flops_of(jax.jit(self._step), states, specs, jnp.int32(0), shared)
+        with naming([run]):
+            return flops_of(jax.jit(self._step), states, specs, jnp.int32(0), shared)
 
-    def train(self, runs: Sequence[Run], on_segment=None) -> dict[str, np.ndarray]:
-        """Trains and measures runs.
-
-        Args:
-            runs: R of them, with the same names of hyperparameters.
-            on_segment: called after each of the P segments.
-
-        Returns:
-            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
-        """
+    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+        """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
         states = jax.device_put(self._start(specs, shared), over_runs(len(runs)))
         points: list[Metrics] = []
@@ -167,115 +149,6 @@ class InMemoryRunner:
         return found(points, jax.device_get(self._sharpness(params, state, specs, shared)), runs)
 
 
-def put_once(tree: Any, where: Any) -> Any:
-    """The arrays of a tree on devices; one that it holds twice is there once."""
-    placed: dict[int, jax.Array] = {}
-
-    def put(leaf: Any) -> jax.Array:
-        if id(leaf) not in placed:
-            placed[id(leaf)] = jax.device_put(leaf, where)
-        return placed[id(leaf)]
-
-    return jax.tree.map(put, tree)
-
-
-def flops_of(jitted: Any, *arguments: Any) -> float | None:
-    """Floating-point operations of a program, as XLA counts them; None where it does not."""
-    counted = (jitted.lower(*arguments).compile().cost_analysis() or {}).get("flops")
-    return None if counted is None or counted <= 0 else float(counted)
-
-
-def found(points: Sequence[Metrics], sharpness: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """The arrays of `Results` by name, from what was measured at P points.
-
-    Args:
-        points: arrays [R, ...].
-        sharpness: [R, D].
-        runs: R of them.
-
-    Returns:
-        Arrays [R, P, ...]; those that were not measured are absent.
-    """
-    names = [name for name in Metrics._fields if getattr(points[0], name) is not None]
-    arrays = {name: np.stack([getattr(point, name) for point in points], 1) for name in names}
-    perturbed = arrays["perturbed_losses"].astype(np.float64)
-    perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
-    return {**arrays, "perturbed_losses": perturbed, "sharpness": sharpness}
-
-
-def over_runs(number: int) -> Any:
-    """Where arrays of R runs lie: dealt over the devices, or on the first one if they cannot be dealt evenly."""
-    devices = jax.devices()
-    if number % len(devices):
-        return devices[0]
-    return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
-
-
-def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> int:
-    """The size of the parts of `total` runs that fit: compiled, and their memory read, until they do.
-
-    Args:
-        total: number of runs.
-        most: not more than these in a part.
-        budget: bytes on each device.
-        used: number of runs -> bytes that they take on each device.
-
-    Returns:
-        A size that `evenly` gives.
-
-    Raises:
-        InputError: if not even the smallest part fits.
-    """
-    most = min(most, total)
-    while True:
-        number = evenly(total, most)
-        needed = used(number)
-        if needed <= budget:
-            return number
-        if number == 1 or most == 1:
-            raise InputError(
-                f"one run needs {needed / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
-                "take a smaller model, image size or batch, or read images with --stream"
-            )
-        # Never too few, since a part of the memory does not grow with the runs.
-        most = max(1, min(number - 1, int(number * budget / needed)))
-
-
-def evenly(total: int, most: int) -> int:
-    """The size of equal parts of at most `most`, a multiple of the number of devices if it is larger than that.
-
-    Example:
-        >>> evenly(10, 4)
-        4
-        >>> evenly(9, 4)
-        3
-    """
-    size = -(-total // -(-total // most))
-    devices = jax.device_count()
-    rounded = -(-size // devices) * devices
-    if rounded > most:
-        rounded = size // devices * devices
-    return rounded or size
-
-
-def weights(states: RunState, setting: TrainConfig) -> tuple[Any, Any]:
-    """Parameters and running statistics that are measured: the moving average if there is one."""
-    if setting.averaging == "ema":
-        return states.average
-    return states.params, states.state
-
-
-def swad_weights(averages: Sequence[Any], points: Sequence[Metrics], targets: Sequence[int]) -> tuple[Any, Any]:
-    """SWAD's weights of R runs, from the means over the segments and the validation losses at their ends."""
-    validation = np.stack([point.losses[:, 1] for point in points[1:]], 1)  # [R, P - 1, D]
-    windows = [
-        averaging.swad_window(np.delete(losses, target, -1).mean(-1))
-        for losses, target in zip(validation, targets, strict=True)
-    ]
-    first, last = np.array(windows).T
-    return averaging.average_points(averages, first, last)
-
-
 def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
     """Inputs [M, n, ...] and labels [M, n] of the batch of a step of one run."""
     sources = sources_of(spec.target, len(arrays.counts))
@@ -289,7 +162,7 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
 
 def start_all(specs: RunSpec, shared: Shared, *, networks: Networks, method: Method, setting: TrainConfig) -> RunState:
     """R runs before their first step."""
-    network, _ = networks.given(shared)
+    network = networks.given(shared).trained
     sources = len(shared.arrays.counts) - 1
     begin = functools.partial(start, network=network, method=method, setting=setting, num_sources=sources)
     return jax.vmap(begin)(specs)
@@ -307,8 +180,9 @@ def measure_all(
     probe: int,
 ) -> Metrics:
     """What is measured of R runs; see `measure`."""
-    network, unseen = networks.given(shared)
-    one = functools.partial(measure, network=network, method=method, setting=setting, probe=probe, unseen=unseen)
+    network, new_network = networks.given(shared)
+    fixed = {"network": network, "method": method, "setting": setting, "probe": probe}
+    one = functools.partial(measure, **fixed, new_network=new_network, new=shared.new)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 
 
@@ -316,7 +190,7 @@ def sharpness_all(
     params: Any, state: Any, specs: RunSpec, shared: Shared, *, networks: Networks, setting: TrainConfig, probe: int
 ) -> jax.Array:
     """Sharpness of each domain of R runs; see `domain_sharpness`."""
-    one = functools.partial(domain_sharpness, network=networks.given(shared)[0], setting=setting, probe=probe)
+    one = functools.partial(domain_sharpness, network=networks.given(shared).trained, setting=setting, probe=probe)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 
 
@@ -331,7 +205,7 @@ def step_all(
     setting: TrainConfig,
 ) -> RunState:
     """A step of R runs, each on its own batch."""
-    network, _ = networks.given(shared)
+    network = networks.given(shared).trained
 
     def one(run: RunState, spec: RunSpec) -> RunState:
         inputs, labels = draw(spec, step, shared.arrays, setting.per_domain)
@@ -354,14 +228,14 @@ def segment(
     """Measures R runs, then trains each up to the next point at which they are measured.
 
     Args:
-        states: of the runs, leaves [R, ...].
-        specs: of the runs, leaves [R, ...].
-        first: int32 [], the number of steps already made.
-        shared: what the runs share.
-        networks: that are trained and measured.
-        method: that makes the gradients.
-        setting: what all runs share, but for arrays.
-        probe: number of examples of each domain on which w + e is measured.
+        states: States of the runs, leaves [R, ...].
+        specs: Seeds, targets and hyperparameters of the runs, leaves [R, ...].
+        first: Number of steps already made, int32 [].
+        shared: Arrays that the runs share.
+        networks: Networks to train and to measure.
+        method: Method that computes the gradients.
+        setting: Configuration that all runs share.
+        probe: Number of examples of each domain on which w + e is measured.
 
     Returns:
         The runs after `min(setting.segment, setting.steps - first)` more steps, and what was measured before these.

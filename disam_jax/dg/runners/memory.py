@@ -1,11 +1,14 @@
-"""How much memory there is, and how much a compiled program takes."""
+"""How much memory there is, how much a compiled program takes, and how many runs fit."""
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from disam_jax.dg.errors import InputError
 
 
 def program_bytes(compiled: Any) -> int:
@@ -34,6 +37,53 @@ def all_bytes() -> int:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _container_limit()
     return (total if limit is None else min(total, limit)) // jax.local_device_count()
+
+
+def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> int:
+    """The size of chunks that fit into memory, found by compiling one and reading its memory until it fits.
+
+    Args:
+        total: Number of runs.
+        most: Largest size of a chunk.
+        budget: Bytes on each device.
+        used: Number of runs -> bytes that they take on each device.
+
+    Returns:
+        A size that `evenly` gives.
+
+    Raises:
+        InputError: If not even the smallest chunk fits.
+    """
+    most = min(most, total)
+    while True:
+        number = evenly(total, most)
+        needed = used(number)
+        if needed <= budget:
+            return number
+        if number == 1 or most == 1:
+            raise InputError(
+                f"one run needs {needed / 2**20:.0f} MiB and --memory allows {budget / 2**20:.0f} MiB: allow more, "
+                "take a smaller model, image size or batch, or read images with --stream"
+            )
+        # Never too few, since some of the memory does not grow with the runs.
+        most = max(1, min(number - 1, int(number * budget / needed)))
+
+
+def evenly(total: int, most: int) -> int:
+    """The size of equal chunks of at most `most`, a multiple of the number of devices if it is larger than that.
+
+    Example:
+        >>> evenly(10, 4)
+        4
+        >>> evenly(9, 4)
+        3
+    """
+    size = -(-total // -(-total // most))
+    devices = jax.device_count()
+    rounded = -(-size // devices) * devices
+    if rounded > most:
+        rounded = size // devices * devices
+    return rounded or size
 
 
 def _machine_bytes() -> int:

@@ -50,7 +50,7 @@ def default_hyper(method: Method, setting: TrainConfig) -> dict[str, float]:
         {'learning_rate': 0.1, 'weight_decay': 0.0, 'rho': 0.05}
     """
     defaults = setting.defaults
-    own = {name: each.value(defaults, name) for name, each in method.hyper.items()}
+    own = {name: each.value(defaults, name) for name, each in method.hparams.items()}
     return {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay, **own}
 
 
@@ -72,7 +72,7 @@ def random_candidates(method: Method, setting: TrainConfig, number: int, seed: i
         >>> [round(each["rho"], 3) for each in candidates]
         [0.5, 0.083, 0.338]
     """
-    ranges = {**shared_ranges(setting), **method.hyper}
+    ranges = {**shared_ranges(setting), **method.hparams}
     candidates = [default_hyper(method, setting)]
     for place in range(1, number):
         drawn = {
@@ -110,7 +110,7 @@ def grid_candidates(
     """
     start = default_hyper(method, setting)
     names = [name for name in grid if name in start]
-    times = {name: method.hyper[name].times if name in method.hyper else 1.0 for name in names}
+    times = {name: method.hparams[name].times if name in method.hparams else 1.0 for name in names}
     candidates = [start]
     for values in itertools.product(*(grid[name] for name in names)):
         one = {**start, **{name: value * times[name] for name, value in zip(names, values, strict=True)}}
@@ -132,7 +132,7 @@ def check_grid(grid: Mapping[str, Sequence[float]], methods: Mapping[str, Method
         ...
         disam_jax.dg.errors.InputError: --grid rho must be finite and not negative, got -0.1
     """
-    known = {"learning_rate", "weight_decay"}.union(*(method.hyper for method in methods.values()))
+    known = {"learning_rate", "weight_decay"}.union(*(method.hparams for method in methods.values()))
     for name, values in grid.items():
         if name not in known:
             raise InputError(f"unknown hyperparameter {name} in --grid: these methods have {', '.join(sorted(known))}")

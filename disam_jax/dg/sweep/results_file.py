@@ -415,7 +415,11 @@ def _results(
     names = (*MEASURED, *(name for name in OPTIONAL if name in records[0]))
     arrays = {name: np.stack([_array(record[name]) for record in records]) for name in names}
     runs = tuple(Run(*name_of(record), hyper=dict(record["hyper"])) for record in records)
-    return Results(header={**header, "methods": methods}, runs=runs, steps=np.array(steps), **arrays)
+    metrics = {
+        name: np.stack([_array(record["metrics"][name]) for record in records]) for name in header.get("metrics", ())
+    }
+    header = {**header, "methods": methods}
+    return Results(header=header, runs=runs, steps=np.array(steps), **arrays, metrics=metrics)
 
 
 # The file as it is written.
@@ -460,7 +464,7 @@ class Store:
             )
         return there == len(runs)
 
-    def chunk(self, method: str, number: int, runs: Sequence[Run], measured: Mapping[str, np.ndarray]) -> None:
+    def chunk(self, method: str, number: int, runs: Sequence[Run], measured: Mapping[str, Any]) -> None:
         """Writes a chunk of runs.
 
         Args:
@@ -474,6 +478,11 @@ class Store:
                 **run._asdict(),
                 "hyper": dict(run.hyper),
                 **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
+                **(
+                    {"metrics": {name: plain(values[place]) for name, values in measured["metrics"].items()}}
+                    if "metrics" in measured
+                    else {}
+                ),
             }
             for place, run in enumerate(runs)
         ]
@@ -626,5 +635,6 @@ def complete_part(results: Results) -> Results:
         results,
         header={**header, "methods": methods, "finished": len(kept), "notes": [*header["notes"], *note]},
         runs=tuple(results.runs[place] for place in kept),
+        metrics={name: values[kept] for name, values in results.metrics.items()},
         **{name: value[kept] for name in (*MEASURED, *OPTIONAL) if (value := getattr(results, name)) is not None},
     )

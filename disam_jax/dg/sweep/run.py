@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,32 +14,18 @@ import disam_jax
 from disam_jax.dg.cli.progress import TimeLeft
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import StreamedImages, fingerprint
-from disam_jax.dg.data.splits import small_domains, split, whole
+from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
-from disam_jax.dg.runners.in_memory import InMemoryRunner
-from disam_jax.dg.runners.streaming import NewImages, StreamingRunner, chunks
+from disam_jax.dg.runners.base import NewClasses
+from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
 from disam_jax.dg.training.config import TrainConfig, check_setting
-from disam_jax.dg.training.evaluation import Unseen
-from disam_jax.dg.training.step import make_arrays
-
-
-class NewClasses(NamedTuple):
-    """Classes that are not trained on.
-
-    Attributes:
-        data: their examples, of the same domains.
-        networks: for each method, what tells these classes apart with the parameters that the method trained.
-    """
-
-    data: Domains
-    networks: Mapping[str, Network]
-
+from disam_jax.dg.training.metrics import extra_metrics
 
 # Convolutions whose kernels differ from run to run are slow on CPUs, where XLA has only loops for them.
 ONE_BY_ONE_ON_CPU = ("conv", "resnet18", "resnet50")
@@ -122,6 +108,7 @@ def make_header(
         "targets": [data.domain_names[target] for target in plan.targets],
         "seeds": list(plan.seeds),
         "steps": list(setting.measured_at),
+        **({"metrics": list(extra)} if (extra := extra_metrics()) else {}),
         "notes": list(notes),
         "planned": len(plan.runs),
     }
@@ -195,8 +182,11 @@ def run_sweep(
     """
     check_setting(setting)
     check_size(plan)
-    if setting.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):
-        raise InputError(f"--per-domain must be at least 2 for {aligned[0]}: one example has no covariance")
+    for name, method in methods.items():
+        if setting.per_domain < method.min_per_domain:
+            raise InputError(
+                f"--per-domain must be at least {method.min_per_domain} for {name}, got {setting.per_domain}"
+            )
     splits = tuple(split(data, seed, setting.holdout) for seed in plan.seeds)
     probe = min(setting.probe, int(splits[0].train_counts.min()))
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
@@ -214,50 +204,26 @@ def run_sweep(
         say(start_line(header, len(store.records)))
         done = len(store.records)
         left = TimeLeft(done, total)
-        if isinstance(data, StreamedImages):
-            parts = chunks
-            make = lambda name, method: StreamingRunner(
-                network_of(name),
-                method,
-                setting,
-                data,
-                splits,
-                plan.seeds,
-                probe,
-                new=None if new is None else NewImages(new.networks[name], cast(StreamedImages, new.data)),
-            )
-        else:
-            parts = in_order
-            arrays = make_arrays(data, splits, setting.standardise)
-            unseen = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
-            make = lambda name, method: InMemoryRunner(
-                network_of(name),
-                method,
-                setting,
-                arrays,
-                plan.seeds,
-                probe,
-                None if new is None or unseen is None else Unseen(new.networks[name], unseen),
-            )
+        make_runner = runner_factory(data, setting, splits, plan.seeds, probe, new)
         for name, method in methods.items():
             runs = plan.runs_of(name)
-            program = make(name, method)
+            runner = make_runner(name, network_of(name), method)
             if name not in store.programs:
                 show(f"compiling {name}", done, total)
-                size = program.runs_at_once(runs, most, budget)
-                store.program(name, {"runs_at_once": size, "flops": program.flops(runs[0])})
+                size = runner.runs_at_once(runs, most, budget)
+                store.program(name, {"runs_at_once": size, "flops": runner.flops(runs[0])})
             size = store.programs[name]["runs_at_once"]
-            for number, chunk in enumerate(parts(runs, size)):
+            for number, chunk in enumerate(runner.chunks(runs, size)):
                 if store.has(name, number, chunk):
                     continue
                 # The last chunk is filled up with a run that is not written down, so that it fits the program.
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
                 show(f"compiling {name}", done, total)
-                program.compile(filled)
+                runner.compile(filled)
                 step = len(chunk) / len(setting.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
-                measured = program.train(filled, counting(show, what, done, step, total))
+                measured = runner.train(filled, counting(show, what, done, step, total))
                 seconds[name].append((time.perf_counter() - began) / len(filled))
                 store.chunk(name, number, chunk, measured)
                 done += len(chunk)
@@ -322,17 +288,6 @@ def chunk_line(method: str, done: int, total: int, left: str) -> str:
         '120 of 180 runs are finished, the last of SAM, about 20 s left'
     """
     return f"{done} of {total} runs are finished, the last of {method}" + (f", {left}" if left else "")
-
-
-def in_order(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """Parts of at most `size` runs.
-
-    Example:
-        >>> runs = [Run("ERM", 0, seed, 0, {}) for seed in range(3)]
-        >>> [[run.seed for run in part] for part in in_order(runs, 2)]
-        [[0, 1], [2]]
-    """
-    return [list(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
 def counting(show: OnProgress, what: str, done: float, step: float, total: float) -> Callable[[], None]:

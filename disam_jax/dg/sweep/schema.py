@@ -125,7 +125,9 @@ def check_header(header: Any) -> Mapping[str, Any]:
         WrongError: If it cannot be what `sweep.make_header` made.
     """
     required = ("schema", "version", "command", "data", "setting", "methods", "candidates", "targets", "seeds", "steps")
-    check_keys(header, (*required, "notes", "planned"), (), "the header")
+    check_keys(header, (*required, "notes", "planned"), ("metrics",), "the header")
+    if "metrics" in header:
+        _distinct(header["metrics"], "metrics", _text)
     _named(header["version"], "version", _text)
     _text(header["command"], "command")
     fields = ("name", "domains", "classes", "shape", "streamed", "fingerprint")
@@ -220,7 +222,8 @@ def check_chunk(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str
 def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any]) -> None:
     """Checks one run against what the header says of all of them."""
     optional = OPTIONAL if "new_classes" in header["data"] else ()
-    check_keys(record, (*Run._fields, *MEASURED, *optional), (), where)
+    metrics = header.get("metrics", ())
+    check_keys(record, (*Run._fields, *MEASURED, *optional, *(["metrics"] if metrics else [])), (), where)
     if record["method"] != method:
         wrong(f"{where} is of {brief(record['method'], 40)} in a chunk of {method}")
     names = list(header["data"]["domains"])
@@ -242,6 +245,9 @@ def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any
         "sharpness": (number,),
         "new_accuracy": (points, number),
     }
+    if metrics:
+        for name, values in check_keys(record["metrics"], metrics, (), f"metrics of {where}").items():
+            _numbers(values, shapes["losses"], name)
     for name in (*MEASURED, *optional):
         _numbers(record[name], shapes[name], name, 1.0 if name.endswith("accuracy") else LARGEST)
 

@@ -9,7 +9,7 @@ import optax
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.methods import Hyper
+from disam_jax.dg.methods import HParams
 from disam_jax.dg.ranges import RANGES, check_range
 from disam_jax.dg.training.averaging import AVERAGING
 
@@ -177,7 +177,7 @@ def check_setting(setting: TrainConfig) -> None:
             raise InputError(f"--{name} must be one of {', '.join(choices)}, got {getattr(setting, name)}")
 
 
-def make_optimizer(setting: TrainConfig, hyper: Hyper) -> optax.GradientTransformation:
+def make_optimizer(setting: TrainConfig, hyper: HParams) -> optax.GradientTransformation:
     """The optimizer behind every method.
 
     Args:

@@ -1,5 +1,6 @@
 """What is measured of a run: accuracy and losses of every domain, losses at w + e, sharpness."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import disam_jax
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.metrics import extra_metrics, measure_examples
 from disam_jax.dg.training.step import Arrays, RunSpec, example_losses, standardised
 
 
@@ -16,39 +18,29 @@ class Metrics(NamedTuple):
     """Of one run at one point of training; the fields of `Results` without the axes of runs and points.
 
     Attributes:
-        accuracy: float32 [2, D], on training and validation split.
-        losses: float32 [2, D].
-        probe_losses: float32 [D].
-        perturbed_losses: float32 [D]; 0 for the target.
-        new_accuracy: float32 [D], on the examples of new classes; None if there are none.
+        accuracy: Fraction of right answers on training and validation split, float32 [2, D].
+        losses: Mean cross-entropy there, float32 [2, D].
+        probe_losses: Losses at w on the probe, float32 [D].
+        perturbed_losses: Losses at w + e on the probe, float32 [D]; 0 for the target.
+        new_accuracy: Fraction of right answers among new classes, float32 [D]; None if there are none.
+        metrics: Each further metric by name, float32 [2, D].
     """
 
     accuracy: jax.Array
     losses: jax.Array
     probe_losses: jax.Array
     perturbed_losses: jax.Array
-    new_accuracy: jax.Array | None = None
-
-
-class Unseen(NamedTuple):
-    """Classes that no run is trained on.
-
-    Attributes:
-        network: tells these classes apart with the parameters of the network that is trained.
-        arrays: their examples, labels counted from 0 again.
-    """
-
-    network: Network
-    arrays: Arrays
+    new_accuracy: jax.Array | None
+    metrics: Mapping[str, jax.Array]
 
 
 def by_domain_and_split(values: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
     """Means over the training and the validation split of each domain.
 
     Args:
-        values: float32 [N], one for each example.
-        spec: of the run.
-        arrays: the data set.
+        values: Values of the examples, float32 [N].
+        spec: Seed, target and hyperparameters of the run.
+        arrays: Data set.
 
     Returns:
         float32 [2, D].
@@ -69,11 +61,11 @@ def by_domain_and_split(values: jax.Array, spec: RunSpec, arrays: Arrays) -> jax
 
 def evaluate(
     params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, block: int
-) -> tuple[jax.Array, jax.Array]:
-    """Loss of every example, and whether it is classified rightly, a block of examples at a time.
+) -> dict[str, jax.Array]:
+    """Each of `METRICS` of every example, a block of examples at a time.
 
     Returns:
-        float32 [N] and float32 [N].
+        float32 [N] for each name.
 
     Example:
         >>> from disam_jax.dg.data import domains, splits
@@ -83,8 +75,8 @@ def evaluate(
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
         >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
-        >>> losses, right = evaluate(*network.init(spec.key), spec, arrays, network=network, block=2)
-        >>> [round(loss, 3) for loss in losses.tolist()], right.tolist()
+        >>> values = evaluate(*network.init(spec.key), spec, arrays, network=network, block=2)
+        >>> [round(loss, 3) for loss in values["losses"].tolist()], values["accuracy"].tolist()
         ([0.693, 0.693], [1.0, 1.0])
     """
     number = len(arrays.labels)
@@ -92,16 +84,16 @@ def evaluate(
     # The last block reaches back instead of over the end: nothing is padded.
     firsts = jnp.minimum(jnp.arange(-(-number // block), dtype=jnp.int32) * block, number - block)
 
-    def one(first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(first: jax.Array) -> dict[str, jax.Array]:
         labels = jax.lax.dynamic_slice_in_dim(arrays.labels, first, block)
         inputs = standardised(jax.lax.dynamic_slice_in_dim(arrays.inputs, first, block), spec, arrays)
         logits = network.apply(params, state, inputs, spec.key, False).logits
-        return example_losses(logits, labels), (logits.argmax(-1) == labels).astype(jnp.float32)
+        return measure_examples(logits, labels)
 
-    losses, right = jax.lax.map(one, firsts)
+    values = jax.lax.map(one, firsts)
     rows = firsts[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
     place = lambda values: jnp.zeros(number, values.dtype).at[rows].set(values)
-    return place(losses), place(right)
+    return {name: place(each) for name, each in values.items()}
 
 
 def probe_rows(spec: RunSpec, arrays: Arrays, size: int) -> jax.Array:
@@ -130,20 +122,22 @@ def measure(
     method: Method,
     setting: TrainConfig,
     probe: int,
-    unseen: Unseen | None = None,
+    new_network: Network | None = None,
+    new: Arrays | None = None,
 ) -> Metrics:
     """Measures a run with the running statistics as they are and nothing dropped.
 
     Args:
-        params: of the network.
-        state: of the network.
-        spec: of the run.
-        arrays: the data set.
-        network: that is trained.
-        method: whose perturbation w + e has.
-        setting: what all runs share.
-        probe: number of examples of each domain on which w + e is measured.
-        unseen: new classes, if there are any.
+        params: Parameters of the network.
+        state: Running statistics of the network.
+        spec: Seed, target and hyperparameters of the run.
+        arrays: Data set.
+        network: Network to evaluate.
+        method: Method whose perturbation gives w + e.
+        setting: Configuration that all runs share.
+        probe: Number of examples of each domain on which w + e is measured.
+        new_network: Network that classifies new classes with the parameters of the run, if there are any.
+        new: Their examples.
 
     Returns:
         Metrics. The held-out domain is absent from the perturbation.
@@ -161,7 +155,8 @@ def measure(
         >>> measured.accuracy.tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    losses, right = evaluate(params, state, spec, arrays, network=network, block=setting.block)
+    values = evaluate(params, state, spec, arrays, network=network, block=setting.block)
+    means = {name: by_domain_and_split(each, spec, arrays) for name, each in values.items()}
     rows = probe_rows(spec, arrays, probe)
     inputs = standardised(arrays.inputs[rows.reshape(-1)], spec, arrays)
     inputs = inputs.reshape(*rows.shape, *inputs.shape[1:])
@@ -169,15 +164,20 @@ def measure(
         params, state, spec, inputs, arrays.labels[rows], network=network, method=method, setting=setting
     )
     return Metrics(
-        by_domain_and_split(right, spec, arrays),
-        by_domain_and_split(losses, spec, arrays),
+        means["accuracy"],
+        means["losses"],
         plain,
         perturbed,
-        None if unseen is None else unseen_accuracy(params, state, spec, unseen, setting.block),
+        None
+        if new is None or new_network is None
+        else new_accuracy(params, state, spec, new, network=new_network, block=setting.block),
+        {name: means[name] for name in extra_metrics()},
     )
 
 
-def unseen_accuracy(params: Params, state: State, spec: RunSpec, unseen: Unseen, block: int) -> jax.Array:
+def new_accuracy(
+    params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, block: int
+) -> jax.Array:
     """Fraction of right answers among the new classes alone, float32 [D]; NaN for a domain without any.
 
     Example:
@@ -188,11 +188,10 @@ def unseen_accuracy(params: Params, state: State, spec: RunSpec, unseen: Unseen,
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
         >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
-        >>> unseen_accuracy(*network.init(spec.key), spec, Unseen(network, arrays), block=2).tolist()
+        >>> new_accuracy(*network.init(spec.key), spec, arrays, network=network, block=2).tolist()
         [1.0]
     """
-    arrays = unseen.arrays
-    _, right = evaluate(params, state, spec, arrays, network=unseen.network, block=block)
+    right = evaluate(params, state, spec, arrays, network=network, block=block)["accuracy"]
     number = len(arrays.counts)
     means = disam_jax.mean_by_domain(right, arrays.domain_ids, number).values
     return jnp.where(arrays.counts > 0, means, jnp.nan)
@@ -212,14 +211,14 @@ def measure_probe(
     """Losses of the probe at w and at w + e.
 
     Args:
-        params: of the network.
-        state: of the network.
-        spec: of the run.
-        inputs: [D, n, ...], n examples of each domain, as the network gets them.
+        params: Parameters of the network.
+        state: Running statistics of the network.
+        spec: Seed, target and hyperparameters of the run.
+        inputs: n examples of each domain as the network gets them, [D, n, ...].
         labels: int32 [D, n].
-        network: that is trained.
-        method: whose perturbation w + e has.
-        setting: what all runs share.
+        network: Network to evaluate.
+        method: Method whose perturbation gives w + e.
+        setting: Configuration that all runs share.
 
     Returns:
         float32 [D] each. The held-out domain is absent from the perturbation and 0 at w + e.
@@ -244,9 +243,9 @@ def measure_probe(
         losses = example_losses(logits, labels.reshape(-1))
         return disam_jax.DomainLosses(losses.reshape(number, size).mean(1), is_source)
 
-    rho = spec.hyper.get("rho", jnp.float32(setting.rho))
-    lam = spec.hyper.get("lam", 0.0)
-    at_perturbed = disam_jax.value_and_grad(domain_losses, rho, lam, with_info=True, **method.ascent(spec.hyper))
+    rho = spec.hparams.get("rho", jnp.float32(setting.rho))
+    lam = spec.hparams.get("lam", 0.0)
+    at_perturbed = disam_jax.value_and_grad(domain_losses, rho, lam, with_info=True, **method.ascent(spec.hparams))
     (_, info), _ = at_perturbed(params)
     return domain_losses(params).values, info.perturbed_domain_losses
 
@@ -257,13 +256,13 @@ def domain_sharpness(
     """Sharpness of each domain, the held-out one too: L_d(w + e_d) - L_d(w), e_d = rho g_d / ||g_d||.
 
     Args:
-        params: of the network.
-        state: of the network.
-        spec: of the run.
-        arrays: the data set.
-        network: that is trained.
-        setting: has `sharpness_rho`, the same for every method.
-        probe: number of training examples of each domain.
+        params: Parameters of the network.
+        state: Running statistics of the network.
+        spec: Seed, target and hyperparameters of the run.
+        arrays: Data set.
+        network: Network to evaluate.
+        setting: Configuration with `sharpness_rho`, the same for every method.
+        probe: Number of training examples of each domain.
 
     Returns:
         float32 [D], in nats.
@@ -302,13 +301,13 @@ def sharpness_of(
     """Sharpness of one domain.
 
     Args:
-        params: of the network.
-        state: of the network.
-        spec: of the run.
-        inputs: [n, ...], examples of the domain, as the network gets them.
+        params: Parameters of the network.
+        state: Running statistics of the network.
+        spec: Seed, target and hyperparameters of the run.
+        inputs: Examples of the domain as the network gets them, [n, ...].
         labels: int32 [n].
-        network: that is trained.
-        setting: has `sharpness_rho`.
+        network: Network to evaluate.
+        setting: Configuration with `sharpness_rho`.
 
     Returns:
         float32 [], in nats.

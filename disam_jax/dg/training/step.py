@@ -15,7 +15,7 @@ import optax
 from disam_jax.dg.data import augment, batches
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import Split, validates
-from disam_jax.dg.methods import Hyper, Memory, Method, Outputs
+from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.averaging import moving_average
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
@@ -27,12 +27,12 @@ class Arrays(NamedTuple):
     Attributes:
         inputs: [N, ...].
         labels: int32 [N].
-        domain_ids: int32 [N].
-        starts: int32 [D].
-        counts: int32 [D].
-        order: int32 [S, N], see `Split`.
-        train_counts: int32 [D], the same for every seed.
-        in_validation: bool [S, N].
+        domain_ids: Domain of each example, int32 [N].
+        starts: First row of each domain, int32 [D].
+        counts: Number of examples of each domain, int32 [D].
+        order: Rows with those of the training split first in each domain, int32 [S, N], see `Split`.
+        train_counts: Size of each training split, int32 [D], the same for every seed.
+        in_validation: Whether an example is in the validation split, bool [S, N].
         shift: float32 [S, D, ...], subtracted from the inputs if domain d is the target; None for images.
         scale: float32 [S, D, ...], by which they are then divided.
     """
@@ -53,33 +53,33 @@ class RunSpec(NamedTuple):
     """What distinguishes a run from the others of its method; leaves [R, ...] for R runs, [...] inside one.
 
     Attributes:
-        key: random key of (seed, target).
-        place: int32 [], of the seed among the splits.
-        target: int32 [], the held-out domain.
-        hyper: the hyperparameters, float32 [] each.
+        key: Random key of (seed, target).
+        place: Place of the seed among the splits, int32 [].
+        target: Held-out domain, int32 [].
+        hparams: Values of the hyperparameters, float32 [] each.
     """
 
     key: jax.Array
     place: jax.Array
     target: jax.Array
-    hyper: Hyper
+    hparams: HParams
 
 
 class RunState(NamedTuple):
     """What a run carries from step to step; leaves [R, ...] for R runs, [...] inside one.
 
     Attributes:
-        params: of the network.
-        state: of the network: running statistics.
-        optimizer: its state.
-        memory: the method's.
-        average: of (params, state) over the steps so far, or None.
+        params: Parameters of the network.
+        state: Running statistics of the network.
+        optimizer: State of the optimizer.
+        method_state: State of the method.
+        average: Average of (params, state) over the steps so far, or None.
     """
 
     params: Params
     state: State
     optimizer: Any
-    memory: Memory
+    method_state: MethodState
     average: Any
 
 
@@ -90,9 +90,9 @@ def make_arrays(data: Domains, splits: tuple[Split, ...], standardise: bool) -> 
     a validation split enters. A feature that is constant there is only centred.
 
     Args:
-        data: the data set.
-        splits: one for each seed.
-        standardise: False leaves the inputs as they are.
+        data: Data set.
+        splits: Splits, one for each seed.
+        standardise: Whether to compute shift and scale; without them, inputs are used as they are.
 
     Returns:
         Arrays.
@@ -147,13 +147,13 @@ def standardised(inputs: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
 
 
 def start(spec: RunSpec, network: Network, method: Method, setting: TrainConfig, num_sources: int) -> RunState:
-    """A run before its first step; weights are those of its seed and target, whatever the method."""
+    """A run before its first step. Its weights depend on seed and target alone, not on the method."""
     params, state = network.init(batches.init_key(spec.key))
     return RunState(
         params,
         state,
-        make_optimizer(setting, spec.hyper).init(params),
-        method.memory(num_sources),
+        make_optimizer(setting, spec.hparams).init(params),
+        method.state(num_sources),
         None if setting.averaging == "none" else (params, state),
     )
 
@@ -177,36 +177,46 @@ def train_step(
     """One optimizer step of one run.
 
     Args:
-        run: before it.
-        spec: of the run.
-        step: int32 [], counted from 0.
-        inputs: [M, n, ...], n examples of each source domain; images as uint8, not augmented.
+        run: Run before the step.
+        spec: Seed, target and hyperparameters of the run.
+        step: Number of the step, counted from 0, int32 [].
+        inputs: n examples of each source domain, [M, n, ...]; images as uint8, not augmented.
         labels: int32 [M, n].
-        network: that is trained.
-        method: that makes the gradient.
-        setting: what all runs share.
+        network: Network to train.
+        method: Method that computes the gradient.
+        setting: Configuration that all runs share.
 
     Returns:
-        The run after it.
+        The run after the step.
+
+    Raises:
+        MethodError: If the method breaks its contract, see `method_gradient`.
     """
     key = batches.step_key(spec.key, step)
-    number, size = labels.shape
-    # One batch for the network, whose batch normalisation then sees the mixture of the domains.
-    flat = inputs.reshape(number * size, *inputs.shape[2:])
     if setting.augment:
-        flat = augment.augment(batches.augmentation_key(key), flat, augment.Augmentation())
+        flat = inputs.reshape(labels.size, *inputs.shape[2:])
+        inputs = augment.augment(batches.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
+    batch = Batch(inputs, labels, batches.method_key(key))
 
-    def forward(params: Params) -> Outputs:
-        output = network.apply(params, run.state, flat, batches.dropout_key(key), True)
-        losses = example_losses(output.logits, labels.reshape(-1))
-        return Outputs(losses.reshape(number, size).mean(1), output.features.reshape(number, size, -1), output.state)
+    def forward(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
+        x, y = batch.x if x is None else x, batch.y if y is None else y
+        if x.shape[:2] != y.shape:
+            raise MethodError(
+                f"forward must get inputs {[*y.shape, '...']} for labels {list(y.shape)}, got {list(x.shape)}: give "
+                "it the labels of these inputs, forward(params, x, y)"
+            )
+        # One batch for the network, whose batch normalisation then sees the mixture of the domains.
+        output = network.apply(params, run.state, x.reshape(y.size, *x.shape[2:]), batches.dropout_key(key), True)
+        losses = example_losses(output.logits, y.reshape(-1)).reshape(y.shape)
+        by_domain = lambda values: values.reshape(*y.shape, -1)
+        return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
-    grads, state, memory = method.gradient(run.params, forward, spec.hyper, run.memory)
-    updates, optimizer = make_optimizer(setting, spec.hyper).update(grads, run.optimizer, run.params)
+    grads, state, method_state = method_gradient(method, run.params, batch, forward, spec.hparams, run.method_state)
+    updates, optimizer = make_optimizer(setting, spec.hparams).update(grads, run.optimizer, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average
     if setting.averaging == "ema":
         average = moving_average(average, (params, state), step, setting.ema_decay)
     elif setting.averaging == "swad":
         average = moving_average(average, (params, state), step % setting.segment, 1.0)
-    return RunState(params, state, optimizer, memory, average)
+    return RunState(params, state, optimizer, method_state, average)

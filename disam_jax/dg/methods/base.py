@@ -1,0 +1,314 @@
+"""What a method is: how a batch of several domains becomes a gradient, and which hyperparameters that needs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.models.network import Params, State
+
+# DomainBed trains for this many steps; its hyperparameters that count steps are meant for it.
+DOMAINBED_STEPS = 5000
+# Values of a run's hyperparameters by name, float32 [] each.
+HParams = Mapping[str, jax.Array]
+# Pytree of arrays that a method carries from step to step. Structure, shapes and dtypes never change.
+MethodState = Any
+
+
+class MethodError(InputError):
+    """A method breaks its contract. The message says how; whoever knows the method's name puts it in front."""
+
+
+class Batch(NamedTuple):
+    """The examples of one step: n of each of M source domains.
+
+    Attributes:
+        x: Inputs [M, n, ...], augmented: uint8 images, or float32.
+        y: Labels, int32 [M, n].
+        key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    key: jax.Array
+
+
+class Outputs(NamedTuple):
+    """What the network computes from a batch.
+
+    Attributes:
+        losses: Mean cross-entropy of each domain, float32 [M].
+        logits: float32 [M, n, C], C classes.
+        features: Inputs of the last layer, float32 [M, n, F].
+        state: Running statistics of the network after this batch.
+    """
+
+    losses: jax.Array
+    logits: jax.Array
+    features: jax.Array
+    state: State
+
+
+class Forward(Protocol):
+    """A forward pass in training mode. What a method does not use of its outputs costs nothing under jit."""
+
+    def __call__(self, params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
+        """Applies the network.
+
+        Args:
+            params: Parameters of the network.
+            x: Inputs [M', n', ...]; those of the batch by default.
+            y: Labels of these, int32 [M', n']; those of the batch by default.
+
+        Returns:
+            Outputs for them.
+        """
+        ...
+
+
+# (params, batch, forward, hparams, state) -> (gradient, state of the network, state of the method)
+Gradient = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[Params, State, MethodState]]
+# (outputs, batch, hparams, state) -> (scalar or domain losses [M], state of the method)
+Objective = Callable[[Outputs, Batch, HParams, MethodState], tuple[jax.Array, MethodState]]
+# hyperparameters -> further options of `disam_jax.value_and_grad`
+Ascent = Callable[[HParams], Mapping[str, Any]]
+
+
+class Hyperparameter(NamedTuple):
+    """A number that a method depends on, and where random search looks for it.
+
+    Attributes:
+        default: Default value, unless the data set's defaults have one of this name.
+        low: 10 to this power is the lower end of the log-uniform range of random search.
+        high: 10 to this power is its upper end.
+        times: Factor on the data set's default, for a method that measures the value in another unit.
+        relative: Whether the range holds factors on the default instead of values.
+        of_steps: Whether the value counts optimizer steps out of the 5000 of DomainBed. It is scaled to the steps of
+            a run.
+    """
+
+    default: float
+    low: float
+    high: float
+    times: float = 1.0
+    relative: bool = False
+    of_steps: bool = False
+
+    def value(self, defaults: Mapping[str, float], name: str) -> float:
+        """The default on a data set."""
+        return self._scaled(defaults[name] * self.times if name in defaults else self.default, defaults)
+
+    def _scaled(self, value: float, defaults: Mapping[str, float]) -> float:
+        return value * defaults["steps"] / DOMAINBED_STEPS if self.of_steps else value
+
+    def draw(self, uniform: float, defaults: Mapping[str, float], name: str) -> float:
+        """A value from the range of random search.
+
+        Example:
+            >>> Hyperparameter(1.0, low=-1.0, high=1.0).draw(0.5, {}, "gamma")
+            1.0
+        """
+        factor = 10.0 ** (self.low + uniform * (self.high - self.low))
+        value = self.value(defaults, name)
+        # A control whose lam is negative keeps its sign.
+        return value * factor if self.relative else float(np.copysign(self._scaled(factor, defaults), value))
+
+
+def no_options(hparams: HParams) -> Mapping[str, Any]:
+    """No further options: the perturbation of SAM, or of DISAM with the variance penalty.
+
+    Example:
+        >>> no_options({"rho": jnp.float32(0.1)})
+        {}
+    """
+    del hparams
+    return {}
+
+
+def no_state(num_sources: int) -> MethodState:
+    """The state of a method that carries nothing from step to step.
+
+    Example:
+        >>> no_state(num_sources=3)
+        ()
+    """
+    del num_sources
+    return ()
+
+
+def count_steps(num_sources: int) -> jax.Array:
+    """The initial state of a method that counts its steps, int32 [].
+
+    Example:
+        >>> int(count_steps(num_sources=3))
+        0
+    """
+    del num_sources
+    return jnp.zeros((), jnp.int32)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compute the gradient of a step.
+
+    Attributes:
+        gradient: `(params, batch, forward, hparams, state) -> (gradient, state of the network, state)`. The gradient
+            has the structure, shapes and dtypes of the parameters. `from_objective` and `sharpness_aware` make one.
+        hparams: Hyperparameters beside those of the optimizer.
+        base: Name of the method with which this one is compared first; None for the baseline of all.
+        state: Number of source domains -> initial state, a pytree of arrays.
+        ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e.
+        control: Whether this is a control experiment, which `--method all` leaves out.
+        tuned: Whether its hyperparameters are searched.
+        min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.
+        note: One line for the list of methods.
+    """
+
+    gradient: Gradient
+    hparams: Mapping[str, Hyperparameter] = field(default_factory=dict)
+    base: str | None = "ERM"
+    state: Callable[[int], MethodState] = no_state
+    ascent: Ascent = no_options
+    control: bool = False
+    tuned: bool = True
+    min_per_domain: int = 1
+    note: str = ""
+
+
+def from_objective(objective: Objective) -> Gradient:
+    """The gradient at w of an objective.
+
+    Args:
+        objective: `(outputs, batch, hparams, state) -> (value, state)`. The value is a scalar, or domain losses [M],
+            whose mean is minimised.
+
+    Returns:
+        For `Method.gradient`.
+
+    Example:
+        >>> from disam_jax.dg.methods import mean_loss
+        >>> forward = lambda w: Outputs(w * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> gradient, _, _ = from_objective(mean_loss)(jnp.float32(5.0), None, forward, {}, ())
+        >>> float(gradient)
+        2.0
+    """
+
+    def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
+        def loss(params):
+            outputs = forward(params)
+            value, new_state = checked_objective(objective, outputs, batch, hparams, state)
+            return value.mean() if value.ndim else value, (outputs.state, new_state)
+
+        grads, (network_state, new_state) = jax.grad(loss, has_aux=True)(params)
+        return grads, network_state, new_state
+
+    return gradient
+
+
+def no_update(
+    params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState
+) -> tuple[Params, State, MethodState]:
+    """A gradient of zeros, for a network that is measured and not trained.
+
+    Example:
+        >>> forward = lambda w: Outputs(w * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> gradient, _, _ = no_update(jnp.float32(2.0), None, forward, {}, ())
+        >>> float(gradient)
+        0.0
+    """
+    del batch, hparams
+    return jax.tree.map(jnp.zeros_like, params), forward(params).state, state
+
+
+# Not among `METHODS`, because it has a network of its own: see `peft.finetuning`.
+ZERO_SHOT = "Zero-shot"
+zero_shot = Method(no_update, tuned=False, note="CLIP without training, classes told apart by sentences")
+
+
+# The contract, checked while a step is traced.
+
+
+def checked_objective(
+    objective: Objective, outputs: Outputs, batch: Batch, hparams: HParams, state: MethodState
+) -> tuple[jax.Array, MethodState]:
+    """The value and the new state of an objective.
+
+    Raises:
+        MethodError: If it does not return a pair whose value is a scalar or domain losses [M].
+    """
+    found = objective(outputs, batch, hparams, state)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise MethodError(f"the objective must return (value, state), got {_brief(found)}: return value, state")
+    value, new_state = found
+    if not isinstance(value, jax.Array) or value.shape not in ((), outputs.losses.shape):
+        raise MethodError(
+            f"the value of the objective must be a scalar or domain losses {list(outputs.losses.shape)}, got "
+            f"{_brief(value)}: take a mean over the examples"
+        )
+    return value, new_state
+
+
+def method_gradient(
+    method: Method, params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState
+) -> tuple[Params, State, MethodState]:
+    """The gradient of a method on a batch, with its contract checked while it is traced.
+
+    Args:
+        method: Method that computes the gradient.
+        params: Parameters of the network.
+        batch: Batch of the step.
+        forward: Forward pass of the network on the batch.
+        hparams: Hyperparameters of the run.
+        state: State of the method before the step.
+
+    Returns:
+        Gradient, state of the network, new state of the method.
+
+    Raises:
+        MethodError: If the gradient differs from the parameters, or the new state from the state, in structure,
+            shapes or dtypes.
+    """
+    found = method.gradient(params, batch, forward, hparams, state)
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise MethodError(
+            f"a method must return (gradient, state of the network, state of the method), got {_brief(found)}: return "
+            "gradient, outputs.state, state"
+        )
+    gradient, network_state, new_state = found
+    _check_same(gradient, params, "the gradient", "the parameters", "return jax.grad(...)(params)")
+    wanted = "return what Method.state(num_sources) starts with, or a pytree like it"
+    _check_same(new_state, state, "the new state", "the state", wanted)
+    return gradient, network_state, new_state
+
+
+def _check_same(found: Any, wanted: Any, what: str, as_what: str, hint: str) -> None:
+    structure, wanted_structure = jax.tree.structure(found), jax.tree.structure(wanted)
+    if structure != wanted_structure:
+        raise MethodError(
+            f"{what} must have the structure of {as_what}, {_short(wanted_structure)}, got {_short(structure)}: {hint}"
+        )
+    for (path, leaf), like in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        like = jnp.asarray(like)
+        if jnp.shape(leaf) != like.shape or jnp.asarray(leaf).dtype != like.dtype:
+            place = jax.tree_util.keystr(path)
+            raise MethodError(
+                f"{what} must have the shapes and dtypes of {as_what}: {like.dtype}{list(like.shape)}"
+                f"{' at ' + place if place else ''}, got {_brief(leaf)}: {hint}"
+            )
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{type(value).__name__}"
+
+
+def _short(structure: Any) -> str:
+    text = str(structure)
+    return text if len(text) <= 200 else f"{text[:197]}..."

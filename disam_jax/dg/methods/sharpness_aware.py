@@ -1,0 +1,169 @@
+"""SAM, ASAM, GSAM and SAGM, each also with the domain-inspired perturbation: the gradient at w + e."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+import disam_jax
+from disam_jax.dg.methods.base import (
+    Ascent,
+    Batch,
+    Forward,
+    Gradient,
+    HParams,
+    Hyperparameter,
+    Method,
+    MethodError,
+    MethodState,
+    Objective,
+    Outputs,
+    checked_objective,
+    no_options,
+)
+from disam_jax.dg.models.network import Params
+
+
+def domain_losses(
+    outputs: Outputs, batch: Batch, hparams: HParams, state: MethodState
+) -> tuple[jax.Array, MethodState]:
+    """Cross-entropy of each domain, [M].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> outputs = Outputs(jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> losses, _ = domain_losses(outputs, None, {}, ())
+        >>> losses.tolist()
+        [1.0, 3.0]
+    """
+    del batch, hparams
+    return outputs.losses, state
+
+
+def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_options) -> Gradient:
+    """The gradient at w + e of an objective, by `disam_jax.value_and_grad` with the hyperparameters rho and lam.
+
+    Args:
+        objective: `(outputs, batch, hparams, state) -> (value, state)`: domain losses [M], or a scalar, which knows of
+            no domains and takes no lam. The state that is kept is the one at w.
+        ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`. Give `Method` the same.
+
+    Returns:
+        For `Method.gradient`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> forward = lambda w: Outputs(w**2 * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> gradient, _, _ = sharpness_aware()(jnp.float32(1.0), None, forward, {"rho": 0.5}, ())
+        >>> float(gradient)
+        6.0
+    """
+
+    def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
+        def losses(params):
+            outputs = forward(params)
+            value, new_state = checked_objective(objective, outputs, batch, hparams, state)
+            if not value.ndim and "lam" in hparams:
+                raise MethodError(
+                    f"with lam, the objective must return domain losses {list(outputs.losses.shape)}, got a scalar: "
+                    "return one value for each domain, or leave lam out of the hyperparameters"
+                )
+            return value, (outputs.state, new_state)
+
+        lam = hparams.get("lam", 0.0)
+        at_perturbed = disam_jax.value_and_grad(losses, hparams["rho"], lam, has_aux=True, **ascent(hparams))
+        (_, (network_state, new_state)), grads = at_perturbed(params)
+        return grads, network_state, new_state
+
+    return gradient
+
+
+# The ranges of rho, lam and alpha are ours.
+RHO = {"rho": Hyperparameter(0.05, -1.0, 0.5, relative=True)}
+LAM = {
+    "variance": {"lam": Hyperparameter(1.0, -1.0, 1.0)},
+    # Below 1 / sqrt(M - 1), so that no domain of M <= 4 sources gets a negative weight.
+    "std": {"lam": Hyperparameter(0.4, -1.0, -0.25)},
+}
+WRONG_SIGN = {
+    penalty: {"lam": each["lam"]._replace(default=-each["lam"].default, times=-1.0)} for penalty, each in LAM.items()
+}
+
+
+class Family(NamedTuple):
+    """A sharpness-aware variant, from which three methods are made: X, X+DISAM and X+DISAM-std.
+
+    Attributes:
+        note: One line for the list of methods.
+        hparams: Hyperparameters beside rho.
+        variant: `(**hparams) -> disam_jax.variants.Variant`; None for SAM's.
+        adaptive: Whether e is measured relative to the weights, as in ASAM.
+    """
+
+    note: str
+    hparams: Mapping[str, Hyperparameter] = {}
+    variant: Callable[..., Any] | None = None
+    adaptive: bool = False
+
+
+# One line here is a variant in the command line, in the list, and in every test of methods.
+FAMILIES: Mapping[str, Family] = {
+    "SAM": Family("sharpness-aware minimisation"),
+    # e is relative to the weights; the authors use ten times SAM's rho.
+    "ASAM": Family("adaptive SAM", {"rho": Hyperparameter(0.5, -1.0, 0.5, times=10.0, relative=True)}, adaptive=True),
+    "GSAM": Family("surrogate-gap SAM", {"alpha": Hyperparameter(0.4, -1.0, 0.0)}, disam_jax.variants.gsam),
+    "SAGM": Family(
+        "sharpness-aware gradient matching", {"alpha": Hyperparameter(0.001, -4.0, -2.0)}, disam_jax.variants.sagm
+    ),
+}
+
+
+def _ascent(family: Family, penalty: str | None) -> Ascent:
+    own = [name for name in family.hparams if name != "rho"]
+    # What is handed over takes the gradient of the mean loss: with that of the ascent objective, as in the released
+    # code, GSAM and SAGM also descend on minus the variance, and at lam = 1 some runs collapse.
+    options = {} if penalty is None else {"reference": "clean"}
+
+    def ascent(hparams: HParams) -> Mapping[str, Any]:
+        variant = family.variant and family.variant(**{name: hparams[name] for name in own}, **options)
+        return {"adaptive": family.adaptive, "penalty": penalty or "variance", "variant": variant}
+
+    return ascent
+
+
+def _methods(name: str, family: Family) -> dict[str, Method]:
+    """A sharpness-aware method without and with the domain-inspired perturbation."""
+    plain, hparams = _ascent(family, penalty=None), {**RHO, **family.hparams}
+    methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, note=family.note)}
+    for penalty, lam in LAM.items():
+        ascent = _ascent(family, penalty)
+        with_disam = "DISAM" if name == "SAM" else f"{name}+DISAM"
+        methods[with_disam if penalty == "variance" else f"{with_disam}-{penalty}"] = Method(
+            sharpness_aware(ascent=ascent),
+            {**hparams, **lam},
+            base=name,
+            ascent=ascent,
+            note=f"{name} with the domain-inspired perturbation, penalty {penalty}",
+        )
+    return methods
+
+
+def _control(penalty: str) -> Method:
+    ascent = _ascent(FAMILIES["SAM"], penalty)
+    return Method(
+        sharpness_aware(ascent=ascent),
+        {**RHO, **WRONG_SIGN[penalty]},
+        base="SAM",
+        ascent=ascent,
+        control=True,
+        note=f"DISAM with lam < 0, the wrong sign on purpose, penalty {penalty}",
+    )
+
+
+_CONTROLS = {"DISAM-control": _control("variance"), "DISAM-std-control": _control("std")}
+
+METHODS = {
+    method: entry
+    for name, family in FAMILIES.items()
+    for method, entry in {**_methods(name, family), **(_CONTROLS if name == "SAM" else {})}.items()
+}

@@ -1,0 +1,49 @@
+"""Which runner a data set needs."""
+
+from collections.abc import Callable, Sequence
+
+from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.load import StreamedImages
+from disam_jax.dg.data.splits import Split, whole
+from disam_jax.dg.methods import Method
+from disam_jax.dg.models.network import Network
+from disam_jax.dg.runners.base import NewClasses, Runner
+from disam_jax.dg.runners.in_memory import InMemoryRunner
+from disam_jax.dg.runners.streaming import StreamingRunner
+from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.step import make_arrays
+
+
+def runner_factory(
+    data: Domains,
+    setting: TrainConfig,
+    splits: tuple[Split, ...],
+    seeds: Sequence[int],
+    probe: int,
+    new: NewClasses | None = None,
+) -> Callable[[str, Network, Method], Runner]:
+    """A function that makes the runners of a sweep, which share the data set on the device.
+
+    Args:
+        data: Data set; `StreamedImages` stay in their files.
+        setting: Configuration that all runs share.
+        splits: Splits of the data, one for each seed.
+        seeds: S seeds.
+        probe: Number of examples of each domain on which w + e is measured.
+        new: Classes that are measured too and not trained on, if there are any.
+
+    Returns:
+        Function (name of the method, network, method) -> runner.
+    """
+    new_network = lambda name: None if new is None else new.networks[name]
+    if isinstance(data, StreamedImages):
+        images = None if new is None else new.data
+        assert images is None or isinstance(images, StreamedImages)
+        return lambda name, network, method: StreamingRunner(
+            network, method, setting, data, splits, seeds, probe, new_network(name), images
+        )
+    arrays = make_arrays(data, splits, setting.standardise)
+    examples = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
+    return lambda name, network, method: InMemoryRunner(
+        network, method, setting, arrays, seeds, probe, new_network(name), examples
+    )

@@ -1,0 +1,45 @@
+"""Stacks of batches: what a runner puts on the device together when images stay in their files."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from disam_jax.dg.data import batches
+
+# The most that a stack takes, unless a single batch is larger.
+STACK_BYTES = 64 * 2**20
+
+
+def stack_length(segment: int, batch_bytes: int) -> int:
+    """Number of batches in a stack: a segment in as few equal stacks as `STACK_BYTES` allows.
+
+    Example:
+        >>> stack_length(20, 1), stack_length(20, 5 * 2**20), stack_length(20, 2**30)
+        (20, 10, 1)
+    """
+    most = max(1, STACK_BYTES // batch_bytes)
+    return -(-segment // -(-segment // most))
+
+
+def stacks(
+    stream: Iterator[batches.Batch], first: int, last: int, length: int
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """The next batches of a stream, stacked.
+
+    Args:
+        stream: Stream of batches whose next one is that of step `first`.
+        first: Step of the first batch.
+        last: Step after that of the last batch.
+        length: Number K of batches in a stack.
+
+    Yields:
+        Step of the first batch of the stack, and its images [K, M, n, ...] and labels [K, M, n]. The last stack is
+        filled up with zeros.
+    """
+    for begin in range(first, last, length):
+        taken = [next(stream) for _ in range(min(length, last - begin))]
+        images = np.zeros((length, *taken[0].x.shape), taken[0].x.dtype)
+        labels = np.zeros((length, *taken[0].y.shape), np.int32)
+        for place, batch in enumerate(taken):
+            images[place], labels[place] = batch.x, batch.y
+        yield begin, (images, labels)
