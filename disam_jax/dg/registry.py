@@ -78,7 +78,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
                 entries[name], sources[name] = entry, source
 
             for module in self._modules():
-                for name, entry in getattr(importlib.import_module(module), self._table, {}).items():
+                table = getattr(importlib.import_module(module), self._table, {})
+                # The registry itself may have the table's name in a file of the package that imports it.
+                for name, entry in () if table is self else table.items():
                     if not isinstance(entry, self._type):
                         raise TypeError(self._wrong_type(name, module, entry))
                     add(name, entry, module)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from synthetic_results import write_results
 
+from disam_jax.dg.cli import checks, compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS
@@ -194,7 +195,7 @@ def test_a_number_beyond_its_range_is_named(tmp_path, option):
 
     for value in beyond(option):
         with pytest.raises(InputError, match=f"^{option} must be ") as error:
-            cli.check(dataclasses.replace(Compare(), **{option[2:].replace("-", "_"): value}, out=tmp_path / "out"))
+            checks.check(dataclasses.replace(Compare(), **{option[2:].replace("-", "_"): value}, out=tmp_path / "out"))
         assert len(str(error.value)) < 150
 
 
@@ -210,7 +211,7 @@ def test_a_number_beyond_its_range_is_named(tmp_path, option):
 )
 @pytest.mark.parametrize("command", ["compare", pytest.param("sweep", marks=pytest.mark.slow)])
 def test_a_number_beyond_its_range_is_refused_before_any_work(tmp_path, capsys, monkeypatch, command, option, value):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     out = tmp_path / "out"
     assert cli.main([command, option, value, "--out", str(out)]) == 2
     printed = capsys.readouterr()
@@ -399,19 +400,20 @@ def test_methods_by_name(arguments, names):
 
     from disam_jax.dg.cli.options import Compare
 
-    assert list(cli.chosen_methods(tyro.cli(Compare, args=arguments))) == names
+    assert list(compare.chosen_methods(tyro.cli(Compare, args=arguments))) == names
 
 
 def test_help_needs_no_heavy_package():
     code = """
 import sys
+from disam_jax.dg.cli import checks, compare
 from disam_jax.dg.cli import main as cli
 for arguments in (["--help"], ["compare", "--help"]):
     try:
         cli.main(arguments)
     except SystemExit as end:
         assert end.code == 0
-heavy = {"matplotlib", "sklearn", "scipy.ndimage", "skimage", "PIL"} & set(sys.modules)
+heavy = {"flax", "matplotlib", "sklearn", "scipy.ndimage", "skimage", "PIL"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -27,7 +27,7 @@ def build(root, layout, classes=None):
     [("PACS", 4, 7), ("VLCS", 4, 5), ("OfficeHome", 4, 65), ("TerraIncognita", 4, 10), ("DomainNet", 6, 345)],
 )
 def test_the_size_and_the_order_of_a_layout(name, domains, classes):
-    layout = layouts.LAYOUTS[name]
+    layout = layouts.find_layout(name)
     assert (len(layout.domain_names), len(layout.letters), len(layout.class_names)) == (domains, domains, classes)
     assert len(set(layout.class_names)) == classes
     # DomainBed and torchvision number what they find in the order of the names.
@@ -49,10 +49,10 @@ def test_the_size_and_the_order_of_a_layout(name, domains, classes):
     ],
 )
 def test_a_layout_is_found_by_its_names(given, name):
-    assert layouts.find_layout(given) is layouts.LAYOUTS[name]
+    assert layouts.find_layout(given) is layouts.find_layout(name)
 
 
-@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in layouts.LAYOUTS.items()])
+@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in layouts.layouts().items()])
 def test_a_layout_is_read_as_a_folder_of_its_own_would_be(tmp_path, layout):
     root = build(tmp_path / layout.folder, layout)
     listed = layouts.list_layout(layout.name, tmp_path)

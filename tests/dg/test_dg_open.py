@@ -10,7 +10,8 @@ from disam_jax.dg.cli import main as cli
 from disam_jax.dg.data import digits, folder
 from disam_jax.dg.data import domainbed as layouts
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.load import fingerprint, list_data, names, open_data
+from disam_jax.dg.data.load import fingerprint, list_data, open_data
+from disam_jax.dg.data.registry import DATASETS
 from disam_jax.dg.errors import InputError
 
 
@@ -34,7 +35,7 @@ def pacs(tmp_path):
 
 
 def test_the_names():
-    assert names() == [
+    assert list(DATASETS) == [
         "digits",
         "digits-rotated",
         "PACS",
@@ -129,7 +130,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, name, options, message):
         open_data(name.replace("{tmp}", str(tmp_path)), **options)
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("name", layouts.layouts())
 @pytest.mark.parametrize("form", [str, str.lower])
 def test_a_data_set_by_name_without_its_folder_says_what_to_give_and_where_to_get_it(
     tmp_path, monkeypatch, capsys, name, form
@@ -138,7 +139,7 @@ def test_a_data_set_by_name_without_its_folder_says_what_to_give_and_where_to_ge
     assert cli.main(["compare", "--data", form(name)]) == 2
     error = capsys.readouterr().err
     assert f"{name} is read from a data directory: give --data-dir DIR" in error
-    assert f"the folder that holds {layouts.LAYOUTS[name].folder}/" in error
+    assert f"the folder that holds {layouts.find_layout(name).folder}/" in error
     assert "https://github.com/facebookresearch/DomainBed" in error
     assert "./" not in error
     # The name goes before the folder.

@@ -452,7 +452,7 @@ def test_results_of_another_setting_are_kept_unless_they_may_be_moved_aside(whol
     assert said in str(error.value)
     assert str(error.value).endswith("give another --out, or --overwrite to move them aside")
     assert (out / store.FILE).read_bytes() == before
-    with store.open_store(out, header, replace=True) as opened:
+    with store.open_store(out, header, overwrite=True) as opened:
         assert not opened.records
         assert opened.aside == out / "earlier-1"
     assert (out / "earlier-1" / store.FILE).read_bytes() == before
@@ -482,7 +482,7 @@ def test_each_set_of_earlier_results_has_a_folder(tmp_path):
     write_results(tmp_path)
     for seeds in (3, 4):
         header, _ = make_plan(seeds=seeds)
-        with store.open_store(tmp_path, header, replace=True) as opened:
+        with store.open_store(tmp_path, header, overwrite=True) as opened:
             assert opened.aside == tmp_path / f"earlier-{seeds - 2}"
         write_results(tmp_path, seeds=seeds)
     assert sorted(os.listdir(tmp_path)) == ["earlier-1", "earlier-2", "report.json", store.FILE]
@@ -490,7 +490,7 @@ def test_each_set_of_earlier_results_has_a_folder(tmp_path):
 
 def test_the_same_setting_goes_on_and_moves_nothing(whole):
     out, header, _ = whole
-    with store.open_store(out, {**header, "command": "typed otherwise"}, replace=True) as again:
+    with store.open_store(out, {**header, "command": "typed otherwise"}, overwrite=True) as again:
         assert len(again.records) == 12
         assert again.aside is None
     assert sorted(os.listdir(out)) == ["report.json", store.FILE]
@@ -500,5 +500,5 @@ def test_damaged_results_of_another_setting_can_be_moved_aside(whole):
     out, _, _ = whole
     with (out / store.FILE).open("ab") as file:
         file.write(b"5\n")
-    with store.open_store(out, make_plan(seeds=3)[0], replace=True) as opened:
+    with store.open_store(out, make_plan(seeds=3)[0], overwrite=True) as opened:
         assert opened.aside == out / "earlier-1"

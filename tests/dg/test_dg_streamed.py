@@ -105,13 +105,13 @@ def computed(tmp_path_factory):
 def whole(computed, data, small_pieces):
     """The streamed sweep that most tests look at; computed inside a test, since jax is strict only there."""
     if "results" not in computed:
-        computed["results"], computed["cost"] = run(data, computed["out"], most_at_once=2)
+        computed["results"], computed["cost"] = run(data, computed["out"], runs_at_once=2)
     return computed["results"]
 
 
 @pytest.mark.slow
 def test_a_streamed_sweep_has_the_results_of_the_one_in_memory(whole, computed, data, tmp_path):
-    results, cost = run(load_images(data.listing, SIZE), tmp_path, most_at_once=4)
+    results, cost = run(load_images(data.listing, SIZE), tmp_path, runs_at_once=4)
     assert_same(whole, results)
     assert_different(whole)
     assert len(whole.runs) == 8
@@ -132,8 +132,8 @@ CONV = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch", dropo
 )
 def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp_path, small_pieces, methods, changes):
     options = {"methods": methods, "setting": dataclasses.replace(SETTING, **changes), "network": CONV}
-    results, _ = run(data, tmp_path / "streamed", **options, most_at_once=2)
-    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, most_at_once=1)
+    results, _ = run(data, tmp_path / "streamed", **options, runs_at_once=2)
+    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, runs_at_once=1)
     assert_same(results, wanted)
     assert_different(results)
 
@@ -142,10 +142,10 @@ def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp
 def test_candidates_are_spread_over_the_devices(data, tmp_path, small_pieces):
     assert jax.device_count() == 8
     options = {"candidates": 10, "targets": (1,)}
-    results, _ = run(data, tmp_path / "streamed", **options, most_at_once=8)
+    results, _ = run(data, tmp_path / "streamed", **options, runs_at_once=8)
     # Ten candidates are a chunk of eight, and one of two that is filled up.
     assert results.header["methods"]["ERM"]["runs_at_once"] == 8
-    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, most_at_once=8)
+    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, runs_at_once=8)
     assert_same(results, wanted)
 
 
@@ -162,7 +162,7 @@ def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_pi
     flags = tuple(tuple(k % 3 == d for k in range(len(each))) for d, each in enumerate(data.listing.images))
     listing = dataclasses.replace(data.listing, validation=flags)
     results, _ = run(stream_images(listing, SIZE), tmp_path / "streamed")
-    assert_same(results, run(load_images(listing, SIZE), tmp_path / "memory", most_at_once=4)[0])
+    assert_same(results, run(load_images(listing, SIZE), tmp_path / "memory", runs_at_once=4)[0])
 
 
 # Interruptions and errors.
@@ -175,7 +175,7 @@ def test_goes_on_where_it_was_interrupted(whole, computed, data, tmp_path, small
     # The header, the program, a chunk and what a kill leaves of the next one.
     (tmp_path / store.FILE).write_bytes(b"".join(lines[:3]) + lines[3][:200])
     shown = []
-    results, _ = run(data, tmp_path, most_at_once=1, on_progress=lambda what, done, total: shown.append((what, done)))
+    results, _ = run(data, tmp_path, runs_at_once=1, on_progress=lambda what, done, total: shown.append((what, done)))
     assert min(done for what, done in shown if "training" in what) >= 2
     assert (tmp_path / store.FILE).read_bytes() == (computed["out"] / store.FILE).read_bytes()
     np.testing.assert_array_equal(results.losses, whole.losses)

@@ -66,7 +66,7 @@ def whole(computed, toy):
     if "results" not in computed:
         computed["shown"] = []
         show = lambda *what: computed["shown"].append(what)
-        computed["results"] = run(toy, computed["out"], on_progress=show, most_at_once=4)
+        computed["results"] = run(toy, computed["out"], on_progress=show, runs_at_once=4)
     return computed["results"]
 
 
@@ -131,7 +131,7 @@ def test_methods_see_the_same_batches(toy, tmp_path):
 
 def test_one_run_of_a_sweep_is_the_run_alone(whole, toy, tmp_path):
     """Neither the other runs, nor their number, nor the chunks make a difference."""
-    alone = run(toy, tmp_path, methods=["disam"], seeds=2, targets=(1,), most_at_once=1)
+    alone = run(toy, tmp_path, methods=["disam"], seeds=2, targets=(1,), runs_at_once=1)
     among = of(whole, "DISAM", 1, 1)
     for field in FIELDS:
         np.testing.assert_allclose(getattr(alone, field)[1], getattr(whole, field)[among], rtol=2e-5, atol=1e-6)
@@ -141,7 +141,7 @@ def test_one_run_of_a_sweep_is_the_run_alone(whole, toy, tmp_path):
 def test_runs_are_spread_over_the_devices(toy, tmp_path, whole):
     assert jax.device_count() == 8
     assert isinstance(program.over_runs(16), jax.sharding.NamedSharding)
-    results = run(toy, tmp_path, methods=["disam"], seeds=4, most_at_once=8)
+    results = run(toy, tmp_path, methods=["disam"], seeds=4, runs_at_once=8)
     assert results.header["methods"]["DISAM"]["runs_at_once"] == 8
     for target in range(3):
         for seed in range(2):
@@ -156,7 +156,7 @@ def test_nothing_of_the_held_out_domain_is_used(whole, toy, tmp_path):
     inputs[toy.domain_ids == 1] = 50.0 * np.random.default_rng(0).normal(size=(11, 4))
     labels[toy.domain_ids == 1] = 0
     other = dataclasses.replace(toy, inputs=inputs, labels=labels)
-    again = run(other, tmp_path, methods=["disam"], targets=(1,), most_at_once=4)
+    again = run(other, tmp_path, methods=["disam"], targets=(1,), runs_at_once=4)
     before = whole.losses[[of(whole, "DISAM", 1, seed) for seed in range(2)]]
     np.testing.assert_allclose(again.losses[..., [0, 2]], before[..., [0, 2]], rtol=2e-6)
     assert (np.abs(again.losses[..., 1] - before[..., 1]) > 0.1).all()
@@ -181,7 +181,7 @@ def test_training_sees_only_the_training_split(whole, toy, tmp_path):
 def test_the_program_scans_over_steps_and_is_compiled_once(toy, tmp_path, monkeypatch):
     chex.clear_trace_counter()
     monkeypatch.setattr(program, "segment", chex.assert_max_traces(program.segment, n=1))
-    run(toy, tmp_path, methods=["disam"], seeds=3, targets=(0,), most_at_once=1)
+    run(toy, tmp_path, methods=["disam"], seeds=3, targets=(0,), runs_at_once=1)
 
 
 def test_the_steps_are_one_scan(toy):
@@ -235,7 +235,7 @@ def interrupt_after(number):
 
 def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
-        run(toy, tmp_path, most_at_once=4, on_progress=interrupt_after(8.2))
+        run(toy, tmp_path, runs_at_once=4, on_progress=interrupt_after(8.2))
     there = (tmp_path / store.FILE).read_text().splitlines()
     finished = [json.loads(line)["chunk"] for line in there if "chunk" in json.loads(line)]
     assert finished == [["ERM", 0], ["ERM", 1], ["SAM", 0]][: len(finished)]
@@ -247,7 +247,7 @@ def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkey
     monkeypatch.setattr(
         program.InMemoryRunner, "train", lambda self, runs, *args: trained.append(len(runs)) or train(self, runs, *args)
     )
-    results = run(toy, tmp_path, most_at_once=4)
+    results = run(toy, tmp_path, runs_at_once=4)
     assert len(trained) == 6 - len(finished)
     assert (tmp_path / store.FILE).read_bytes() == (computed["out"] / store.FILE).read_bytes()
     for field in FIELDS:
@@ -257,7 +257,7 @@ def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkey
 def test_nothing_is_trained_again(whole, computed, toy, monkeypatch):
     before = (computed["out"] / store.FILE).read_bytes()
     monkeypatch.setattr(program.InMemoryRunner, "train", None)
-    results = run(toy, computed["out"], most_at_once=4)
+    results = run(toy, computed["out"], runs_at_once=4)
     assert (computed["out"] / store.FILE).read_bytes() == before
     np.testing.assert_array_equal(results.losses, whole.losses)
 
@@ -289,14 +289,14 @@ def test_results_of_something_else_are_refused_and_kept(whole, computed, toy, tm
     content = "\n".join([json.dumps({"header": change(header)}), *lines[1:]]) + "\n"
     (tmp_path / store.FILE).write_text(content)
     with pytest.raises(InputError, match=named):
-        run(toy, tmp_path, most_at_once=4)
+        run(toy, tmp_path, runs_at_once=4)
     assert (tmp_path / store.FILE).read_text() == content
 
 
 @pytest.mark.slow
 def test_results_of_something_else_are_replaced_if_asked(toy, tmp_path):
     run(toy, tmp_path, methods=["erm"], targets=(0,))
-    results = run(toy, tmp_path, methods=["erm"], targets=(1,), replace=True)
+    results = run(toy, tmp_path, methods=["erm"], targets=(1,), overwrite=True)
     assert {each.target for each in results.runs} == {1}
     assert {each.target for each in store.load_results(tmp_path).runs} == {1}
 
@@ -340,12 +340,12 @@ def test_a_disk_that_is_full_keeps_what_was_finished(whole, computed, toy, tmp_p
     (tmp_path / store.FILE).write_bytes(before)
     file_limit(len(before) + 300)
     with pytest.raises(InputError, match="goes on from there"):
-        run(toy, tmp_path, most_at_once=4)
+        run(toy, tmp_path, runs_at_once=4)
     file_limit(resource.RLIM_INFINITY)
     kept = (tmp_path / store.FILE).read_bytes()
     assert kept.startswith(before)
     assert complete.startswith(kept)
-    run(toy, tmp_path, most_at_once=4)
+    run(toy, tmp_path, runs_at_once=4)
     assert (tmp_path / store.FILE).read_bytes() == complete
 
 
@@ -361,7 +361,7 @@ def test_no_results(tmp_path):
 @pytest.mark.slow
 def test_the_complete_part(toy, tmp_path):
     with pytest.raises(StoppedError):
-        run(toy, tmp_path, most_at_once=4, on_progress=interrupt_after(8.2))
+        run(toy, tmp_path, runs_at_once=4, on_progress=interrupt_after(8.2))
     part = store.complete_part(store.load_results(tmp_path))
     assert part.methods == ("ERM",)
     assert len(part.runs) == 6

@@ -20,7 +20,7 @@ from disam_jax.dg.report.sensitivity import Grid, grids
 from disam_jax.dg.report.statistics import Estimate
 from disam_jax.dg.report.summary import Summary, findings, summarise
 from disam_jax.dg.results import Results
-from disam_jax.dg.sweep.model_selection import CRITERIA, NAMES, Selected, select
+from disam_jax.dg.sweep.model_selection import CRITERIA, Selected, select
 
 SCHEMA = 2
 # More methods than these make the small table of quantities by methods too wide for a page.
@@ -260,7 +260,7 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     # A command can have an end of line in a name, which would end the block of code.
     command = " ".join(results.header["command"].splitlines())
     lines = [f"# {text(summary.title)}", "", f"    {command}", ""]
-    lines += [f"Runs and points of training chosen by {NAMES[summary.criterion]}.", ""]
+    lines += [f"Runs and points of training chosen by {CRITERIA[summary.criterion].title}.", ""]
     first, said = made.get("compare"), set()
     if first is not None:
         lines += [formats.to_markdown(replace(first, notes=()))]

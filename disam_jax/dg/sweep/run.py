@@ -11,20 +11,22 @@ import jax
 import numpy as np
 
 import disam_jax
-from disam_jax.dg.cli.progress import TimeLeft
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import StreamedImages, fingerprint
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split, whole
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
+from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
 from disam_jax.dg.runners.in_memory import InMemoryRunner
 from disam_jax.dg.runners.streaming import NewImages, StreamingRunner, chunks
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
-from disam_jax.dg.training.config import TrainConfig, check_setting
+from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.evaluation import Unseen
 from disam_jax.dg.training.step import make_arrays
 
@@ -41,13 +43,8 @@ class NewClasses(NamedTuple):
     networks: Mapping[str, Network]
 
 
-# Convolutions whose kernels differ from run to run are slow on CPUs, where XLA has only loops for them.
-ONE_BY_ONE_ON_CPU = ("conv", "resnet18", "resnet50")
 # More runs at once were no faster on any machine that was tried: see benchmarks/results.
 MOST_AT_ONCE = 256
-
-# (what is going on, how much is done, how much there is in all)
-OnProgress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Plan:
 
 def make_header(
     data: Domains,
-    setting: TrainConfig,
+    config: TrainConfig,
     methods: Mapping[str, Method],
     plan: Plan,
     notes: Sequence[str],
@@ -113,7 +110,7 @@ def make_header(
             "fingerprint": fingerprint(data),
             **new_classes,
         },
-        "setting": setting.record(),
+        "setting": config.record(),
         "methods": {
             name: {"base": method.base, "control": method.control, "candidates": len(plan.candidates[name])}
             for name, method in methods.items()
@@ -121,7 +118,7 @@ def make_header(
         "candidates": {name: [dict(each) for each in plan.candidates[name]] for name in methods},
         "targets": [data.domain_names[target] for target in plan.targets],
         "seeds": list(plan.seeds),
-        "steps": list(setting.measured_at),
+        "steps": list(config.measured_at),
         "notes": list(notes),
         "planned": len(plan.runs),
     }
@@ -130,14 +127,14 @@ def make_header(
 def run_sweep(
     data: Domains,
     network: Network,
-    setting: TrainConfig,
+    config: TrainConfig,
     methods: Mapping[str, Method],
     plan: Plan,
     out: Path,
     *,
     command: str = "",
-    replace: bool = False,
-    most_at_once: int | None = None,
+    overwrite: bool = False,
+    runs_at_once: int | None = None,
     memory_budget: int | None = None,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -153,14 +150,14 @@ def run_sweep(
     Args:
         data: the data set, at least two domains; `StreamedImages` are read as they are needed, with the same results.
         network: that is trained.
-        setting: what all runs share.
+        config: What all runs share.
         methods: by name, in the order of the tables.
         plan: the runs.
         out: the folder of the results file.
         command: what was typed, for the record.
-        replace: whether results of something else in the folder are moved into a folder of their own, inside;
+        overwrite: Whether results of something else in the folder are moved into a folder of their own, inside;
             otherwise they are an error.
-        most_at_once: the largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
+        runs_at_once: Largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
         memory_budget: bytes on each device that a program may take; by default half of what is free.
         on_progress: called as the runs are trained.
         on_line: called with a line of text at the start and whenever a chunk is on disk.
@@ -183,32 +180,32 @@ def run_sweep(
         >>> from disam_jax.dg.sweep.hparams import default_hyper
         >>> inputs, labels = np.random.default_rng(0).normal(size=(3, 8, 2)), np.arange(8) % 2
         >>> data = join_domains("toy", inputs, [labels] * 3, ["photo", "sketch", "cartoon"], ["cat", "dog"])
-        >>> setting, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
-        >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], setting)]}, targets=(2,), seeds=(0, 1))
+        >>> config, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
+        >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], config)]}, targets=(2,), seeds=(0, 1))
         >>> network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(4,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     results, cost = run_sweep(data, network, setting, methods, plan, Path(folder))
+        ...     results, cost = run_sweep(data, network, config, methods, plan, Path(folder))
         >>> results.losses.shape  # runs, measured points, training and validation split, domains
         (2, 3, 2, 3)
         >>> sorted(cost["DISAM"])
         ['flops', 'seconds_per_run']
     """
-    check_setting(setting)
+    check_config(config)
     check_size(plan)
-    if setting.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):
+    if config.per_domain < 2 and (aligned := [name for name, method in methods.items() if "gamma" in method.hyper]):
         raise InputError(f"--per-domain must be at least 2 for {aligned[0]}: one example has no covariance")
-    splits = tuple(split(data, seed, setting.holdout) for seed in plan.seeds)
-    probe = min(setting.probe, int(splits[0].train_counts.min()))
+    splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
+    probe = min(config.probe, int(splits[0].train_counts.min()))
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
-    most = most_at_once or default_most_at_once(setting)
+    most = runs_at_once or default_runs_at_once(config)
     show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
-    notes = [*data.notes, *small_domains(data, splits[0], setting.per_domain)]
-    header = make_header(data, setting, methods, plan, notes, command, None if new is None else new.data)
+    notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
+    header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
     network_of = lambda name: (own_networks or {}).get(name, network)
     total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
 
-    with open_store(out, header, replace, select) as store:
+    with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:
             say(f"the earlier results are in {store.aside} now")
         say(start_line(header, len(store.records)))
@@ -219,7 +216,7 @@ def run_sweep(
             make = lambda name, method: StreamingRunner(
                 network_of(name),
                 method,
-                setting,
+                config,
                 data,
                 splits,
                 plan.seeds,
@@ -228,12 +225,12 @@ def run_sweep(
             )
         else:
             parts = in_order
-            arrays = make_arrays(data, splits, setting.standardise)
+            arrays = make_arrays(data, splits, config.standardise)
             unseen = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
             make = lambda name, method: InMemoryRunner(
                 network_of(name),
                 method,
-                setting,
+                config,
                 arrays,
                 plan.seeds,
                 probe,
@@ -254,7 +251,7 @@ def run_sweep(
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
                 show(f"compiling {name}", done, total)
                 program.compile(filled)
-                step = len(chunk) / len(setting.measured_at)
+                step = len(chunk) / len(config.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
                 measured = program.train(filled, counting(show, what, done, step, total))
@@ -263,7 +260,7 @@ def run_sweep(
                 done += len(chunk)
                 show(what, done, total)
                 say(chunk_line(name, done, total, left.text(done)))
-        results = store.results(header, plan.runs, setting.measured_at)
+        results = store.results(header, plan.runs, config.measured_at)
         cost = {
             name: {
                 "flops": store.programs[name]["flops"],
@@ -349,15 +346,16 @@ def counting(show: OnProgress, what: str, done: float, step: float, total: float
     return lambda: show(what, done + step * next(count), total)
 
 
-def default_most_at_once(setting: TrainConfig) -> int:
+def default_runs_at_once(config: TrainConfig) -> int:
     """The largest number of runs in one program, before memory is asked.
 
     Example:
-        >>> default_most_at_once(TrainConfig(model="mlp"))
+        >>> default_runs_at_once(TrainConfig(model="mlp"))
         256
     """
-    cached = setting.tuning is not None and setting.tuning.cached
-    if setting.model in ONE_BY_ONE_ON_CPU and jax.default_backend() == "cpu" and not cached:
+    cached = config.finetune is not None and config.finetune.cache_features
+    model = MODELS.get(config.model)
+    if model is not None and model.one_at_a_time_on_cpu and not cached and jax.default_backend() == "cpu":
         return jax.device_count()
     return MOST_AT_ONCE
 
@@ -382,5 +380,6 @@ def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: st
     """
     for name in targets:
         if name not in domain_names:
-            raise InputError(f"unknown --target {name}: the domains of {where} are {', '.join(domain_names)}")
+            near = hint(name, domain_names)
+            raise InputError(f"unknown --target {name}: the domains of {where} are {', '.join(domain_names)}{near}")
     return tuple(dict.fromkeys(map(list(domain_names).index, targets))) or tuple(range(len(domain_names)))
