@@ -24,6 +24,7 @@ extensions = [
     "docstrings",
     "gathered",
     "mathml",
+    "registries",
 ]
 exclude_patterns = ["_ext", ".gitignore"]
 

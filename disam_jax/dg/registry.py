@@ -79,7 +79,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
             for module in self._modules():
                 table = getattr(importlib.import_module(module), self._table, {})
-                # The registry itself may have the table's name in a file of the package that imports it.
+                # The file that holds the registry may call it by the name of the tables.
                 for name, entry in () if table is self else table.items():
                     if not isinstance(entry, self._type):
                         raise TypeError(self._wrong_type(name, module, entry))

@@ -8,6 +8,7 @@ import sys
 import pytest
 from synthetic_results import make_plan, make_results, write_results
 
+from disam_jax.dg.cli import compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.report import write
@@ -118,7 +119,7 @@ def test_every_file_of_a_report_can_be_told_from_those_of_others():
 @pytest.mark.parametrize("name", ["table.md", "results.json", "report.json", "accuracy.tex", "select-oracle"])
 @pytest.mark.parametrize("content", ["mine", '{"writer": "me"}'])
 def test_a_file_of_the_user_is_refused_before_any_work(tmp_path, name, content, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     (tmp_path / name).write_text(content)
     for command in (["compare", "--overwrite"], ["sweep"]):
         assert cli.main([*command, "--out", str(tmp_path)]) == 2
@@ -209,7 +210,7 @@ PLACES = [
 @pytest.mark.parametrize("make", PLACES)
 @pytest.mark.parametrize("command", ["compare", "sweep"])
 def test_an_out_that_can_be_no_folder_is_one_line(tmp_path, capsys, make, command, monkeypatch):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     out, reason = make(tmp_path)
     before = names(tmp_path)
     assert cli.main([command, "--out", str(out)]) == 2

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from synthetic_results import make_plan, write_results
 
+from disam_jax.dg.cli import compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.sweep import results_file as store
@@ -410,7 +411,7 @@ def test_what_is_no_file_is_named_and_left_alone(tmp_path, make, replace):
 
 @pytest.mark.parametrize("command", [["compare"], ["compare", "--overwrite"], ["sweep"]])
 def test_a_foreign_file_is_refused_before_any_work(tmp_path, capsys, command, monkeypatch):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     (tmp_path / store.FILE).write_text("mine")
     assert cli.main([*command, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -30,11 +30,13 @@ def lists() -> dict[str, dict[str, str]]:
     from disam_jax.dg.data.registry import DATASETS
     from disam_jax.dg.methods import METHODS
     from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.registry import FINETUNING
 
     return {
         "methods": {name: describe(method) for name, method in METHODS.items()},
         "networks": {name: model.summary for name, model in MODELS.items()},
         "data sets": {name: data_set.summary for name, data_set in DATASETS.items()},
+        "ways of fine-tuning": {name: way.summary for name, way in FINETUNING.items()},
     }
 
 
@@ -52,7 +54,7 @@ def say_failures() -> None:
 
 
 def run_list() -> None:
-    """Prints the methods, networks and data sets."""
+    """Prints the entries of all registries."""
     from rich.console import Console
     from rich.table import Table
 

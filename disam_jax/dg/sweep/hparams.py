@@ -16,7 +16,7 @@ from disam_jax.dg.methods import Hyperparameter, Method
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.ranges import RANGES, check_range
-from disam_jax.dg.training.config import OPTIMIZERS, TrainConfig
+from disam_jax.dg.training.config import TrainConfig, find_optimizer
 
 
 def shared_ranges(config: TrainConfig) -> Mapping[str, Hyperparameter]:
@@ -28,7 +28,7 @@ def shared_ranges(config: TrainConfig) -> Mapping[str, Hyperparameter]:
     """
     finetune, model = config.finetune, MODELS.get(config.model)
     large = (model is not None and model.large) or (finetune is not None and FINETUNING[finetune.peft].whole)
-    optimizer = OPTIMIZERS[config.optimizer]
+    optimizer = find_optimizer(config.optimizer)
     return optimizer.large_ranges if large else optimizer.ranges
 
 

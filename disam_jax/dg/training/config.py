@@ -192,7 +192,7 @@ def make_config(
     else:
         config = replace(PRETRAINED, finetune=finetune, **FINETUNING[finetune.peft].training)
     if optimizer is not None and optimizer != config.optimizer:
-        entry = _optimizer(optimizer)
+        entry = find_optimizer(optimizer)
         rate = by_data.learning_rate if entry.learning_rate is None else entry.learning_rate
         config = replace(config, optimizer=optimizer, learning_rate=rate)
     given = {name: value for name, value in values.items() if value is not None}
@@ -218,7 +218,7 @@ def check_config(config: TrainConfig) -> None:
         value = getattr(config, name, None)
         if value is not None:
             check_range(name, value)
-    _optimizer(config.optimizer)
+    find_optimizer(config.optimizer)
     if config.averaging not in AVERAGING:
         raise InputError(f"--averaging must be one of {', '.join(AVERAGING)}, got {config.averaging}")
 
@@ -255,7 +255,16 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 )
 
 
-def _optimizer(name: str) -> Optimizer:
+def find_optimizer(name: str) -> Optimizer:
+    """An optimizer by its name.
+
+    Raises:
+        InputError: If there is none of this name.
+
+    Example:
+        >>> find_optimizer("adam").learning_rate
+        0.001
+    """
     if name not in OPTIMIZERS:
         raise InputError(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {name}")
     return OPTIMIZERS[name]
