@@ -29,9 +29,10 @@ from disam_jax.dg.data.load import open_data
 from disam_jax.dg.methods import METHODS, RHO, Hyperparameter, Method
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
+from disam_jax.dg.report.environment import machine, versions
 from disam_jax.dg.report.scores import score
 from disam_jax.dg.report.statistics import estimate, paired
-from disam_jax.dg.report.write import machine, runs_csv, versions
+from disam_jax.dg.report.write import runs_csv
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep.model_selection import select
 from disam_jax.dg.sweep.run import Plan, run_sweep

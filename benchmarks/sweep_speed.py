@@ -16,7 +16,7 @@ from disam_jax.dg.data.digits import load_digits
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.registry import make_network
-from disam_jax.dg.report.write import machine, versions
+from disam_jax.dg.report.environment import machine, versions
 from disam_jax.dg.runners.in_memory import Program, program_bytes
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import run as sweep

@@ -210,7 +210,7 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
     from disam_jax.dg.cli import main as cli
     from disam_jax.dg.cli.compare import chosen_methods
     from disam_jax.dg.cli.options import Compare
-    from disam_jax.dg.sweep import hparams as search
+    from disam_jax.dg.sweep import hparams
 
     for arguments in commands(text_of(page)):
         if "--help" in arguments:
@@ -222,7 +222,7 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
             checks.check_numbers(options)
             checks.check_model_options(options)
             checks.check_checkpoint(options)
-            search.check_grid(checks.parse_grid(options.grid), chosen_methods(options))
+            hparams.check_grid(checks.parse_grid(options.grid), chosen_methods(options))
 
 
 def test_the_tables_of_the_benchmark_page_are_those_of_the_registries(monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-# Rooms that the sweeps are made of and nobody calls: found by reading them, not by their pages.
+# Modules that sweeps are made of and nobody calls: found by reading them, not by their pages.
 INTERNAL_MODULES = {
     "disam_jax.dg.cli",
     "disam_jax.dg.data.images",
@@ -36,7 +36,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.sweep.schema",
     "disam_jax.dg.training.step",
 }
-# Public by name, for the other rooms of the library only.
+# Public by name, for the other modules of the library only.
 INTERNAL_NAMES = {"disam_jax.variants.check_variant"}
 
 

@@ -11,7 +11,7 @@ from disam_jax.dg import progress as times
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.cli import progress
 from disam_jax.dg.runners import in_memory as program
-from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import results_file
 
 
 class Terminal(io.StringIO):
@@ -115,7 +115,9 @@ def test_an_interruption_is_one_line_and_keeps_what_was_finished(tmp_path, capsy
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1].startswith("disam-jax: interrupted; what was finished is kept")
-    assert [run.target for run in store.load_results(tmp_path / "out").runs] == [run.target for run in trained[0]]
+    assert [run.target for run in results_file.load_results(tmp_path / "out").runs] == [
+        run.target for run in trained[0]
+    ]
     assert cli.main(arguments) == 0
     assert "; 2 are finished" in capsys.readouterr().err
 

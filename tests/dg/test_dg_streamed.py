@@ -25,8 +25,7 @@ from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners import streaming as streamed
-from disam_jax.dg.sweep import hparams as search
-from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import hparams, results_file
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import TrainConfig
 
@@ -79,14 +78,14 @@ def small_pieces(monkeypatch):
 
 def run(data, out, methods=("erm",), setting=SETTING, network=LINEAR, candidates=2, targets=(0, 2), **options):
     found = find_methods(methods)
-    chosen = {name: search.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
+    chosen = {name: hparams.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
     return sweep.run_sweep(data, network, setting, found, sweep.Plan(chosen, targets, (0, 1)), out, **options)
 
 
 def assert_same(one, other):
     assert one.runs == other.runs
     assert one.steps.tolist() == other.steps.tolist()
-    for field in store.MEASURED:
+    for field in results_file.MEASURED:
         np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=2e-5, atol=2e-6, err_msg=field)
 
 
@@ -170,14 +169,14 @@ def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_pi
 
 @pytest.mark.slow
 def test_goes_on_where_it_was_interrupted(whole, computed, data, tmp_path, small_pieces):
-    lines = (computed["out"] / store.FILE).read_bytes().splitlines(keepends=True)
+    lines = (computed["out"] / results_file.FILE).read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 + 4
     # The header, the program, a chunk and what a kill leaves of the next one.
-    (tmp_path / store.FILE).write_bytes(b"".join(lines[:3]) + lines[3][:200])
+    (tmp_path / results_file.FILE).write_bytes(b"".join(lines[:3]) + lines[3][:200])
     shown = []
     results, _ = run(data, tmp_path, runs_at_once=1, on_progress=lambda what, done, total: shown.append((what, done)))
     assert min(done for what, done in shown if "training" in what) >= 2
-    assert (tmp_path / store.FILE).read_bytes() == (computed["out"] / store.FILE).read_bytes()
+    assert (tmp_path / results_file.FILE).read_bytes() == (computed["out"] / results_file.FILE).read_bytes()
     np.testing.assert_array_equal(results.losses, whole.losses)
 
 
@@ -224,7 +223,7 @@ def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_p
     assert str(path) in str(caught.value)
     del caught
     assert threads_end()
-    content = (tmp_path / "out" / store.FILE).read_text()
+    content = (tmp_path / "out" / results_file.FILE).read_text()
     assert content.endswith("\n")
     assert [next(iter(json.loads(line))) for line in content.splitlines()] == ["header", "program"]
 
@@ -423,10 +422,10 @@ def test_a_comparison_on_the_command_line(root, tmp_path, capsys):
     arguments += ["--seeds", "2", "--steps", "4", "--evaluations", "2", "--target", "b", "--out"]
     assert cli.main(["compare", *arguments, str(tmp_path / "memory")]) == 0
     assert cli.main(["compare", *arguments, str(tmp_path / "streamed"), "--stream"]) == 0
-    one, other = (store.load_results(tmp_path / name) for name in ("memory", "streamed"))
+    one, other = (results_file.load_results(tmp_path / name) for name in ("memory", "streamed"))
     place = {run[:4]: k for k, run in enumerate(other.runs)}
     order = [place[run[:4]] for run in one.runs]
-    for field in store.MEASURED:
+    for field in results_file.MEASURED:
         found = getattr(other, field)[order]
         np.testing.assert_allclose(found, getattr(one, field), rtol=2e-5, atol=2e-6, err_msg=field)
     capsys.readouterr()

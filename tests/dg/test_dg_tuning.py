@@ -86,6 +86,11 @@ def test_base_classes_that_cannot_be(base, message):
         classes.split_classes(NAMES, base)
 
 
+def test_a_base_class_that_is_nearly_right_is_told():
+    with pytest.raises(InputError, match="the classes are dog, alarm_clock, house: 'Dog' and 'dog' differ in upper"):
+        classes.split_classes(NAMES, ("Dog",))
+
+
 def test_the_examples_of_some_classes(pictures):
     listing = folder.list_images(pictures)
     data = folder.load_images(listing, 16)
@@ -279,6 +284,30 @@ def refused(capsys, *arguments):
     ("arguments", "message"),
     [
         (["--model", "clip"], "--model clip needs --checkpoint"),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--peft", "probe", "--rank", "2"],
+            "--rank is for --peft lora: --peft is probe",
+        ),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--peft", "lora", "--class-contexts"],
+            "--class-contexts is for --peft coop: --peft is lora",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--template", "see a {}"],
+            "--template is for --model clip: --model vit has no text",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--dropout", "0.5"],
+            "--model vit with --checkpoint has no dropout, got --dropout 0.5: it is for resnet18 and resnet50",
+        ),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--frozen-norm"],
+            "--model clip with --checkpoint has no frozen norm, got --frozen-norm: it is for resnet18 and resnet50",
+        ),
+        (
+            ["--model", "resnet18", "--checkpoint", "{vit}", "--norm", "batch"],
+            "no model has --norm with --checkpoint, got --norm batch",
+        ),
         (["--peft", "lora"], "--peft is for pretrained models: give a --checkpoint"),
         (["--open-class"], "--open-class is for pretrained models"),
         (["--checkpoint", "{vit}"], "--checkpoint is for resnet18, resnet50, clip and vit: --model is mlp"),

@@ -96,8 +96,11 @@ def check_model_options(options: "Compare") -> None:
     """
     from disam_jax.dg.models.registry import MODELS
 
+    if options.checkpoint is not None and MODELS[options.model].checkpoints == "none":
+        return
+
     def takes(model: "Model", name: str) -> bool:
-        if options.checkpoint is not None and model.checkpoints != "none":
+        if options.checkpoint is not None:
             return name in model.checkpoint_options
         return model.make is not None and (name == "dropout" or name in model.options)
 

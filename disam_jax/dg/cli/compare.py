@@ -167,7 +167,7 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
     Raises:
         InputError: if it cannot be read, or has no images for a pretrained model.
     """
-    from disam_jax.dg.data.load import StreamedImages, open_data
+    from disam_jax.dg.data.load import StreamedImages, has_images, open_data
     from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.runners.streaming import pixel_budget
 
@@ -192,6 +192,8 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
             f"{options.checkpoint} wants images of {image_size} x {image_size} x 3, but an example of {data.name} has "
             f"shape {list(shape)}: write a folder of images"
         )
+    if options.image_size is not None and not has_images(options.data):
+        raise InputError(f"{data.name} is no folder of images: leave out --image-size")
     if options.augment and (len(shape) != 3 or data.inputs.dtype != "uint8"):
         raise InputError(
             f"--augment is for images, uint8 [H, W, 3], but an example of {data.name} is {data.inputs.dtype} "

@@ -35,8 +35,9 @@ def report(
         command: what was typed.
         seconds: that it took, if runs were trained just now.
     """
-    from disam_jax.dg.report import formats, write
-    from disam_jax.dg.report.summary import findings, summarise
+    from disam_jax.dg.report import environment, formats, write
+    from disam_jax.dg.report.findings import findings
+    from disam_jax.dg.report.summary import summarise
     from disam_jax.dg.sweep.model_selection import CRITERIA
     from disam_jax.dg.sweep.results_folder import RECORD, report_folder, write_report
 
@@ -52,8 +53,8 @@ def report(
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
             "seconds": round(seconds, 1),
-            "machine": write.machine(),
-            "versions": write.versions(),
+            "machine": environment.machine(),
+            "versions": environment.versions(),
             "cost": cost,
         }
         contents[RECORD] = (json.dumps(record, indent=1) + "\n").encode()

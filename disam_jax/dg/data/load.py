@@ -87,7 +87,7 @@ def open_data(
     name = find_data_set(name_or_path)
     entry = None if name is None else DATASETS[name]
     path = expand(Path(name_or_path))
-    if is_folder(path) if entry is None else entry.layout is not None:
+    if has_images(name_or_path):
         _check_complete(name_or_path, allow_missing_classes)
         listing = list_data(name_or_path, data_dir=data_dir, split_files=split_files, duplicates=duplicates)
         if out is not None:
@@ -112,6 +112,20 @@ def open_data(
     known = f"one of {', '.join(DATASETS)}, a folder of images or a .npz file"
     meant = None if exists(path) else near(name_or_path, DATASETS)
     raise InputError(f"{shown(name_or_path)} {seen}: write {known}{'' if meant is None else f'; is {meant} meant?'}")
+
+
+def has_images(name_or_path: str) -> bool:
+    """Whether a data set is a folder of images; it need not exist.
+
+    Args:
+        name_or_path: As for `open_data`.
+
+    Example:
+        >>> has_images("pacs"), has_images("digits")
+        (True, False)
+    """
+    name = find_data_set(name_or_path)
+    return is_folder(expand(Path(name_or_path))) if name is None else DATASETS[name].layout is not None
 
 
 def list_data(
@@ -278,10 +292,11 @@ def fingerprint(data: Domains) -> str:
 
     Example:
         >>> from dataclasses import replace
-        >>> data = Domains("toy", np.zeros((1, 2)), np.array([0]), np.array([0]), ("photo",), ("dog",))
+        >>> from disam_jax.dg.testing import toy
+        >>> data = toy()
         >>> fingerprint(data) == fingerprint(replace(data, name="other"))
         True
-        >>> fingerprint(data) == fingerprint(replace(data, inputs=np.ones((1, 2))))
+        >>> fingerprint(data) == fingerprint(replace(data, inputs=data.inputs + 1))
         False
     """
     digest = hashlib.blake2b(digest_size=8)

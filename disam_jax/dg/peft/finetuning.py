@@ -195,8 +195,8 @@ def _prompts(
     finetune: FineTuneConfig, tokenizer: Tokenizer, class_names: Sequence[str], length: int
 ) -> Callable[[nnx.Module, nnx.Rngs], nnx.Module]:
     names = tokenizer.tokenize(class_prompts(class_names, "{}."), length)
-    initial = tokenizer.words(finetune.context_words) if finetune.context_words else None
-    count = None if initial else finetune.context
+    words = tokenizer.words(finetune.context_words) if finetune.context_words else None
+    count = None if words else finetune.context
 
     def extend(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
         return CoOp(
@@ -204,8 +204,8 @@ def _prompts(
             names,
             count,
             rngs=rngs,
-            per_class=finetune.class_contexts,
-            initial=initial,
+            class_contexts=finetune.class_contexts,
+            context_words=words,
             class_names=class_names,
         )
 
@@ -233,13 +233,12 @@ def cache(
         The data set, inputs float32 [N, F].
 
     Example:
-        >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.models.vit import ViTConfig
+        >>> from disam_jax.dg.testing import toy
         >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
         >>> pretrained = Pretrained(ViT(config, rngs=nnx.Rngs(0)), 8, images)
-        >>> data = join_domains("toy", [np.zeros((3, 8, 8, 3), np.uint8)], [np.zeros(3)], ["photo"], ["dog"])
-        >>> cache(pretrained, data).inputs.shape
-        (3, 8)
+        >>> cache(pretrained, toy(images=True)).inputs.shape
+        (24, 8)
     """
     graph, variables = nnx.split(_evaluating(pretrained.tower))
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from disam_jax.dg.report.findings import p_text
 from disam_jax.dg.report.scores import QUANTITIES
 from disam_jax.dg.report.statistics import Estimate
-from disam_jax.dg.report.summary import ALPHA, PLAIN, Comparison, Summary, compare, p_text
+from disam_jax.dg.report.summary import ALPHA, PLAIN, Comparison, Summary, compare
 from disam_jax.dg.results import Results
 from disam_jax.dg.sweep.model_selection import CRITERIA
 

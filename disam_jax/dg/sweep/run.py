@@ -88,11 +88,10 @@ def make_header(
     """What is run, as JSON values: by this a results file is recognised.
 
     Example:
-        >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.methods import METHODS
-        >>> data = join_domains("toy", [np.ones((4, 2))] * 2, [np.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
+        >>> from disam_jax.dg.testing import toy
         >>> plan = Plan({"ERM": [{"learning_rate": 0.1}]}, targets=(1,), seeds=(0, 1))
-        >>> header = make_header(data, TrainConfig(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
+        >>> header = make_header(toy(), TrainConfig(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
         >>> header["targets"], header["seeds"], header["planned"]
         (['sketch'], [0, 1], 2)
     """
@@ -174,12 +173,11 @@ def run_sweep(
 
     Example:
         >>> import tempfile
-        >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.methods import METHODS
         >>> from disam_jax.dg.models.registry import make_network
         >>> from disam_jax.dg.sweep.hparams import default_hyper
-        >>> inputs, labels = np.random.default_rng(0).normal(size=(3, 8, 2)), np.arange(8) % 2
-        >>> data = join_domains("toy", inputs, [labels] * 3, ["photo", "sketch", "cartoon"], ["cat", "dog"])
+        >>> from disam_jax.dg.testing import toy
+        >>> data = toy()
         >>> config, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
         >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], config)]}, targets=(2,), seeds=(0, 1))
         >>> network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(4,))

@@ -147,10 +147,9 @@ def default_config(data: Domains) -> TrainConfig:
         TrainConfig.
 
     Example:
-        >>> import numpy as np
-        >>> pixels, zeros = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)
-        >>> default_config(Domains("toy", pixels, zeros, zeros, ("photo",), ("dog",))).model
-        'conv'
+        >>> from disam_jax.dg.testing import toy
+        >>> default_config(toy(images=True)).model, default_config(toy()).standardise
+        ('conv', True)
     """
     if data.inputs.ndim == 4:
         return DEFAULTS["pixels"]
