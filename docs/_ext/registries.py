@@ -1,42 +1,87 @@
-"""Tables of the benchmark's methods, networks, data sets and ways of fine-tuning, made from their registries.
+"""Tables of what is registered, made while the site is built.
 
-A line `<!-- registry: networks -->` of a page becomes the table of what `disam-jax list` has under that title.
+A page takes in a table by a comment of its own line: `<!-- registry: methods -->`.
 """
 
+import pathlib
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from disam_jax.dg.cli.listing import lists
-
-TABLE = re.compile(r"^<!-- registry: ([\w -]+?) -->$", re.MULTILINE)
+PLACE = re.compile(r"^<!-- registry: (.+?) -->$", re.MULTILINE)
 
 
-def table(title: str) -> str:
-    """The entries of a registry as a Markdown table."""
-    entries = lists().get(title)
-    if entries is None:
-        raise ExtensionError(f"no registry is called '{title}': write one of {', '.join(lists())}")
-    cell = lambda text: text.replace("|", r"\|")
-    return "\n".join(
-        ["| name | what it is |", "|---|---|", *(f"| `{n}` | {cell(note)} |" for n, note in entries.items())]
-    )
+def table(header: str, notes: Mapping[str, str]) -> str:
+    """Names and what they stand for, in Markdown."""
+    rows = [f"| `{name}` | {note.replace('|', '/')} |" for name, note in notes.items()]
+    return "\n".join([f"| {header} | what it is |", "|---|---|", *rows])
 
 
-def with_tables(text: str) -> str:
-    """The text of a page with the tables that it asks for."""
-    return TABLE.sub(lambda match: table(match[1]), text)
+def methods() -> str:
+    """Name, description and hyperparameters of each method."""
+    from disam_jax.dg.methods import METHODS
+
+    rows = [
+        f"| `{name}` | {method.note} | {', '.join(f'`{each}`' for each in method.hyper)} |"
+        for name, method in METHODS.items()
+    ]
+    return "\n".join(["| `--method` | what it is | hyperparameters |", "|---|---|---|", *rows])
 
 
-def put_in(app: Sphinx, docname: str, source: list[str]) -> None:
+def networks() -> str:
+    """Name and description of each network."""
+    from disam_jax.dg.models.registry import MODELS
+
+    return table("`--model`", {name: model.summary for name, model in MODELS.items()})
+
+
+def data_sets() -> str:
+    """Name and description of each data set."""
+    from disam_jax.dg.data.registry import DATASETS, option_name
+
+    return table("`--data`", {option_name(name): data_set.summary for name, data_set in DATASETS.items()})
+
+
+def finetuning() -> str:
+    """Name and description of each way of fine-tuning."""
+    from disam_jax.dg.peft.registry import FINETUNING
+
+    return table("`--peft`", {name: way.summary for name, way in FINETUNING.items()})
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "networks": networks,
+    "data sets": data_sets,
+    "ways of fine-tuning": finetuning,
+}
+
+
+def filled(text: str) -> str:
+    """The text with the tables for which it asks.
+
+    Raises:
+        ExtensionError: If there is no such table.
+    """
+
+    def made(match: re.Match) -> str:
+        if match[1] not in TABLES:
+            raise ExtensionError(f"no registry is called {match[1]}: the registries are {', '.join(TABLES)}")
+        return TABLES[match[1]]()
+
+    return PLACE.sub(made, text)
+
+
+def fill(app: Sphinx, docname: str, source: list[str]) -> None:
     """Puts the tables into a page."""
-    del app, docname
-    source[0] = with_tables(source[0])
+    if pathlib.Path(app.env.doc2path(docname)).suffix == ".md":
+        source[0] = filled(source[0])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects to the build."""
-    app.connect("source-read", put_in)
+    app.connect("source-read", fill)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

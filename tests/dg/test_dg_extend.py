@@ -38,7 +38,7 @@ try:
     import registries
     assert found["list"][0] == 0
     page = "".join(f"<!-- registry: {title} -->" + chr(10) for title in ("networks", "data sets"))
-    found["docs"] = registries.with_tables(page)
+    found["docs"] = registries.filled(page)
 except (AssertionError, ModuleNotFoundError):
     found["docs"] = None
 print(json.dumps(found))
