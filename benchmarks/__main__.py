@@ -17,7 +17,7 @@ from benchmarks.rates import rates
 from benchmarks.steps import SIDES
 from benchmarks.workloads import NETWORKS, SIZES, describe
 from disam_jax.dg.cli.progress import progress
-from disam_jax.dg.report.write import machine, versions
+from disam_jax.dg.report.environment import machine, versions
 
 PARTS = ("steps", "domains", "parameters", "grouping", "devices", "peer", "trace", "baseline")
 # These are asked for by name and have results of their own.

@@ -29,13 +29,14 @@ from disam_jax.dg.data.load import open_data
 from disam_jax.dg.methods import METHODS, RHO, Hyperparameter, Method, count_steps
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
+from disam_jax.dg.report.environment import machine, versions
 from disam_jax.dg.report.scores import score
 from disam_jax.dg.report.statistics import estimate, paired
-from disam_jax.dg.report.write import machine, runs_csv, versions
+from disam_jax.dg.report.write import runs_csv
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep.model_selection import select
 from disam_jax.dg.sweep.run import Plan, run_sweep
-from disam_jax.dg.training.config import DEFAULTS, kind_of
+from disam_jax.dg.training.config import default_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +360,7 @@ def main():
 
     with progress() as (show, _):
         data = open_data(options.data)
-        setting = DEFAULTS[kind_of(data)]
+        setting = default_config(data)
         setting = dataclasses.replace(setting, steps=options.steps or setting.steps)
         sources, classes = len(data.domain_names) - 1, len(data.class_names)
         plain = make_network(setting.model, data.inputs.shape[1:], classes, hidden=(setting.hidden,))

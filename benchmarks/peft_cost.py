@@ -22,7 +22,7 @@ from flax import nnx
 import disam_jax
 from disam_jax.dg.models.clip import CLIP, CLIP_CONFIGS, CLIP_MEAN, CLIP_STD
 from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier, add_lora
-from disam_jax.dg.report.write import machine, versions
+from disam_jax.dg.report.environment import machine, versions
 
 
 class DataSet(NamedTuple):

@@ -7,7 +7,6 @@ is taken block by block. Then the same for programs of other sizes. Writes sweep
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -17,12 +16,12 @@ from disam_jax.dg.data.digits import load_digits
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.registry import make_network
-from disam_jax.dg.report.write import machine, versions
+from disam_jax.dg.report.environment import machine, versions
 from disam_jax.dg.runners.in_memory import InMemoryRunner
 from disam_jax.dg.runners.memory import program_bytes
 from disam_jax.dg.sweep import hparams as search
 from disam_jax.dg.sweep import run as sweep
-from disam_jax.dg.training.config import DEFAULTS
+from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.step import make_arrays
 
 
@@ -41,12 +40,12 @@ def main():
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--block", type=int, default=50, help="runs of a block, and in one program")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
-    parser.add_argument("--steps", type=int, default=DEFAULTS["digits"].steps)
+    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
     options = parser.parse_args()
 
     data, method = load_digits(), METHODS["DISAM"]
-    setting = dataclasses.replace(DEFAULTS["digits"], steps=options.steps)
+    setting = TrainConfig(steps=options.steps)
     seeds = tuple(range(10))
     arrays = make_arrays(data, tuple(split(data, seed) for seed in seeds), setting.standardise)
     candidates = search.random_candidates(method, setting, -(-options.runs // (len(seeds) * 6)), seed=0)

@@ -207,9 +207,11 @@ def test_commands_are_found_on_a_page(text, found):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_of_a_page_parses_and_its_options_go_together(page):
+    from disam_jax.dg.cli import checks
     from disam_jax.dg.cli import main as cli
+    from disam_jax.dg.cli.compare import chosen_methods
     from disam_jax.dg.cli.options import Compare
-    from disam_jax.dg.sweep import hparams as search
+    from disam_jax.dg.sweep import hparams
 
     for arguments in commands(text_of(page)):
         if "--help" in arguments:
@@ -218,9 +220,28 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
             continue
         options = cli.parse(arguments)
         if isinstance(options, Compare):
-            cli.check_numbers(options)
-            cli.check_checkpoint(options)
-            search.check_grid(cli.parse_grid(options.grid), cli.chosen_methods(options))
+            checks.check_numbers(options)
+            checks.check_model_options(options)
+            checks.check_checkpoint(options)
+            hparams.check_grid(checks.parse_grid(options.grid), chosen_methods(options))
+
+
+def test_the_tables_of_the_benchmark_page_are_those_of_the_registries(monkeypatch):
+    pytest.importorskip("sphinx")
+    from disam_jax.dg.cli.listing import lists
+
+    registries = load(DOCS / "_ext" / "registries.py", monkeypatch)
+    page = (DOCS / "benchmark.md").read_text()
+    assert sorted(registries.PLACE.findall(page)) == sorted(lists())
+    made = registries.filled(page)
+    for title, entries in lists().items():
+        table = registries.TABLES[title]()
+        rows = [row.split("`")[1] for row in table.splitlines()[2:]]
+        same = lambda name: name.casefold().replace("_", "")
+        assert list(map(same, rows)) == list(map(same, entries))
+        assert table in made
+    with pytest.raises(registries.ExtensionError, match="no registry is called animals: the registries are methods"):
+        registries.filled("<!-- registry: animals -->")
 
 
 def test_there_are_commands_on_the_pages():

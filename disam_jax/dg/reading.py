@@ -1,11 +1,13 @@
 """Reading files that others wrote: every failure is one line that names the file, and nothing hangs."""
 
+import contextlib
 import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from disam_jax.dg.errors import InputError
 
@@ -146,6 +148,36 @@ def regular_file(path: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"cannot read {shown(path)}: it is {_kind(found.st_mode)}, not a file")
     return found.st_size
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Opens a regular file to read it.
+
+    Args:
+        path: Path of the file.
+
+    Yields:
+        The file, and its size in bytes.
+
+    Raises:
+        InputError: If it is no regular file, or cannot be opened or read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "four")
+        ...     _ = path.write_bytes(b"1234")
+        ...     with open_regular(path) as (file, size):
+        ...         file.read(), size
+        (b'1234', 4)
+    """
+    size = regular_file(path)
+    try:
+        with path.open("rb") as file:
+            yield file, size
+    except OSError as error:
+        raise InputError(f"cannot read {shown(path)}: {reason(error)}") from error
 
 
 def read_bytes(path: Path, most: int = MOST_JSON_BYTES) -> bytes:

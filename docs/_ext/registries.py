@@ -5,7 +5,7 @@ A page takes in a table by a comment of its own line: `<!-- registry: methods --
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -14,8 +14,14 @@ from sphinx.errors import ExtensionError
 PLACE = re.compile(r"^<!-- registry: (.+?) -->$", re.MULTILINE)
 
 
+def table(header: str, notes: Mapping[str, str]) -> str:
+    """Names and what they stand for, in Markdown."""
+    rows = [f"| `{name}` | {note.replace('|', '/')} |" for name, note in notes.items()]
+    return "\n".join([f"| {header} | what it is |", "|---|---|", *rows])
+
+
 def methods() -> str:
-    """Name, description and hyperparameters of each method, in Markdown."""
+    """Name, description and hyperparameters of each method."""
     from disam_jax.dg.methods import METHODS
 
     rows = [
@@ -25,14 +31,41 @@ def methods() -> str:
     return "\n".join(["| `--method` | what it is | hyperparameters |", "|---|---|---|", *rows])
 
 
+def networks() -> str:
+    """Name and description of each network."""
+    from disam_jax.dg.models.registry import MODELS
+
+    return table("`--model`", {name: model.summary for name, model in MODELS.items()})
+
+
+def data_sets() -> str:
+    """Name and description of each data set."""
+    from disam_jax.dg.data.registry import DATASETS, option_name
+
+    return table("`--data`", {option_name(name): data_set.summary for name, data_set in DATASETS.items()})
+
+
+def finetuning() -> str:
+    """Name and description of each way of fine-tuning."""
+    from disam_jax.dg.peft.registry import FINETUNING
+
+    return table("`--peft`", {name: way.summary for name, way in FINETUNING.items()})
+
+
 def metrics() -> str:
-    """Name and description of each metric, in Markdown."""
+    """Name and description of each metric."""
     from disam_jax.dg.training.metrics import METRICS
 
-    return "\n".join(["| metric | what it is |", "|---|---|", *(f"| `{n}` | {m.note} |" for n, m in METRICS.items())])
+    return table("metric", {name: metric.note for name, metric in METRICS.items()})
 
 
-TABLES: dict[str, Callable[[], str]] = {"methods": methods, "metrics": metrics}
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "metrics": metrics,
+    "networks": networks,
+    "data sets": data_sets,
+    "ways of fine-tuning": finetuning,
+}
 
 
 def filled(text: str) -> str:
@@ -42,12 +75,12 @@ def filled(text: str) -> str:
         ExtensionError: If there is no such table.
     """
 
-    def table(match: re.Match) -> str:
+    def made(match: re.Match) -> str:
         if match[1] not in TABLES:
             raise ExtensionError(f"no registry is called {match[1]}: the registries are {', '.join(TABLES)}")
         return TABLES[match[1]]()
 
-    return PLACE.sub(table, text)
+    return PLACE.sub(made, text)
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from synthetic_results import write_results
 
+from disam_jax.dg.cli import checks, compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.report import write
-from disam_jax.dg.sweep import hparams as search
+from disam_jax.dg.sweep import hparams
 from disam_jax.dg.sweep import run as sweep
 
 FILES = {
@@ -158,6 +159,72 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--norm", "group"], "--model mlp has no norm, got --norm group: it is for conv"),
+        (["--norm", "none", "--model", "resnet18"], "--model resnet18 has no norm, got --norm none: it is for conv"),
+        (
+            ["--frozen-norm", "--model", "linear"],
+            "--model linear has no frozen norm, got --frozen-norm: it is for conv, resnet18 and resnet50",
+        ),
+        (
+            ["--augment"],
+            "--augment is for pixels, which conv, resnet18, resnet50, clip and vit take: --model is mlp",
+        ),
+        (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
+        (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path, capsys, arguments, message):
+    assert message in refused(capsys, *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_augmentation_of_what_is_no_image_is_refused(tmp_path, capsys):
+    images = np.zeros((12, 8, 8, 3), np.float32)
+    np.savez(tmp_path / "floats.npz", x=images, y=np.arange(12) % 2, domain=np.arange(12) // 4)
+    options = ["--data", tmp_path / "floats.npz", "--model", "conv", "--augment", "--out", tmp_path / "out"]
+    assert "--augment is for images, uint8 [H, W, 3]" in refused(capsys, *options)
+
+
+def test_spaces_in_a_name_stay_in_a_message(tmp_path, capsys):
+    assert "two  spaces is neither a known name nor a folder" in refused(
+        capsys, "--data", "two  spaces", "--out", tmp_path / "out"
+    )
+
+
+def test_a_name_that_is_nearly_right_is_told(capsys):
+    assert "; is 'rotation' meant?" in refused(capsys, "--target", "rotatio")
+    assert "'Clean' and 'clean' differ in upper and lower case" in refused(capsys, "--target", "Clean")
+
+
+def test_an_option_has_one_name_from_the_command_line_to_its_use():
+    """And, where both have one, one default."""
+    import dataclasses
+    import inspect
+
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.data.load import open_data
+    from disam_jax.dg.peft import finetuning
+    from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
+
+    options = {each.name: each.default for each in dataclasses.fields(Compare)}
+    used = {}
+    for config in (TrainConfig, FineTuneConfig):
+        used |= {each.name: each.default for each in dataclasses.fields(config)}
+    for function in (open_data, finetuning.load, sweep.run_sweep):
+        used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
+    # These become something else: names that are looked up, a plan, bytes, a split of the classes.
+    parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
+    assert options.keys() - used.keys() == {*parsed, "open_class", "base_classes"}
+    for name in options.keys() & used.keys():
+        plain = used[name] not in (dataclasses.MISSING, inspect.Parameter.empty)
+        # None: the default depends on the data and the model. The commands differ in what they select.
+        if plain and options[name] is not None and name not in ("select", "frozen_norm"):
+            assert options[name] == used[name], name
+
+
 NUMBERS = {
     "--image-size": (8, int),
     "--context": (1, int),
@@ -194,7 +261,7 @@ def test_a_number_beyond_its_range_is_named(tmp_path, option):
 
     for value in beyond(option):
         with pytest.raises(InputError, match=f"^{option} must be ") as error:
-            cli.check(dataclasses.replace(Compare(), **{option[2:].replace("-", "_"): value}, out=tmp_path / "out"))
+            checks.check(dataclasses.replace(Compare(), **{option[2:].replace("-", "_"): value}, out=tmp_path / "out"))
         assert len(str(error.value)) < 150
 
 
@@ -210,7 +277,7 @@ def test_a_number_beyond_its_range_is_named(tmp_path, option):
 )
 @pytest.mark.parametrize("command", ["compare", pytest.param("sweep", marks=pytest.mark.slow)])
 def test_a_number_beyond_its_range_is_refused_before_any_work(tmp_path, capsys, monkeypatch, command, option, value):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     out = tmp_path / "out"
     assert cli.main([command, option, value, "--out", str(out)]) == 2
     printed = capsys.readouterr()
@@ -247,7 +314,7 @@ def test_every_option_that_is_a_number_has_a_range():
 def test_a_value_of_a_grid_beyond_its_range_is_refused(name):
     for value in (math.inf, math.nan, 1e300, -0.1):
         with pytest.raises(InputError, match=f"--grid {name} must be "):
-            search.check_grid({name: (0.1, value)}, METHODS)
+            hparams.check_grid({name: (0.1, value)}, METHODS)
 
 
 @pytest.mark.parametrize(
@@ -404,19 +471,20 @@ def test_methods_by_name(arguments, names):
 
     from disam_jax.dg.cli.options import Compare
 
-    assert list(cli.chosen_methods(tyro.cli(Compare, args=arguments))) == names
+    assert list(compare.chosen_methods(tyro.cli(Compare, args=arguments))) == names
 
 
 def test_help_needs_no_heavy_package():
     code = """
 import sys
+from disam_jax.dg.cli import checks, compare
 from disam_jax.dg.cli import main as cli
 for arguments in (["--help"], ["compare", "--help"]):
     try:
         cli.main(arguments)
     except SystemExit as end:
         assert end.code == 0
-heavy = {"matplotlib", "sklearn", "scipy.ndimage", "skimage", "PIL"} & set(sys.modules)
+heavy = {"flax", "matplotlib", "sklearn", "scipy.ndimage", "skimage", "PIL"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

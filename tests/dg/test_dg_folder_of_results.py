@@ -8,11 +8,11 @@ import sys
 import pytest
 from synthetic_results import make_plan, make_results, write_results
 
+from disam_jax.dg.cli import compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.report import write
-from disam_jax.dg.sweep import results_file as store
-from disam_jax.dg.sweep import results_folder as folder
+from disam_jax.dg.sweep import results_file, results_folder
 
 
 def names(out):
@@ -24,13 +24,13 @@ def names(out):
 
 def test_files_are_written_whole_and_replace_older_ones(tmp_path):
     out = tmp_path / "deep" / "out"
-    folder.write_files(out, {"a": b"1", "b": b"2"})
-    folder.write_files(out, {"a": b"3"})
+    results_folder.write_files(out, {"a": b"1", "b": b"2"})
+    results_folder.write_files(out, {"a": b"3"})
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {"a": b"3", "b": b"2"}
 
 
 def test_a_failing_write_leaves_the_older_files(tmp_path, monkeypatch):
-    folder.write_files(tmp_path, {"a": b"1", "b": b"1"})
+    results_folder.write_files(tmp_path, {"a": b"1", "b": b"1"})
 
     def full(path, content):
         if path.name == "b":
@@ -39,14 +39,14 @@ def test_a_failing_write_leaves_the_older_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
-        folder.write_files(tmp_path, {"a": b"2", "b": b"2"})
+        results_folder.write_files(tmp_path, {"a": b"2", "b": b"2"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"1", "b": b"1"}
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from disam_jax.dg.sweep import results_folder as folder
+from disam_jax.dg.sweep import results_folder
 with folder._unfinished(Path(sys.argv[1])) as unfinished:
     (unfinished / "table.md").write_bytes(b"half")
     print("begun", flush=True)
@@ -59,10 +59,10 @@ def test_what_a_process_is_writing_is_removed_once_it_was_killed_and_not_before(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"begun\n"
         (unfinished,) = tmp_path.iterdir()
-        folder.write_files(tmp_path, {"a": b"1"})
+        results_folder.write_files(tmp_path, {"a": b"1"})
         assert (unfinished / "table.md").read_bytes() == b"half"
         process.kill()
-    folder.write_files(tmp_path, {"a": b"2"})
+    results_folder.write_files(tmp_path, {"a": b"2"})
     assert names(tmp_path) == ["a"]
 
 
@@ -74,7 +74,7 @@ def test_every_way_to_begin_removes_what_a_killed_process_left(tmp_path, begin):
     if begin == "a sweep":
         write_results(tmp_path)
     else:
-        folder.write_report(tmp_path, {"table.md": b"1"}, "last")
+        results_folder.write_report(tmp_path, {"table.md": b"1"}, "last")
     assert not left.exists()
 
 
@@ -83,7 +83,7 @@ def test_a_file_or_a_link_of_that_name_is_left_alone(tmp_path):
     (tmp_path / "elsewhere" / "mine").write_text("mine")
     (tmp_path / ".unfinished-note").write_text("mine")
     (tmp_path / ".unfinished-link").symlink_to("elsewhere")
-    folder.write_files(tmp_path, {"a": b"1"})
+    results_folder.write_files(tmp_path, {"a": b"1"})
     assert names(tmp_path) == [".unfinished-link", ".unfinished-note", "a", "elsewhere"]
     assert (tmp_path / "elsewhere" / "mine").read_text() == "mine"
 
@@ -92,13 +92,13 @@ def test_a_file_or_a_link_of_that_name_is_left_alone(tmp_path):
 
 
 def test_figures_of_an_earlier_report_do_not_stay_beside_the_tables_of_another(tmp_path):
-    folder.write_report(tmp_path, {"table.md": b"1", "usable_range.png": b"1", "record.json": b"1"}, "last")
+    results_folder.write_report(tmp_path, {"table.md": b"1", "usable_range.png": b"1", "record.json": b"1"}, "last")
     (tmp_path / "sensitivity.pdf").write_bytes(b"mine, from elsewhere")
     with pytest.raises(InputError, match=r"sensitivity.pdf is not from disam-jax"):
-        folder.write_report(tmp_path, {"table.md": b"2"}, "last")
+        results_folder.write_report(tmp_path, {"table.md": b"2"}, "last")
     (tmp_path / "sensitivity.pdf").unlink()
     (tmp_path / "notes.png").write_bytes(b"mine")
-    folder.write_report(tmp_path, {"table.md": b"2"}, "last")
+    results_folder.write_report(tmp_path, {"table.md": b"2"}, "last")
     # The record is of the training, which a report does not repeat.
     assert names(tmp_path) == ["notes.png", "record.json", "report.json", "table.md"]
     assert (tmp_path / "table.md").read_bytes() == b"2"
@@ -111,14 +111,14 @@ def test_every_file_of_a_report_can_be_told_from_those_of_others():
     drawn = write.report_figures(summaries["last"], ())
     cost = {"ERM": {"flops": 1.0, "seconds_per_run": 1.0}}
     made = {*write.text_files(results, summaries, "last", (), cost), *(f"{name}.png" for name in drawn)}
-    assert made <= {*folder.NAMES}
-    assert all("/" not in name for name in folder.NAMES)
+    assert made <= {*results_folder.NAMES}
+    assert all("/" not in name for name in results_folder.NAMES)
 
 
 @pytest.mark.parametrize("name", ["table.md", "results.json", "report.json", "accuracy.tex", "select-oracle"])
 @pytest.mark.parametrize("content", ["mine", '{"writer": "me"}'])
 def test_a_file_of_the_user_is_refused_before_any_work(tmp_path, name, content, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     (tmp_path / name).write_text(content)
     for command in (["compare", "--overwrite"], ["sweep"]):
         assert cli.main([*command, "--out", str(tmp_path)]) == 2
@@ -131,9 +131,9 @@ def test_a_file_of_the_user_is_refused_before_any_work(tmp_path, name, content, 
 
 def test_other_files_of_the_user_are_no_hindrance(tmp_path):
     (tmp_path / "notes.md").write_text("mine")
-    folder.check_out(tmp_path)
+    results_folder.check_out(tmp_path)
     write_results(tmp_path)
-    with store.open_store(tmp_path, make_plan(seeds=3)[0], replace=True):
+    with results_file.open_store(tmp_path, make_plan(seeds=3)[0], overwrite=True):
         pass
     assert names(tmp_path) == ["earlier-1", "notes.md", "report.json", "results.jsonl"]
 
@@ -142,8 +142,8 @@ def test_the_report_of_a_version_without_manifests_is_known(tmp_path):
     found = {"schema": 2, "header": {}, "criteria": {}, "tables": {}, "criterion": "oracle"}
     (tmp_path / "results.json").write_text(json.dumps(found))
     (tmp_path / "table.md").write_text("# Title")
-    folder.check_out(tmp_path)
-    assert folder.read_manifest(tmp_path) == ("oracle", ("table.md", "results.json"))
+    results_folder.check_out(tmp_path)
+    assert results_folder.read_manifest(tmp_path) == ("oracle", ("table.md", "results.json"))
 
 
 # Whether there can be a folder.
@@ -209,7 +209,7 @@ PLACES = [
 @pytest.mark.parametrize("make", PLACES)
 @pytest.mark.parametrize("command", ["compare", "sweep"])
 def test_an_out_that_can_be_no_folder_is_one_line(tmp_path, capsys, make, command, monkeypatch):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
     out, reason = make(tmp_path)
     before = names(tmp_path)
     assert cli.main([command, "--out", str(out)]) == 2

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from synthetic_results import write_results
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.sweep import results_file as store
-from disam_jax.dg.sweep import results_folder as folder
+from disam_jax.dg.sweep import results_file, results_folder
 
 CASES = 2500
 
@@ -20,17 +19,17 @@ class Written:
     """A folder with a results file and a report's manifest, the content of the file, and what is right."""
 
     def __init__(self, out):
-        self.out, self.path = out, out / store.FILE
+        self.out, self.path = out, out / results_file.FILE
         self.header, self.plan = write_results(out, domains=("art", "photo"), at_once=2, leave=1, candidates=2)
-        folder.write_report(out, {"table.md": b"# Title"}, "last")
-        self.content, self.right = self.path.read_bytes(), store.load_results(out)
+        results_folder.write_report(out, {"table.md": b"# Title"}, "last")
+        self.content, self.right = self.path.read_bytes(), results_file.load_results(out)
         self.places = {run[:4]: place for place, run in enumerate(self.right.runs)}
 
     def check(self, results):
         """Whether each run is one that was written, with its numbers, under what was said of all of them."""
         rows = [self.places[run[:4]] for run in results.runs]
         assert len(set(rows)) == len(rows)
-        for name in store.MEASURED:
+        for name in results_file.MEASURED:
             np.testing.assert_array_equal(getattr(results, name), getattr(self.right, name)[rows])
         for run, row in zip(results.runs, rows, strict=True):
             assert run == self.right.runs[row]
@@ -58,12 +57,12 @@ def test_a_damaged_results_file_is_refused_or_read_rightly(written, data):
     broken = data.draw(damaged(written.content))
     written.path.write_bytes(broken)
     try:
-        written.check(store.load_results(written.out))
+        written.check(results_file.load_results(written.out))
     except InputError as error:
         check_message(error, written.path)
     refused = False
     try:
-        with store.open_store(written.out, written.header) as opened:
+        with results_file.open_store(written.out, written.header) as opened:
             there = [run for run in written.plan.runs if opened.has(run.method, 0, [run])]
             if there:
                 written.check(opened.results(written.header, there, written.header["steps"]))
@@ -83,15 +82,15 @@ def test_a_damaged_results_file_is_refused_or_read_rightly(written, data):
 @settings(max_examples=cases(CASES // 5))
 @given(data=st.data())
 def test_a_damaged_manifest_is_refused_or_names_files_of_ours_only(written, data):
-    path = written.out / folder.MANIFEST
+    path = written.out / results_folder.MANIFEST
     content = path.read_bytes()
     path.write_bytes(data.draw(damaged(content)))
     try:
-        manifest = folder.read_manifest(written.out)
+        manifest = results_folder.read_manifest(written.out)
     except InputError as error:
         check_message(error, path)
     else:
-        assert {*manifest.files} <= {*folder.NAMES}
+        assert {*manifest.files} <= {*results_folder.NAMES}
     finally:
         path.write_bytes(content)
 
@@ -112,5 +111,5 @@ def test_other_json_in_the_place_of_a_line_is_refused(written, data):
     place = data.draw(st.integers(0, len(lines) - 1))
     written.path.write_bytes(b"\n".join([*lines[:place], line, *lines[place + 1 :], b""]))
     with pytest.raises(InputError) as error:
-        store.load_results(written.out)
+        results_file.load_results(written.out)
     check_message(error.value, written.path)

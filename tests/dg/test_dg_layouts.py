@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg.data import domainbed as layouts
-from disam_jax.dg.data import folder
+from disam_jax.dg.data import domainbed, folder
 from disam_jax.dg.errors import InputError
 
 SHARED = os.environ.get("DISAM_JAX_SHARED")
@@ -27,7 +26,7 @@ def build(root, layout, classes=None):
     [("PACS", 4, 7), ("VLCS", 4, 5), ("OfficeHome", 4, 65), ("TerraIncognita", 4, 10), ("DomainNet", 6, 345)],
 )
 def test_the_size_and_the_order_of_a_layout(name, domains, classes):
-    layout = layouts.LAYOUTS[name]
+    layout = domainbed.DATASETS[name].layout
     assert (len(layout.domain_names), len(layout.letters), len(layout.class_names)) == (domains, domains, classes)
     assert len(set(layout.class_names)) == classes
     # DomainBed and torchvision number what they find in the order of the names.
@@ -49,13 +48,13 @@ def test_the_size_and_the_order_of_a_layout(name, domains, classes):
     ],
 )
 def test_a_layout_is_found_by_its_names(given, name):
-    assert layouts.find_layout(given) is layouts.LAYOUTS[name]
+    assert domainbed.find_layout(given) is domainbed.DATASETS[name].layout
 
 
-@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in layouts.LAYOUTS.items()])
+@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in domainbed.layouts().items()])
 def test_a_layout_is_read_as_a_folder_of_its_own_would_be(tmp_path, layout):
     root = build(tmp_path / layout.folder, layout)
-    listed = layouts.list_layout(layout.name, tmp_path)
+    listed = domainbed.list_layout(layout.name, tmp_path)
     assert listed.name == layout.name
     assert listed.left_out == ()
     plain = folder.list_images(root)
@@ -64,17 +63,17 @@ def test_a_layout_is_read_as_a_folder_of_its_own_would_be(tmp_path, layout):
         plain.class_names,
         plain.images,
     )
-    assert layouts.list_layout(layout.name, root) == listed
+    assert domainbed.list_layout(layout.name, root) == listed
 
 
 def test_folders_in_other_letters_and_files_beside_them(tmp_path):
-    root = build(tmp_path / "home", layouts.OFFICE_HOME)
+    root = build(tmp_path / "home", domainbed.OFFICE_HOME)
     (root / "Real World").rename(root / "real_world")
     (root / "Art" / "ToothBrush").rename(root / "Art" / "Toothbrush")
     (root / "ImageInfo.csv").touch()
     (root / ".cache").mkdir()
-    listed = layouts.list_layout("officehome", root)
-    assert listed.domain_names == layouts.OFFICE_HOME.domain_names
+    listed = domainbed.list_layout("officehome", root)
+    assert listed.domain_names == domainbed.OFFICE_HOME.domain_names
     assert [label for _, label in listed.images[0]] == list(range(65))
     assert [label for _, label in listed.images[3]] == list(range(65))
 
@@ -92,10 +91,10 @@ def test_folders_in_other_letters_and_files_beside_them(tmp_path):
     ],
 )
 def test_what_is_missing_or_too_much_is_named(tmp_path, change, message):
-    root = build(tmp_path / "PACS", layouts.PACS)
+    root = build(tmp_path / "PACS", domainbed.PACS)
     change(root)
     with pytest.raises(InputError, match=message.replace("{root}", re.escape(str(root)))):
-        layouts.list_layout("pacs", tmp_path)
+        domainbed.list_layout("pacs", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,42 +112,42 @@ def test_what_is_missing_or_too_much_is_named(tmp_path, change, message):
 def test_a_folder_that_holds_no_layout(tmp_path, name, make, message):
     make(tmp_path / "data")
     with pytest.raises(InputError, match=message):
-        layouts.list_layout(name, tmp_path / "data")
+        domainbed.list_layout(name, tmp_path / "data")
 
 
 def test_other_locations_are_no_domains_of_terra_incognita(tmp_path):
-    root = build(tmp_path / "terra_incognita", layouts.TERRA_INCOGNITA)
+    root = build(tmp_path / "terra_incognita", domainbed.TERRA_INCOGNITA)
     (root / "location_7" / "bird").mkdir(parents=True)
-    assert layouts.list_layout("terraincognita", tmp_path).domain_names == layouts.TERRA_INCOGNITA.domain_names
+    assert domainbed.list_layout("terraincognita", tmp_path).domain_names == domainbed.TERRA_INCOGNITA.domain_names
     (root / "images").mkdir()
     with pytest.raises(InputError, match="images is no domain of TerraIncognita"):
-        layouts.list_layout("terraincognita", tmp_path)
+        domainbed.list_layout("terraincognita", tmp_path)
 
 
 def test_a_class_that_never_passed_a_location_does_not_shift_its_labels(tmp_path):
-    root = build(tmp_path / "terra_incognita", layouts.TERRA_INCOGNITA)
+    root = build(tmp_path / "terra_incognita", domainbed.TERRA_INCOGNITA)
     shutil.rmtree(root / "location_43" / "bobcat")
-    listed = layouts.list_layout("terraincognita", tmp_path)
+    listed = domainbed.list_layout("terraincognita", tmp_path)
     assert [label for _, label in listed.images[2]] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
     assert all(path.parent.name == listed.class_names[label] for path, label in listed.images[2])
     shutil.rmtree(root / "location_43")
     (root / "location_43").mkdir()
     with pytest.raises(InputError, match="class missing in a domain"):
-        layouts.list_layout("terraincognita", tmp_path)
+        domainbed.list_layout("terraincognita", tmp_path)
 
 
 @pytest.mark.parametrize("given", [False, True])
 def test_duplicates_of_domain_net_are_left_out_and_counted(tmp_path, given):
-    root = build(tmp_path / "domain_net", layouts.DOMAIN_NET)
+    root = build(tmp_path / "domain_net", domainbed.DOMAIN_NET)
     for name in ("clipart_2.jpg", "clipart_3.jpg"):
         (root / "clipart" / "bear" / name).touch()
     lines = "clipart/bear/clipart_2.jpg\nclipart/bear/clipart_1.jpg\n\nreal/bear/gone_already.jpg\n"
     path = tmp_path / "list.txt" if given else root / "domain_net_duplicates.txt"
     path.write_text(lines)
-    listed = layouts.list_layout("domainnet", tmp_path, path if given else None)
+    listed = domainbed.list_layout("domainnet", tmp_path, path if given else None)
     bear = root / "clipart" / "bear"
     assert listed.left_out == (bear / "clipart_1.jpg", bear / "clipart_2.jpg")
-    label = layouts.DOMAIN_NET.class_names.index("bear")
+    label = domainbed.DOMAIN_NET.class_names.index("bear")
     assert [path.name for path, y in listed.images[0] if y == label] == ["clipart_3.jpg"]
     assert [len(domain) for domain in listed.images] == [345] * 6
 
@@ -163,23 +162,23 @@ def test_duplicates_of_domain_net_are_left_out_and_counted(tmp_path, given):
     ],
 )
 def test_a_list_of_duplicates_that_cannot_be_is_refused(tmp_path, lines, message):
-    build(tmp_path / "domain_net", layouts.DOMAIN_NET)
+    build(tmp_path / "domain_net", domainbed.DOMAIN_NET)
     path = tmp_path / "list.txt"
     if lines is not None:
         path.write_bytes(lines)
     with pytest.raises(InputError, match=message):
-        layouts.list_layout("domainnet", tmp_path, path)
+        domainbed.list_layout("domainnet", tmp_path, path)
 
 
 def test_only_domain_net_has_duplicates(tmp_path):
     with pytest.raises(InputError, match="PACS has no list of duplicates"):
-        layouts.list_layout("pacs", tmp_path, tmp_path / "list.txt")
+        domainbed.list_layout("pacs", tmp_path, tmp_path / "list.txt")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(SHARED is None, reason="DISAM_JAX_SHARED names no folder with data/PACS96")
 def test_real_pacs(tmp_path):
-    listed = layouts.list_layout("pacs", Path(SHARED, "data", "PACS96"))
+    listed = domainbed.list_layout("pacs", Path(SHARED, "data", "PACS96"))
     assert [len(domain) for domain in listed.images] == [2048, 2344, 1670, 3929]
     counts = np.array([np.bincount([label for _, label in domain]) for domain in listed.images])
     assert counts.sum(0).tolist() == [1729, 1654, 1566, 1113, 1540, 943, 1446]

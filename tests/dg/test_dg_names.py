@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from disam_jax.dg.cli import main as cli
-from disam_jax.dg.data import domainbed as layouts
-from disam_jax.dg.data import folder, names
+from disam_jax.dg.data import domainbed, folder, names
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.load import list_data
 from disam_jax.dg.data.splits import read_split_files
@@ -143,10 +142,10 @@ def test_a_class_that_is_missing_altogether_has_no_hint(tmp_path):
     ],
 )
 def test_a_layout_names_the_class_that_is_meant(tmp_path, name, message):
-    root = build(tmp_path / "PACS", dict.fromkeys(layouts.PACS.domain_names, layouts.PACS.class_names))
+    root = build(tmp_path / "PACS", dict.fromkeys(domainbed.PACS.domain_names, domainbed.PACS.class_names))
     (root / "photo" / name).mkdir()
     with pytest.raises(InputError, match=message):
-        layouts.list_layout("pacs", tmp_path)
+        domainbed.list_layout("pacs", tmp_path)
 
 
 @pytest.mark.parametrize(("of_folder", "of_list"), [(NFC, NFD), (NFD, NFC)])

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from disam_jax.dg.cli import main as cli
-from disam_jax.dg.data import digits, folder
-from disam_jax.dg.data import domainbed as layouts
+from disam_jax.dg.data import digits, domainbed, folder
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.load import fingerprint, list_data, names, open_data
+from disam_jax.dg.data.load import fingerprint, list_data, open_data
+from disam_jax.dg.data.registry import DATASETS
 from disam_jax.dg.errors import InputError
 
 
@@ -26,15 +26,15 @@ def same(one: Domains, other: Domains):
 
 @pytest.fixture
 def pacs(tmp_path):
-    for d, domain in enumerate(layouts.PACS.domain_names):
-        for c, name in enumerate(layouts.PACS.class_names):
+    for d, domain in enumerate(domainbed.PACS.domain_names):
+        for c, name in enumerate(domainbed.PACS.class_names):
             (tmp_path / "data" / "PACS" / domain / name).mkdir(parents=True)
             save_image(tmp_path / "data" / "PACS" / domain / name / "1.jpg", seed=10 * d + c)
     return tmp_path / "data"
 
 
 def test_the_names():
-    assert names() == [
+    assert list(DATASETS) == [
         "digits",
         "digits-rotated",
         "PACS",
@@ -61,8 +61,8 @@ def test_digits_by_name(name, load):
 def test_a_layout_by_name(pacs, name):
     data = open_data(name, data_dir=pacs, image_size=8, features=False)
     assert data.name == "PACS"
-    same(data, folder.load_images(layouts.list_layout("pacs", pacs), 8))
-    assert list_data(name, data_dir=pacs) == layouts.list_layout("pacs", pacs)
+    same(data, folder.load_images(domainbed.list_layout("pacs", pacs), 8))
+    assert list_data(name, data_dir=pacs) == domainbed.list_layout("pacs", pacs)
 
 
 def test_a_folder_by_its_path(image_folder):
@@ -129,7 +129,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, name, options, message):
         open_data(name.replace("{tmp}", str(tmp_path)), **options)
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("name", domainbed.layouts())
 @pytest.mark.parametrize("form", [str, str.lower])
 def test_a_data_set_by_name_without_its_folder_says_what_to_give_and_where_to_get_it(
     tmp_path, monkeypatch, capsys, name, form
@@ -138,7 +138,7 @@ def test_a_data_set_by_name_without_its_folder_says_what_to_give_and_where_to_ge
     assert cli.main(["compare", "--data", form(name)]) == 2
     error = capsys.readouterr().err
     assert f"{name} is read from a data directory: give --data-dir DIR" in error
-    assert f"the folder that holds {layouts.LAYOUTS[name].folder}/" in error
+    assert f"the folder that holds {domainbed.DATASETS[name].layout.folder}/" in error
     assert "https://github.com/facebookresearch/DomainBed" in error
     assert "./" not in error
     # The name goes before the folder.

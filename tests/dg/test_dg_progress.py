@@ -7,10 +7,11 @@ import time
 
 import pytest
 
+from disam_jax.dg import progress as times
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.cli import progress
 from disam_jax.dg.runners import in_memory as program
-from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import results_file
 
 
 class Terminal(io.StringIO):
@@ -30,14 +31,14 @@ def ticking(*seconds):
 
 def test_the_time_left_counts_compilation():
     """Half of the runs took 60 s, whatever part of it was compilation: so will the other half."""
-    left = progress.TimeLeft(0, 20, clock=ticking(100.0, 150.0, 160.0, 200.0))
+    left = times.TimeLeft(0, 20, clock=ticking(100.0, 150.0, 160.0, 200.0))
     assert left.text(0) == ""
     assert left.text(10) == "about 1 min left"
     assert left.text(20) == ""
 
 
 def test_runs_of_an_earlier_start_took_no_time_of_this_one():
-    left = progress.TimeLeft(90, 100, clock=ticking(0.0, 5.0))
+    left = times.TimeLeft(90, 100, clock=ticking(0.0, 5.0))
     assert left.text(95) == "about 5 s left"
 
 
@@ -114,7 +115,9 @@ def test_an_interruption_is_one_line_and_keeps_what_was_finished(tmp_path, capsy
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1].startswith("disam-jax: interrupted; what was finished is kept")
-    assert [run.target for run in store.load_results(tmp_path / "out").runs] == [run.target for run in trained[0]]
+    assert [run.target for run in results_file.load_results(tmp_path / "out").runs] == [
+        run.target for run in trained[0]
+    ]
     assert cli.main(arguments) == 0
     assert "; 2 are finished" in capsys.readouterr().err
 
@@ -123,5 +126,5 @@ def test_durations_do_not_depend_on_the_time_of_day(monkeypatch):
     """A clock that is set back in a run makes no duration negative."""
     day = iter(range(10_000, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(day)))
-    left = progress.TimeLeft(0, 2)
+    left = times.TimeLeft(0, 2)
     assert left.clock() >= left.began

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from synthetic_results import COMPARE, diverge, make_results
 
-from disam_jax.dg.report import figures, formats, sensitivity, tables, write
-from disam_jax.dg.report.summary import findings, summarise
+from disam_jax.dg.report import environment, figures, formats, sensitivity, tables, write
+from disam_jax.dg.report.findings import findings
+from disam_jax.dg.report.summary import summarise
 from disam_jax.dg.report.tables import Cell, Table
 from disam_jax.dg.sweep.model_selection import CRITERIA, select
 
@@ -577,5 +578,5 @@ def test_an_unknown_criterion_is_named():
 
 
 def test_machine_and_versions():
-    assert {"cpu", "cores", "device", "system"} == set(write.machine())
-    assert {"python", "jax", "jaxlib", "numpy", "optax", "disam_jax"} <= set(write.versions())
+    assert {"cpu", "cores", "device", "system"} == set(environment.machine())
+    assert {"python", "jax", "jaxlib", "numpy", "optax", "disam_jax"} <= set(environment.versions())

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from synthetic_results import make_plan, write_results
 
+from disam_jax.dg.cli import compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import results_file
 from disam_jax.dg.sweep.results_folder import read_manifest
 
 # Line 1 is the header, line 2 the program of ERM, lines 3 and 4 its chunks, 5 to 7 the same of SAM.
@@ -24,7 +25,7 @@ def whole(tmp_path):
 
 
 def lines_of(out):
-    return (out / store.FILE).read_bytes().splitlines(keepends=True)
+    return (out / results_file.FILE).read_bytes().splitlines(keepends=True)
 
 
 def dumped(value):
@@ -34,7 +35,7 @@ def dumped(value):
 def changed(line, change):
     """A line that says something else, as an editor would leave it: without a checksum."""
     value = json.loads(line)
-    value.pop(store.CHECKSUM, None)
+    value.pop(results_file.CHECKSUM, None)
     return dumped(change(value) or value)
 
 
@@ -62,16 +63,16 @@ def set_to(key, value):
 
 def refused(out, header, number):
     """Whether the file is refused by a report and by a resumed sweep, with one line that names the line."""
-    before = (out / store.FILE).read_bytes()
+    before = (out / results_file.FILE).read_bytes()
     with pytest.raises(InputError) as of_report:
-        store.load_results(out)
-    with pytest.raises(InputError) as of_sweep, store.open_store(out, header):
+        results_file.load_results(out)
+    with pytest.raises(InputError) as of_sweep, results_file.open_store(out, header):
         pass
     for error in (of_report, of_sweep):
-        assert str(error.value).startswith(f"{out / store.FILE}, line {number}: ")
+        assert str(error.value).startswith(f"{out / results_file.FILE}, line {number}: ")
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 700
-    assert (out / store.FILE).read_bytes() == before
+    assert (out / results_file.FILE).read_bytes() == before
     return str(of_report.value)
 
 
@@ -116,7 +117,7 @@ NO_RECORD = {
 def test_a_line_that_is_no_record_is_named(whole, line, place):
     out, header, _ = whole
     lines = lines_of(out)
-    (out / store.FILE).write_bytes(b"".join([*lines[:place], line, *lines[place:]]))
+    (out / results_file.FILE).write_bytes(b"".join([*lines[:place], line, *lines[place:]]))
     refused(out, header, place + 1)
 
 
@@ -154,7 +155,7 @@ def test_a_run_that_does_not_belong_to_the_header_is_named(whole, change):
     out, header, _ = whole
     lines = lines_of(out)
     lines[CHUNK] = changed(lines[CHUNK], in_runs(change))
-    (out / store.FILE).write_bytes(b"".join(lines))
+    (out / results_file.FILE).write_bytes(b"".join(lines))
     refused(out, header, CHUNK + 1)
 
 
@@ -183,10 +184,10 @@ def test_a_header_that_makes_no_sense_is_named(whole, change):
     out, header, _ = whole
     lines = lines_of(out)
     lines[0] = changed(lines[0], in_header(change))
-    (out / store.FILE).write_bytes(b"".join(lines))
-    with pytest.raises(InputError, match=rf"{store.FILE}, line 1: "):
-        store.load_results(out)
-    with pytest.raises(InputError, match=store.FILE), store.open_store(out, header):
+    (out / results_file.FILE).write_bytes(b"".join(lines))
+    with pytest.raises(InputError, match=rf"{results_file.FILE}, line 1: "):
+        results_file.load_results(out)
+    with pytest.raises(InputError, match=results_file.FILE), results_file.open_store(out, header):
         pass
     assert lines_of(out) == lines
 
@@ -197,17 +198,17 @@ def test_a_number_that_was_changed_since_it_was_written_is_found(whole):
     place = lines[CHUNK].index(b"0.") + 2
     digit = lines[CHUNK][place : place + 1]
     lines[CHUNK] = lines[CHUNK][:place] + (b"1" if digit != b"1" else b"2") + lines[CHUNK][place + 1 :]
-    (out / store.FILE).write_bytes(b"".join(lines))
+    (out / results_file.FILE).write_bytes(b"".join(lines))
     assert "checksum" in refused(out, header, CHUNK + 1)
 
 
 def test_spaces_and_ends_of_lines_of_another_system_change_nothing(whole):
     out, header, _ = whole
-    before = store.load_results(out)
+    before = results_file.load_results(out)
     lines = [dumped(json.loads(line)).replace(b"\n", b"\r\n") for line in lines_of(out)]
-    (out / store.FILE).write_bytes(b"".join(lines))
-    np.testing.assert_array_equal(store.load_results(out).losses, before.losses)
-    with store.open_store(out, header) as again:
+    (out / results_file.FILE).write_bytes(b"".join(lines))
+    np.testing.assert_array_equal(results_file.load_results(out).losses, before.losses)
+    with results_file.open_store(out, header) as again:
         assert len(again.records) == 12
 
 
@@ -218,29 +219,29 @@ def test_spaces_and_ends_of_lines_of_another_system_change_nothing(whole):
 def test_a_line_that_was_not_finished_is_cut_off_and_the_others_are_kept(whole, cut):
     out, header, plan = whole
     *lines, last = lines_of(out)
-    (out / store.FILE).write_bytes(b"".join([*lines, last[:cut]]))
-    assert len(store.load_results(out).runs) == 9
-    with store.open_store(out, header) as again:
+    (out / results_file.FILE).write_bytes(b"".join([*lines, last[:cut]]))
+    assert len(results_file.load_results(out).runs) == 9
+    with results_file.open_store(out, header) as again:
         assert len(again.records) == 9
         assert again.has("SAM", 0, plan.runs_of("SAM")[:3])
         assert not again.has("SAM", 1, plan.runs_of("SAM")[3:])
-    assert (out / store.FILE).read_bytes() == b"".join(lines)
+    assert (out / results_file.FILE).read_bytes() == b"".join(lines)
 
 
 def test_a_last_line_that_lost_only_its_end_is_kept(whole):
     out, header, _ = whole
-    content = (out / store.FILE).read_bytes()
-    (out / store.FILE).write_bytes(content[:-1])
-    assert len(store.load_results(out).runs) == 12
-    with store.open_store(out, header) as again:
+    content = (out / results_file.FILE).read_bytes()
+    (out / results_file.FILE).write_bytes(content[:-1])
+    assert len(results_file.load_results(out).runs) == 12
+    with results_file.open_store(out, header) as again:
         assert len(again.records) == 12
-    assert (out / store.FILE).read_bytes() == content
+    assert (out / results_file.FILE).read_bytes() == content
 
 
 @pytest.mark.parametrize("end", [b"my notes", b"\0" * 100, b"[1, 2", b'{"note"'])
 def test_an_end_that_we_did_not_write_is_no_line_that_was_not_finished(whole, end):
     out, header, _ = whole
-    with (out / store.FILE).open("ab") as file:
+    with (out / results_file.FILE).open("ab") as file:
         file.write(end)
     refused(out, header, 8)
 
@@ -248,10 +249,10 @@ def test_an_end_that_we_did_not_write_is_no_line_that_was_not_finished(whole, en
 def test_a_header_that_was_not_finished_begins_anew(whole):
     out, header, _ = whole
     content = lines_of(out)[0]
-    (out / store.FILE).write_bytes(content[:50])
-    with store.open_store(out, header) as again:
+    (out / results_file.FILE).write_bytes(content[:50])
+    with results_file.open_store(out, header) as again:
         assert not again.records
-    assert (out / store.FILE).read_bytes() == content
+    assert (out / results_file.FILE).read_bytes() == content
 
 
 # Files put together.
@@ -265,22 +266,22 @@ def joined(tmp_path, **options):
 
 def test_the_same_lines_twice_are_kept_once(whole):
     out, header, _ = whole
-    before = store.load_results(out)
+    before = results_file.load_results(out)
     lines = lines_of(out)
-    (out / store.FILE).write_bytes(b"".join([*lines, *lines]))
-    again = store.load_results(out)
+    (out / results_file.FILE).write_bytes(b"".join([*lines, *lines]))
+    again = results_file.load_results(out)
     assert again.runs == before.runs
     np.testing.assert_array_equal(again.losses, before.losses)
-    with store.open_store(out, header) as opened:
+    with results_file.open_store(out, header) as opened:
         assert len(opened.records) == 12
 
 
 def test_two_halves_of_a_sweep_are_put_together(whole, tmp_path):
     out, header, _ = whole
-    before, lines = store.load_results(out), lines_of(out)
-    (out / store.FILE).write_bytes(b"".join([*lines[:4], lines[0], *lines[4:]]))
-    assert store.load_results(out).runs == before.runs
-    with store.open_store(out, header) as opened:
+    before, lines = results_file.load_results(out), lines_of(out)
+    (out / results_file.FILE).write_bytes(b"".join([*lines[:4], lines[0], *lines[4:]]))
+    assert results_file.load_results(out).runs == before.runs
+    with results_file.open_store(out, header) as opened:
         assert len(opened.records) == 12
 
 
@@ -291,7 +292,7 @@ def test_two_halves_of_a_sweep_are_put_together(whole, tmp_path):
 )
 def test_the_file_of_another_sweep_behind_is_named(whole, tmp_path, options):
     out, header, _ = whole
-    (out / store.FILE).write_bytes(b"".join([*lines_of(out), *joined(tmp_path, **options)]))
+    (out / results_file.FILE).write_bytes(b"".join([*lines_of(out), *joined(tmp_path, **options)]))
     assert "of another sweep" in refused(out, header, 8)
 
 
@@ -303,21 +304,21 @@ def test_the_file_of_another_sweep_behind_is_named(whole, tmp_path, options):
 def test_rows_of_another_sweep_behind_are_named(whole, tmp_path, options, line):
     """Without its header; what comes first that cannot be a part of this one is named."""
     out, header, _ = whole
-    (out / store.FILE).write_bytes(b"".join([*lines_of(out), *joined(tmp_path, **options)[1:]]))
+    (out / results_file.FILE).write_bytes(b"".join([*lines_of(out), *joined(tmp_path, **options)[1:]]))
     refused(out, header, line)
 
 
 def test_the_same_runs_with_other_numbers_name_both_lines(whole, tmp_path):
     out, header, _ = whole
     other = joined(tmp_path, seed=1)
-    (out / store.FILE).write_bytes(b"".join([*lines_of(out), other[2]]))
+    (out / results_file.FILE).write_bytes(b"".join([*lines_of(out), other[2]]))
     assert "contradicts line 3: other numbers for ERM" in refused(out, header, 8)
 
 
 def test_another_program_names_both_lines(whole, tmp_path):
     out, header, _ = whole
     other = joined(tmp_path, at_once=2)
-    (out / store.FILE).write_bytes(b"".join([*lines_of(out), other[1]]))
+    (out / results_file.FILE).write_bytes(b"".join([*lines_of(out), other[1]]))
     assert "contradicts line 2" in refused(out, header, 8)
 
 
@@ -325,7 +326,7 @@ def test_a_run_twice_in_a_chunk_is_named(whole):
     out, header, _ = whole
     lines = lines_of(out)
     lines[CHUNK] = changed(lines[CHUNK], lambda value: value["runs"].__setitem__(1, value["runs"][0]))
-    (out / store.FILE).write_bytes(b"".join(lines))
+    (out / results_file.FILE).write_bytes(b"".join(lines))
     assert "twice" in refused(out, header, CHUNK + 1)
 
 
@@ -333,21 +334,24 @@ def test_a_chunk_that_lost_a_run_is_not_trained_by_halves(whole):
     out, header, plan = whole
     lines = lines_of(out)
     lines[CHUNK] = changed(lines[CHUNK], lambda value: {**value, "runs": value["runs"][1:]})
-    (out / store.FILE).write_bytes(b"".join(lines))
-    with store.open_store(out, header) as again, pytest.raises(InputError, match="has 2 of the 3 runs of chunk 1"):
+    (out / results_file.FILE).write_bytes(b"".join(lines))
+    with (
+        results_file.open_store(out, header) as again,
+        pytest.raises(InputError, match="has 2 of the 3 runs of chunk 1"),
+    ):
         again.has("ERM", 1, plan.runs_of("ERM")[3:])
 
 
 def test_a_chunk_without_its_program_is_named(whole):
     out, header, _ = whole
     lines = lines_of(out)
-    (out / store.FILE).write_bytes(b"".join([lines[0], *lines[2:]]))
+    (out / results_file.FILE).write_bytes(b"".join([lines[0], *lines[2:]]))
     assert "before the line of its program" in refused(out, header, 2)
 
 
 def test_a_report_of_a_part_says_what_is_left_out(tmp_path):
     write_results(tmp_path, leave=1)
-    part = store.complete_part(store.load_results(tmp_path))
+    part = results_file.complete_part(results_file.load_results(tmp_path))
     assert part.methods == ("ERM",)
     assert part.header["notes"] == ["Left out, for runs are missing: SAM (3 of 6 runs)."]
 
@@ -373,13 +377,13 @@ def test_a_report_of_a_part_says_what_is_left_out(tmp_path):
 )
 def test_a_foreign_file_is_left_alone(tmp_path, content):
     header, _ = make_plan()
-    (tmp_path / store.FILE).write_bytes(content)
+    (tmp_path / results_file.FILE).write_bytes(content)
     for replace in (False, True):
-        with pytest.raises(InputError, match=rf"{store.FILE} is no results file"):  # noqa: SIM117
-            with store.open_store(tmp_path, header, replace):
+        with pytest.raises(InputError, match=rf"{results_file.FILE} is no results file"):  # noqa: SIM117
+            with results_file.open_store(tmp_path, header, replace):
                 pass
-    assert (tmp_path / store.FILE).read_bytes() == content
-    assert os.listdir(tmp_path) == [store.FILE]
+    assert (tmp_path / results_file.FILE).read_bytes() == content
+    assert os.listdir(tmp_path) == [results_file.FILE]
 
 
 def pipe(path):
@@ -399,33 +403,33 @@ def link_to_nothing(path):
 @pytest.mark.parametrize("replace", [False, True])
 def test_what_is_no_file_is_named_and_left_alone(tmp_path, make, replace):
     header, _ = make_plan()
-    make(tmp_path / store.FILE)
+    make(tmp_path / results_file.FILE)
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InputError, match=store.FILE), store.open_store(tmp_path, header, replace):
+    with pytest.raises(InputError, match=results_file.FILE), results_file.open_store(tmp_path, header, replace):
         pass
-    with pytest.raises(InputError, match=store.FILE):
-        store.load_results(tmp_path)
+    with pytest.raises(InputError, match=results_file.FILE):
+        results_file.load_results(tmp_path)
     assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.parametrize("command", [["compare"], ["compare", "--overwrite"], ["sweep"]])
 def test_a_foreign_file_is_refused_before_any_work(tmp_path, capsys, command, monkeypatch):
-    monkeypatch.setattr(cli, "read_data", pytest.fail)
-    (tmp_path / store.FILE).write_text("mine")
+    monkeypatch.setattr(compare, "read_data", pytest.fail)
+    (tmp_path / results_file.FILE).write_text("mine")
     assert cli.main([*command, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert (tmp_path / store.FILE).read_text() == "mine"
-    assert os.listdir(tmp_path) == [store.FILE]
+    assert (tmp_path / results_file.FILE).read_text() == "mine"
+    assert os.listdir(tmp_path) == [results_file.FILE]
 
 
 def test_a_damaged_file_is_one_line_of_a_report(tmp_path, capsys):
     write_results(tmp_path)
-    with (tmp_path / store.FILE).open("ab") as file:
+    with (tmp_path / results_file.FILE).open("ab") as file:
         file.write(b"5\n")
     assert cli.main(["report", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"disam-jax: error: {tmp_path / store.FILE}, line 8: ")
+    assert printed.err.startswith(f"disam-jax: error: {tmp_path / results_file.FILE}, line 8: ")
     assert printed.err.count("\n") == 1
 
 
@@ -445,60 +449,63 @@ def test_a_damaged_file_is_one_line_of_a_report(tmp_path, capsys):
 )
 def test_results_of_another_setting_are_kept_unless_they_may_be_moved_aside(whole, options, said):
     out, _, _ = whole
-    before = (out / store.FILE).read_bytes()
+    before = (out / results_file.FILE).read_bytes()
     header, _ = make_plan(**options)
-    with pytest.raises(InputError) as error, store.open_store(out, header):
+    with pytest.raises(InputError) as error, results_file.open_store(out, header):
         pass
     assert said in str(error.value)
     assert str(error.value).endswith("give another --out, or --overwrite to move them aside")
-    assert (out / store.FILE).read_bytes() == before
-    with store.open_store(out, header, replace=True) as opened:
+    assert (out / results_file.FILE).read_bytes() == before
+    with results_file.open_store(out, header, overwrite=True) as opened:
         assert not opened.records
         assert opened.aside == out / "earlier-1"
-    assert (out / "earlier-1" / store.FILE).read_bytes() == before
-    assert len(store.load_results(out / "earlier-1").runs) == 12
+    assert (out / "earlier-1" / results_file.FILE).read_bytes() == before
+    assert len(results_file.load_results(out / "earlier-1").runs) == 12
 
 
 @pytest.mark.parametrize("kept", [1, 2])
 def test_a_command_that_ended_before_its_first_chunk_is_in_nobodys_way(whole, kept):
     out, _, _ = whole
-    (out / store.FILE).write_bytes(b"".join([*lines_of(out)[:kept], b'{"chunk":["ERM"']))
-    with store.open_store(out, make_plan(seeds=3)[0], select="last") as opened:
+    (out / results_file.FILE).write_bytes(b"".join([*lines_of(out)[:kept], b'{"chunk":["ERM"']))
+    with results_file.open_store(out, make_plan(seeds=3)[0], select="last") as opened:
         assert not opened.records
         assert opened.aside is None
     assert read_manifest(out).select == "last"
-    assert sorted(os.listdir(out)) == ["report.json", store.FILE]
+    assert sorted(os.listdir(out)) == ["report.json", results_file.FILE]
 
 
 def test_a_header_without_runs_that_another_version_wrote_is_left_alone(tmp_path):
     content = '{"header":{"schema":2,"data":{"name":"others"}}}\n'
-    (tmp_path / store.FILE).write_text(content)
-    with pytest.raises(InputError, match="holds results of something else"), store.open_store(tmp_path, make_plan()[0]):
+    (tmp_path / results_file.FILE).write_text(content)
+    with (
+        pytest.raises(InputError, match="holds results of something else"),
+        results_file.open_store(tmp_path, make_plan()[0]),
+    ):
         pass
-    assert (tmp_path / store.FILE).read_text() == content
+    assert (tmp_path / results_file.FILE).read_text() == content
 
 
 def test_each_set_of_earlier_results_has_a_folder(tmp_path):
     write_results(tmp_path)
     for seeds in (3, 4):
         header, _ = make_plan(seeds=seeds)
-        with store.open_store(tmp_path, header, replace=True) as opened:
+        with results_file.open_store(tmp_path, header, overwrite=True) as opened:
             assert opened.aside == tmp_path / f"earlier-{seeds - 2}"
         write_results(tmp_path, seeds=seeds)
-    assert sorted(os.listdir(tmp_path)) == ["earlier-1", "earlier-2", "report.json", store.FILE]
+    assert sorted(os.listdir(tmp_path)) == ["earlier-1", "earlier-2", "report.json", results_file.FILE]
 
 
 def test_the_same_setting_goes_on_and_moves_nothing(whole):
     out, header, _ = whole
-    with store.open_store(out, {**header, "command": "typed otherwise"}, replace=True) as again:
+    with results_file.open_store(out, {**header, "command": "typed otherwise"}, overwrite=True) as again:
         assert len(again.records) == 12
         assert again.aside is None
-    assert sorted(os.listdir(out)) == ["report.json", store.FILE]
+    assert sorted(os.listdir(out)) == ["report.json", results_file.FILE]
 
 
 def test_damaged_results_of_another_setting_can_be_moved_aside(whole):
     out, _, _ = whole
-    with (out / store.FILE).open("ab") as file:
+    with (out / results_file.FILE).open("ab") as file:
         file.write(b"5\n")
-    with store.open_store(out, make_plan(seeds=3)[0], replace=True) as opened:
+    with results_file.open_store(out, make_plan(seeds=3)[0], overwrite=True) as opened:
         assert opened.aside == out / "earlier-1"

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from synthetic_results import COMPARE, diverge, make_results
 
+from disam_jax.dg.report.findings import diverged_runs, few_seeds, findings
 from disam_jax.dg.report.scores import QUANTITIES, score, without
 from disam_jax.dg.report.statistics import permutation_test
-from disam_jax.dg.report.summary import diverged_runs, few_seeds, findings, summarise, title
+from disam_jax.dg.report.summary import summarise, title
 from disam_jax.dg.sweep.model_selection import Selected, select
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg.data import domainbed as layouts
-from disam_jax.dg.data import folder, splits
+from disam_jax.dg.data import domainbed, folder, splits
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.errors import InputError
 
@@ -272,7 +271,7 @@ def test_split_files_reach_the_split(image_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(SHARED is None, reason="DISAM_JAX_SHARED names no folder with data/PACS96")
 def test_lists_of_real_pacs(tmp_path):
-    listing = layouts.list_layout("PACS", Path(SHARED, "data", "PACS96"))
+    listing = domainbed.list_layout("PACS", Path(SHARED, "data", "PACS96"))
     files = {}
     expected = []
     for name, domain in zip(listing.domain_names, listing.images, strict=True):

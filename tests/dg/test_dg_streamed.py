@@ -26,8 +26,7 @@ from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners import base, make, stacks
 from disam_jax.dg.runners import streaming as streamed
-from disam_jax.dg.sweep import hparams as search
-from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import hparams, results_file
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.metrics import METRICS, Metric
@@ -81,14 +80,14 @@ def small_stacks(monkeypatch):
 
 def run(data, out, methods=("erm",), setting=SETTING, network=LINEAR, candidates=2, targets=(0, 2), **options):
     found = find_methods(methods)
-    chosen = {name: search.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
+    chosen = {name: hparams.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
     return sweep.run_sweep(data, network, setting, found, sweep.Plan(chosen, targets, (0, 1)), out, **options)
 
 
 def assert_same(one, other):
     assert one.runs == other.runs
     assert one.steps.tolist() == other.steps.tolist()
-    for field in store.MEASURED:
+    for field in results_file.MEASURED:
         np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=2e-5, atol=2e-6, err_msg=field)
 
 
@@ -107,13 +106,13 @@ def computed(tmp_path_factory):
 def whole(computed, data, small_stacks):
     """The streamed sweep that most tests look at; computed inside a test, since jax is strict only there."""
     if "results" not in computed:
-        computed["results"], computed["cost"] = run(data, computed["out"], most_at_once=2)
+        computed["results"], computed["cost"] = run(data, computed["out"], runs_at_once=2)
     return computed["results"]
 
 
 @pytest.mark.slow
 def test_a_streamed_sweep_has_the_results_of_the_one_in_memory(whole, computed, data, tmp_path):
-    results, cost = run(load_images(data.listing, SIZE), tmp_path, most_at_once=4)
+    results, cost = run(load_images(data.listing, SIZE), tmp_path, runs_at_once=4)
     assert_same(whole, results)
     assert_different(whole)
     assert len(whole.runs) == 8
@@ -134,8 +133,8 @@ CONV = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch", dropo
 )
 def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp_path, small_stacks, methods, changes):
     options = {"methods": methods, "setting": dataclasses.replace(SETTING, **changes), "network": CONV}
-    results, _ = run(data, tmp_path / "streamed", **options, most_at_once=2)
-    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, most_at_once=1)
+    results, _ = run(data, tmp_path / "streamed", **options, runs_at_once=2)
+    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, runs_at_once=1)
     assert_same(results, wanted)
     assert_different(results)
 
@@ -144,7 +143,7 @@ def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp
 def test_a_further_metric_is_that_in_memory(data, tmp_path, small_stacks, monkeypatch):
     monkeypatch.setitem(METRICS._read(), "square", Metric(lambda logits, y: jnp.square(logits).mean(-1), "square"))
     one, other = (
-        run(each, tmp_path / name, targets=(1,), most_at_once=2)[0]
+        run(each, tmp_path / name, targets=(1,), runs_at_once=2)[0]
         for name, each in (("streamed", data), ("memory", load_images(data.listing, SIZE)))
     )
     assert_same(one, other)
@@ -156,10 +155,10 @@ def test_a_further_metric_is_that_in_memory(data, tmp_path, small_stacks, monkey
 def test_candidates_are_spread_over_the_devices(data, tmp_path, small_stacks):
     assert jax.device_count() == 8
     options = {"candidates": 10, "targets": (1,)}
-    results, _ = run(data, tmp_path / "streamed", **options, most_at_once=8)
+    results, _ = run(data, tmp_path / "streamed", **options, runs_at_once=8)
     # Ten candidates are a chunk of eight, and one of two that is filled up.
     assert results.header["methods"]["ERM"]["runs_at_once"] == 8
-    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, most_at_once=8)
+    wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, runs_at_once=8)
     assert_same(results, wanted)
 
 
@@ -176,7 +175,7 @@ def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_st
     flags = tuple(tuple(k % 3 == d for k in range(len(each))) for d, each in enumerate(data.listing.images))
     listing = dataclasses.replace(data.listing, validation=flags)
     results, _ = run(stream_images(listing, SIZE), tmp_path / "streamed")
-    assert_same(results, run(load_images(listing, SIZE), tmp_path / "memory", most_at_once=4)[0])
+    assert_same(results, run(load_images(listing, SIZE), tmp_path / "memory", runs_at_once=4)[0])
 
 
 # Interruptions and errors.
@@ -184,14 +183,14 @@ def test_a_split_from_files_is_the_one_that_is_measured(data, tmp_path, small_st
 
 @pytest.mark.slow
 def test_goes_on_where_it_was_interrupted(whole, computed, data, tmp_path, small_stacks):
-    lines = (computed["out"] / store.FILE).read_bytes().splitlines(keepends=True)
+    lines = (computed["out"] / results_file.FILE).read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 + 4
     # The header, the program, a chunk and what a kill leaves of the next one.
-    (tmp_path / store.FILE).write_bytes(b"".join(lines[:3]) + lines[3][:200])
+    (tmp_path / results_file.FILE).write_bytes(b"".join(lines[:3]) + lines[3][:200])
     shown = []
-    results, _ = run(data, tmp_path, most_at_once=1, on_progress=lambda what, done, total: shown.append((what, done)))
+    results, _ = run(data, tmp_path, runs_at_once=1, on_progress=lambda what, done, total: shown.append((what, done)))
     assert min(done for what, done in shown if "training" in what) >= 2
-    assert (tmp_path / store.FILE).read_bytes() == (computed["out"] / store.FILE).read_bytes()
+    assert (tmp_path / results_file.FILE).read_bytes() == (computed["out"] / results_file.FILE).read_bytes()
     np.testing.assert_array_equal(results.losses, whole.losses)
 
 
@@ -238,7 +237,7 @@ def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_p
     assert str(path) in str(caught.value)
     del caught
     assert threads_end()
-    content = (tmp_path / "out" / store.FILE).read_text()
+    content = (tmp_path / "out" / results_file.FILE).read_text()
     assert content.endswith("\n")
     assert [next(iter(json.loads(line))) for line in content.splitlines()] == ["header", "program"]
 
@@ -438,10 +437,10 @@ def test_a_comparison_on_the_command_line(root, tmp_path, capsys):
     arguments += ["--seeds", "2", "--steps", "4", "--evaluations", "2", "--target", "b", "--out"]
     assert cli.main(["compare", *arguments, str(tmp_path / "memory")]) == 0
     assert cli.main(["compare", *arguments, str(tmp_path / "streamed"), "--stream"]) == 0
-    one, other = (store.load_results(tmp_path / name) for name in ("memory", "streamed"))
+    one, other = (results_file.load_results(tmp_path / name) for name in ("memory", "streamed"))
     place = {run[:4]: k for k, run in enumerate(other.runs)}
     order = [place[run[:4]] for run in one.runs]
-    for field in store.MEASURED:
+    for field in results_file.MEASURED:
         found = getattr(other, field)[order]
         np.testing.assert_allclose(found, getattr(one, field), rtol=2e-5, atol=2e-6, err_msg=field)
     capsys.readouterr()

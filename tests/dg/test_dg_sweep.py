@@ -26,8 +26,7 @@ from disam_jax.dg.report.summary import summarise
 from disam_jax.dg.results import TRAIN, VALIDATION
 from disam_jax.dg.runners import devices, memory
 from disam_jax.dg.runners import in_memory as program
-from disam_jax.dg.sweep import hparams as search
-from disam_jax.dg.sweep import results_file as store
+from disam_jax.dg.sweep import hparams, results_file
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.metrics import METRICS, Metric
@@ -37,13 +36,13 @@ SETTING = TrainConfig(
     steps=7, learning_rate=0.1, rho=0.3, lam=0.5, hidden=5, per_domain=3, standardise=True, evaluations=3, block=10
 )
 NETWORK = make_network("mlp", (4,), 3, hidden=(5,))
-FIELDS = store.MEASURED
+FIELDS = results_file.MEASURED
 FLOPS = program.InMemoryRunner.flops
 
 
 def plan_of(methods, setting=SETTING, seeds=2, targets=(0, 1, 2), candidates=1):
     found = find_methods(methods)
-    chosen = {name: search.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
+    chosen = {name: hparams.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
     return found, sweep.Plan(chosen, targets, tuple(range(seeds)))
 
 
@@ -72,7 +71,7 @@ def whole(computed, toy):
     if "results" not in computed:
         computed["shown"] = []
         show = lambda *what: computed["shown"].append(what)
-        computed["results"] = run(toy, computed["out"], on_progress=show, most_at_once=4)
+        computed["results"] = run(toy, computed["out"], on_progress=show, runs_at_once=4)
     return computed["results"]
 
 
@@ -137,7 +136,7 @@ def test_methods_see_the_same_batches(toy, tmp_path):
 
 def test_one_run_of_a_sweep_is_the_run_alone(whole, toy, tmp_path):
     """Neither the other runs, nor their number, nor the chunks make a difference."""
-    alone = run(toy, tmp_path, methods=["disam"], seeds=2, targets=(1,), most_at_once=1)
+    alone = run(toy, tmp_path, methods=["disam"], seeds=2, targets=(1,), runs_at_once=1)
     among = of(whole, "DISAM", 1, 1)
     for field in FIELDS:
         np.testing.assert_allclose(getattr(alone, field)[1], getattr(whole, field)[among], rtol=2e-5, atol=1e-6)
@@ -147,7 +146,7 @@ def test_one_run_of_a_sweep_is_the_run_alone(whole, toy, tmp_path):
 def test_runs_are_spread_over_the_devices(toy, tmp_path, whole):
     assert jax.device_count() == 8
     assert isinstance(devices.over_runs(16), jax.sharding.NamedSharding)
-    results = run(toy, tmp_path, methods=["disam"], seeds=4, most_at_once=8)
+    results = run(toy, tmp_path, methods=["disam"], seeds=4, runs_at_once=8)
     assert results.header["methods"]["DISAM"]["runs_at_once"] == 8
     for target in range(3):
         for seed in range(2):
@@ -162,7 +161,7 @@ def test_nothing_of_the_held_out_domain_is_used(whole, toy, tmp_path):
     inputs[toy.domain_ids == 1] = 50.0 * np.random.default_rng(0).normal(size=(11, 4))
     labels[toy.domain_ids == 1] = 0
     other = dataclasses.replace(toy, inputs=inputs, labels=labels)
-    again = run(other, tmp_path, methods=["disam"], targets=(1,), most_at_once=4)
+    again = run(other, tmp_path, methods=["disam"], targets=(1,), runs_at_once=4)
     before = whole.losses[[of(whole, "DISAM", 1, seed) for seed in range(2)]]
     np.testing.assert_allclose(again.losses[..., [0, 2]], before[..., [0, 2]], rtol=2e-6)
     assert (np.abs(again.losses[..., 1] - before[..., 1]) > 0.1).all()
@@ -187,7 +186,7 @@ def test_training_sees_only_the_training_split(whole, toy, tmp_path):
 def test_the_program_scans_over_steps_and_is_compiled_once(toy, tmp_path, monkeypatch):
     chex.clear_trace_counter()
     monkeypatch.setattr(program, "segment", chex.assert_max_traces(program.segment, n=1))
-    run(toy, tmp_path, methods=["disam"], seeds=3, targets=(0,), most_at_once=1)
+    run(toy, tmp_path, methods=["disam"], seeds=3, targets=(0,), runs_at_once=1)
 
 
 def test_the_steps_are_one_scan(toy):
@@ -241,21 +240,21 @@ def interrupt_after(number):
 
 def test_goes_on_where_it_was_interrupted(whole, computed, toy, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
-        run(toy, tmp_path, most_at_once=4, on_progress=interrupt_after(8.2))
-    there = (tmp_path / store.FILE).read_text().splitlines()
+        run(toy, tmp_path, runs_at_once=4, on_progress=interrupt_after(8.2))
+    there = (tmp_path / results_file.FILE).read_text().splitlines()
     finished = [json.loads(line)["chunk"] for line in there if "chunk" in json.loads(line)]
     assert finished == [["ERM", 0], ["ERM", 1], ["SAM", 0]][: len(finished)]
     assert finished
     # What a kill in the middle of writing leaves.
-    with (tmp_path / store.FILE).open("a") as file:
+    with (tmp_path / results_file.FILE).open("a") as file:
         file.write('{"chunk":["SAM",0],"runs":[{"meth')
     trained, train = [], program.InMemoryRunner.train
     monkeypatch.setattr(
         program.InMemoryRunner, "train", lambda self, runs, *args: trained.append(len(runs)) or train(self, runs, *args)
     )
-    results = run(toy, tmp_path, most_at_once=4)
+    results = run(toy, tmp_path, runs_at_once=4)
     assert len(trained) == 6 - len(finished)
-    assert (tmp_path / store.FILE).read_bytes() == (computed["out"] / store.FILE).read_bytes()
+    assert (tmp_path / results_file.FILE).read_bytes() == (computed["out"] / results_file.FILE).read_bytes()
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(results, field), getattr(whole, field))
 
@@ -265,7 +264,7 @@ def test_a_further_metric_is_measured_stored_and_reported(toy, tmp_path, monkeyp
     results = run(toy, tmp_path, methods=["erm"], targets=(0,), seeds=2)
     assert results.header["metrics"] == ["twice"]
     np.testing.assert_allclose(results.metrics["twice"], 2.0 * results.losses, rtol=1e-5)
-    read = store.load_results(tmp_path)
+    read = results_file.load_results(tmp_path)
     np.testing.assert_array_equal(read.metrics["twice"], results.metrics["twice"])
     table = metrics_table(read, summarise(read, "last"))
     assert table.columns == ("method", "twice, held-out", "twice, sources")
@@ -278,15 +277,15 @@ def test_a_further_metric_is_measured_stored_and_reported(toy, tmp_path, monkeyp
 
 
 def test_nothing_is_trained_again(whole, computed, toy, monkeypatch):
-    before = (computed["out"] / store.FILE).read_bytes()
+    before = (computed["out"] / results_file.FILE).read_bytes()
     monkeypatch.setattr(program.InMemoryRunner, "train", None)
-    results = run(toy, computed["out"], most_at_once=4)
-    assert (computed["out"] / store.FILE).read_bytes() == before
+    results = run(toy, computed["out"], runs_at_once=4)
+    assert (computed["out"] / results_file.FILE).read_bytes() == before
     np.testing.assert_array_equal(results.losses, whole.losses)
 
 
 def test_results_read_back(whole, computed):
-    read = store.load_results(computed["out"])
+    read = results_file.load_results(computed["out"])
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(read, field), getattr(whole, field))
     assert read.runs == whole.runs
@@ -307,21 +306,21 @@ def test_results_read_back(whole, computed):
     ],
 )
 def test_results_of_something_else_are_refused_and_kept(whole, computed, toy, tmp_path, change, named):
-    lines = (computed["out"] / store.FILE).read_text().splitlines()
+    lines = (computed["out"] / results_file.FILE).read_text().splitlines()
     header = json.loads(lines[0])["header"]
     content = "\n".join([json.dumps({"header": change(header)}), *lines[1:]]) + "\n"
-    (tmp_path / store.FILE).write_text(content)
+    (tmp_path / results_file.FILE).write_text(content)
     with pytest.raises(InputError, match=named):
-        run(toy, tmp_path, most_at_once=4)
-    assert (tmp_path / store.FILE).read_text() == content
+        run(toy, tmp_path, runs_at_once=4)
+    assert (tmp_path / results_file.FILE).read_text() == content
 
 
 @pytest.mark.slow
 def test_results_of_something_else_are_replaced_if_asked(toy, tmp_path):
     run(toy, tmp_path, methods=["erm"], targets=(0,))
-    results = run(toy, tmp_path, methods=["erm"], targets=(1,), replace=True)
+    results = run(toy, tmp_path, methods=["erm"], targets=(1,), overwrite=True)
     assert {each.target for each in results.runs} == {1}
-    assert {each.target for each in store.load_results(tmp_path).runs} == {1}
+    assert {each.target for each in results_file.load_results(tmp_path).runs} == {1}
 
 
 @pytest.mark.slow
@@ -332,16 +331,19 @@ def test_a_command_typed_otherwise_is_the_same_sweep(toy, tmp_path):
 
 @pytest.mark.parametrize("content", ["no json\n", "[]\n", '{"other": 1}\n'])
 def test_a_file_that_is_none_of_ours(toy, tmp_path, content):
-    (tmp_path / store.FILE).write_text(content)
-    with pytest.raises(InputError, match=store.FILE):
+    (tmp_path / results_file.FILE).write_text(content)
+    with pytest.raises(InputError, match=results_file.FILE):
         run(toy, tmp_path, methods=["erm"])
-    with pytest.raises(InputError, match=store.FILE):
-        store.load_results(tmp_path)
-    assert (tmp_path / store.FILE).read_text() == content
+    with pytest.raises(InputError, match=results_file.FILE):
+        results_file.load_results(tmp_path)
+    assert (tmp_path / results_file.FILE).read_text() == content
 
 
 def test_a_second_process_is_refused(toy, tmp_path):
-    with store.open_store(tmp_path, {"schema": store.SCHEMA}), pytest.raises(InputError, match="another process"):
+    with (
+        results_file.open_store(tmp_path, {"schema": results_file.SCHEMA}),
+        pytest.raises(InputError, match="another process"),
+    ):
         run(toy, tmp_path, methods=["erm"])
 
 
@@ -357,35 +359,35 @@ def file_limit():
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_keeps_what_was_finished(whole, computed, toy, tmp_path, file_limit):
-    complete = (computed["out"] / store.FILE).read_bytes()
+    complete = (computed["out"] / results_file.FILE).read_bytes()
     lines = complete.splitlines(keepends=True)
     before = b"".join(lines[:4])  # the header, the program of ERM, its two chunks
-    (tmp_path / store.FILE).write_bytes(before)
+    (tmp_path / results_file.FILE).write_bytes(before)
     file_limit(len(before) + 300)
     with pytest.raises(InputError, match="goes on from there"):
-        run(toy, tmp_path, most_at_once=4)
+        run(toy, tmp_path, runs_at_once=4)
     file_limit(resource.RLIM_INFINITY)
-    kept = (tmp_path / store.FILE).read_bytes()
+    kept = (tmp_path / results_file.FILE).read_bytes()
     assert kept.startswith(before)
     assert complete.startswith(kept)
-    run(toy, tmp_path, most_at_once=4)
-    assert (tmp_path / store.FILE).read_bytes() == complete
+    run(toy, tmp_path, runs_at_once=4)
+    assert (tmp_path / results_file.FILE).read_bytes() == complete
 
 
 def test_no_results(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
-        store.load_results(tmp_path)
-    with store.open_store(tmp_path, {"schema": store.SCHEMA}):
+        results_file.load_results(tmp_path)
+    with results_file.open_store(tmp_path, {"schema": results_file.SCHEMA}):
         pass
     with pytest.raises(InputError, match="no finished run"):
-        store.load_results(tmp_path)
+        results_file.load_results(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_complete_part(toy, tmp_path):
     with pytest.raises(StoppedError):
-        run(toy, tmp_path, most_at_once=4, on_progress=interrupt_after(8.2))
-    part = store.complete_part(store.load_results(tmp_path))
+        run(toy, tmp_path, runs_at_once=4, on_progress=interrupt_after(8.2))
+    part = results_file.complete_part(results_file.load_results(tmp_path))
     assert part.methods == ("ERM",)
     assert len(part.runs) == 6
 

@@ -23,12 +23,13 @@ from disam_jax.dg.methods import ZERO_SHOT, find_methods, zero_shot
 from disam_jax.dg.models.adapter import from_weights
 from disam_jax.dg.models.clip import CLIP_MEAN, CLIP_STD
 from disam_jax.dg.models.inputs import images
-from disam_jax.dg.peft import finetuning as tuning
+from disam_jax.dg.peft import TRAINABLE, finetuning
+from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.pretrained.tiny import write_tiny_clip, write_tiny_vit
 from disam_jax.dg.pretrained.tokenizer import class_prompts, load_tokenizer
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.sweep.hparams import default_hyper
-from disam_jax.dg.training.config import PEFT, TUNED, FineTuneConfig
+from disam_jax.dg.training.config import PRETRAINED, FineTuneConfig
 
 DATA = Path(__file__).parents[1] / "pretrained" / "data"
 KEY = jax.random.key(0)
@@ -86,6 +87,11 @@ def test_base_classes_that_cannot_be(base, message):
         classes.split_classes(NAMES, base)
 
 
+def test_a_base_class_that_is_nearly_right_is_told():
+    with pytest.raises(InputError, match="the classes are dog, alarm_clock, house: 'Dog' and 'dog' differ in upper"):
+        classes.split_classes(NAMES, ("Dog",))
+
+
 def test_the_examples_of_some_classes(pictures):
     listing = folder.list_images(pictures)
     data = folder.load_images(listing, 16)
@@ -139,8 +145,8 @@ def test_weights_are_shared_and_the_trained_part_is_a_parameter():
 
 
 def test_weights_are_arguments_of_the_program_not_constants_in_it(checkpoints):
-    pretrained = tuning.load("vit", checkpoints["vit"])
-    network, _ = tuning.make_networks(pretrained, FineTuneConfig("lora", cached=False), NAMES)
+    pretrained = finetuning.load("vit", checkpoints["vit"])
+    network, _ = finetuning.make_networks(pretrained, FineTuneConfig("lora", cache_features=False), NAMES)
     params, state = network.init(KEY)
     apply = lambda weights, params, x: network.given(weights).apply(params, state, x, KEY, False).logits
     largest = max(leaf.size for leaf in jax.tree.leaves(network.weights))
@@ -157,8 +163,8 @@ TRAINED = {
 
 @pytest.mark.parametrize(("model", "peft"), list(TRAINED))
 def test_what_is_trained(checkpoints, model, peft):
-    pretrained = tuning.load(model, checkpoints[model])
-    network, _ = tuning.make_networks(pretrained, FineTuneConfig(peft, context=3, cached=False), NAMES)
+    pretrained = finetuning.load(model, checkpoints[model])
+    network, _ = finetuning.make_networks(pretrained, FineTuneConfig(peft, context=3, cache_features=False), NAMES)
     params, state = jax.eval_shape(network.init, KEY)
     assert paths(params) == TRAINED[model, peft]
     assert not jax.tree.leaves(state)
@@ -168,8 +174,8 @@ def test_what_is_trained(checkpoints, model, peft):
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "peft"), [(m, p) for m in ("clip", "vit") for p in ("full", "lora", "norm-bias")])
 def test_a_tuned_tower_starts_as_it_was_loaded(checkpoints, model, peft):
-    pretrained = tuning.load(model, checkpoints[model])
-    network, _ = tuning.make_networks(pretrained, FineTuneConfig(peft, cached=False), NAMES)
+    pretrained = finetuning.load(model, checkpoints[model])
+    network, _ = finetuning.make_networks(pretrained, FineTuneConfig(peft, cache_features=False), NAMES)
     params, state = network.init(KEY)
     assert not any(path.startswith("text") for path in paths(params))
     assert any(("lora" in path) == (peft == "lora") for path in paths(params) if "head" not in path)
@@ -181,7 +187,7 @@ def test_a_tuned_tower_starts_as_it_was_loaded(checkpoints, model, peft):
 
 def clip_accuracy(path, data, names):
     """Of the zero-shot classifier on each example, from the module itself."""
-    pretrained = tuning.load("clip", path)
+    pretrained = finetuning.load("clip", path)
     ids = load_tokenizer(path).tokenize(class_prompts(names))
     logits = pretrained.module(images(jnp.asarray(data.inputs), CLIP_MEAN, CLIP_STD), jnp.asarray(ids))
     return np.asarray(logits).argmax(1) == data.labels
@@ -189,16 +195,25 @@ def clip_accuracy(path, data, names):
 
 def run(data, pretrained, peft, out, names, cached, new_names=(), **options):
     """DISAM, and CLIP as it is, on tiny settings."""
-    how = FineTuneConfig(peft, context=2, cached=cached)
+    how = FineTuneConfig(peft, context=2, cache_features=cached)
     setting = dataclasses.replace(
-        TUNED[peft], model="clip", steps=3, evaluations=1, per_domain=3, probe=4, block=8, tuning=how, lam=1.0
+        PRETRAINED,
+        **FINETUNING[peft].training,
+        model="clip",
+        steps=3,
+        evaluations=1,
+        per_domain=3,
+        probe=4,
+        block=8,
+        finetune=how,
+        lam=1.0,
     )
-    network, as_it_is = tuning.make_networks(pretrained, how, names)
+    network, as_it_is = finetuning.make_networks(pretrained, how, names)
     methods = {ZERO_SHOT: zero_shot, **find_methods(["disam"])}
     plan = sweep.Plan({name: [default_hyper(m, setting)] for name, m in methods.items()}, (0, 2), (0,))
     new = None
     if new_names:
-        other, other_as_it_is = tuning.make_networks(pretrained, how, new_names)
+        other, other_as_it_is = finetuning.make_networks(pretrained, how, new_names)
         whole, data = data, classes.take_classes(data, names)
         networks = {ZERO_SHOT: other_as_it_is, "DISAM": other}
         new = sweep.NewClasses(classes.take_classes(whole, new_names), networks)
@@ -213,11 +228,11 @@ def run(data, pretrained, peft, out, names, cached, new_names=(), **options):
 def test_cached_streamed_and_in_memory_are_the_same_runs_with_new_classes_too(checkpoints, pictures, tmp_path):
     listing = folder.list_images(pictures)
     data = folder.load_images(listing, 16)
-    pretrained = tuning.load("clip", checkpoints["clip"])
+    pretrained = finetuning.load("clip", checkpoints["clip"])
     base, new = classes.split_classes(data.class_names)
     case = functools.partial(run, pretrained=pretrained, peft="coop", names=base, new_names=new)
     plain = case(data, out=tmp_path / "plain", cached=False)
-    cached = case(tuning.cache(pretrained, data, block=5), out=tmp_path / "cached", cached=True)
+    cached = case(finetuning.cache(pretrained, data, block=5), out=tmp_path / "cached", cached=True)
     streamed = case(stream_images(listing, 16), out=tmp_path / "streamed", cached=False)
     for other in (cached, streamed):
         for name in ("accuracy", "new_accuracy"):
@@ -247,10 +262,10 @@ def test_cached_streamed_and_in_memory_are_the_same_runs_with_new_classes_too(ch
 @pytest.mark.slow
 def test_features_are_cached_in_blocks_of_any_size(checkpoints, pictures):
     data = folder.load_images(folder.list_images(pictures), 16)
-    pretrained = tuning.load("vit", checkpoints["vit"])
+    pretrained = finetuning.load("vit", checkpoints["vit"])
     want = pretrained.tower.features(pretrained.prepare(jnp.asarray(data.inputs)))
     done = []
-    found = tuning.cache(pretrained, data, block=7, on_progress=lambda *numbers: done.append(numbers))
+    found = finetuning.cache(pretrained, data, block=7, on_progress=lambda *numbers: done.append(numbers))
     np.testing.assert_allclose(found.inputs, want, rtol=1e-4, atol=1e-5)
     assert done[-1] == (36, 36)
     assert len(done) == 6
@@ -270,9 +285,33 @@ def refused(capsys, *arguments):
     ("arguments", "message"),
     [
         (["--model", "clip"], "--model clip needs --checkpoint"),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--peft", "probe", "--rank", "2"],
+            "--rank is for --peft lora: --peft is probe",
+        ),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--peft", "lora", "--class-contexts"],
+            "--class-contexts is for --peft coop: --peft is lora",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--template", "see a {}"],
+            "--template is for --model clip: --model vit has no text",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--dropout", "0.5"],
+            "--model vit with --checkpoint has no dropout, got --dropout 0.5: it is for resnet18 and resnet50",
+        ),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--frozen-norm"],
+            "--model clip with --checkpoint has no frozen norm, got --frozen-norm: it is for resnet18 and resnet50",
+        ),
+        (
+            ["--model", "resnet18", "--checkpoint", "{vit}", "--norm", "batch"],
+            "no model has --norm with --checkpoint, got --norm batch",
+        ),
         (["--peft", "lora"], "--peft is for pretrained models: give a --checkpoint"),
         (["--open-class"], "--open-class is for pretrained models"),
-        (["--checkpoint", "{vit}"], "--checkpoint is for clip, vit and resnets: --model is mlp"),
+        (["--checkpoint", "{vit}"], "--checkpoint is for resnet18, resnet50, clip and vit: --model is mlp"),
         (
             ["--model", "vit", "--checkpoint", "{vit}", "--peft", "coop"],
             "--peft coop learns prompts and vit has no text",
@@ -404,4 +443,6 @@ def test_pacs_at_96_pixels(tmp_path, model, peft):
 
 
 def test_every_way_has_defaults():
-    assert set(TUNED) == set(PEFT)
+    assert FINETUNING.keys() == TRAINABLE.keys()
+    for way in FINETUNING.values():
+        assert dataclasses.replace(PRETRAINED, **way.training).steps == 500

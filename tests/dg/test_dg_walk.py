@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disam_jax.dg.data import domainbed as layouts
-from disam_jax.dg.data import folder, walk
+from disam_jax.dg.data import domainbed, folder, walk
 from disam_jax.dg.data.load import open_data, stream_images
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.sweep.results_file import FILE
@@ -79,8 +78,8 @@ def test_files_that_are_left_over_are_passed_over_at_every_level(root, name):
 
 
 def test_leftovers_in_a_layout(tmp_path):
-    for domain in layouts.PACS.domain_names:
-        for name in layouts.PACS.class_names:
+    for domain in domainbed.PACS.domain_names:
+        for name in domainbed.PACS.class_names:
             (tmp_path / "PACS" / domain / name / "@eaDir").mkdir(parents=True)
             (tmp_path / "PACS" / domain / name / "@eaDir" / "1.jpg").touch()
             (tmp_path / "PACS" / domain / name / "1.jpg").touch()
@@ -91,7 +90,7 @@ def test_leftovers_in_a_layout(tmp_path):
     (tmp_path / "PACS" / "results" / FILE).touch()
     (tmp_path / "PACS" / "photo" / "dog" / "up").symlink_to("../..")
     (tmp_path / "PACS" / "photo" / "dogs").symlink_to("dog")
-    listed = layouts.list_layout("pacs", tmp_path)
+    listed = domainbed.list_layout("pacs", tmp_path)
     assert [len(domain) for domain in listed.images] == [7] * 4
 
 

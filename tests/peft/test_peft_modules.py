@@ -126,9 +126,9 @@ def seen(clip, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("per_class", [False, True])
-def test_contexts_stand_between_start_and_name(clip, class_ids, seen, per_class):
-    model = CoOp(clip, class_ids, 4, rngs=nnx.Rngs(1), per_class=per_class)
+@pytest.mark.parametrize("class_contexts", [False, True])
+def test_contexts_stand_between_start_and_name(clip, class_ids, seen, class_contexts):
+    model = CoOp(clip, class_ids, 4, rngs=nnx.Rngs(1), class_contexts=class_contexts)
     found = np.asarray(model.class_features())
     prompts, ends = seen[-1]
     rows, context = np.asarray(clip.text.tokens.embedding[...]), np.asarray(model.context[...])
@@ -136,7 +136,7 @@ def test_contexts_stand_between_start_and_name(clip, class_ids, seen, per_class)
     assert prompts.shape == (3, 9, 8)
     np.testing.assert_array_equal(ends, [6, 7, 8])
     for number, tokens in enumerate(class_ids):
-        own = context[number] if per_class else context
+        own = context[number] if class_contexts else context
         np.testing.assert_array_equal(prompts[number], np.concatenate([rows[tokens[:1]], own, rows[tokens[1:5]]]))
     # At the full context length, padded, the numbers are the same: what is behind the end is of no effect.
     padded = np.concatenate([prompts, np.broadcast_to(rows[None, :3], (3, 3, 8))], axis=1)
@@ -144,11 +144,11 @@ def test_contexts_stand_between_start_and_name(clip, class_ids, seen, per_class)
 
 
 def test_contexts_of_words_are_the_prompt_with_the_words(clip, class_ids):
-    model = CoOp(clip, class_ids, rngs=nnx.Rngs(1), initial=[4, 3])
+    model = CoOp(clip, class_ids, rngs=nnx.Rngs(1), context_words=[4, 3])
     rows = np.asarray(clip.text.tokens.embedding[...])
     np.testing.assert_array_equal(np.asarray(model.context[...]), rows[[4, 3]])
     assert isinstance(model.context, PromptParam)
-    own = CoOp(clip, class_ids, rngs=nnx.Rngs(1), initial=[4, 3], per_class=True)
+    own = CoOp(clip, class_ids, rngs=nnx.Rngs(1), context_words=[4, 3], class_contexts=True)
     np.testing.assert_array_equal(np.asarray(own.context[...]), np.stack([rows[[4, 3]]] * 3))
 
 
@@ -157,7 +157,7 @@ def test_contexts_of_words_make_the_zero_shot_classifier(clip, class_ids, batch)
     """Learned vectors that start at "a photo" classify at first as the sentence "a photo [class]" does."""
     sentences = np.array([[28, 4, 3, *row[1:]] for row in class_ids], np.int32)
     x = jnp.asarray(batch["x"][0])
-    coop = CoOp(clip, class_ids, rngs=nnx.Rngs(1), initial=[4, 3])
+    coop = CoOp(clip, class_ids, rngs=nnx.Rngs(1), context_words=[4, 3])
     logits, features = coop(x, KEY)
     zero, same = TextClassifier(clip, sentences)(x, KEY)
     np.testing.assert_array_equal(np.asarray(features), np.asarray(same))
@@ -184,7 +184,7 @@ def test_new_classes_have_the_shared_contexts(clip, class_ids):
         ({"num_context": 8}, "the prompt of class 2 has 5 tokens and 8 of context, the model's context is 12"),
         ({"num_context": 8, "class_names": ["a", "b", "big dog"]}, "the prompt of 'big dog' has 5"),
         ({"num_context": 0}, "num_context must be at least 1"),
-        ({"num_context": 3, "initial": [4, 3]}, "initial has 2 tokens, num_context is 3"),
+        ({"num_context": 3, "context_words": [4, 3]}, "context_words has 2 tokens, num_context is 3"),
         ({"class_ids": np.array([[28, 5, 6]])}, "text 0 has no end token, 29"),
     ],
 )
@@ -199,7 +199,7 @@ def test_seven_contexts_fit(clip, class_ids):
 
 
 def test_contexts_of_a_class_have_no_new_classes(clip, class_ids):
-    model = CoOp(clip, class_ids, 4, rngs=nnx.Rngs(1), per_class=True)
+    model = CoOp(clip, class_ids, 4, rngs=nnx.Rngs(1), class_contexts=True)
     with pytest.raises(ValueError, match="no contexts for new classes"):
         model.with_classes(class_ids)
 

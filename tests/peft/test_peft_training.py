@@ -49,7 +49,7 @@ CASES = {
     ),
     "coop-clip": Case("coop", lambda clip, vit, ids: CoOp(clip, ids, 4, rngs=nnx.Rngs(1)), r"context"),
     "coop-per-class-clip": Case(
-        "coop", lambda clip, vit, ids: CoOp(clip, ids, 4, rngs=nnx.Rngs(1), per_class=True), r"context"
+        "coop", lambda clip, vit, ids: CoOp(clip, ids, 4, rngs=nnx.Rngs(1), class_contexts=True), r"context"
     ),
 }
 DEFAULT = ("coop-clip",)

@@ -1,10 +1,42 @@
 """The options of the command line; their documentation is what `--help` shows, their ranges are in `ranges`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
+from tyro.extras import literal_type_from_choices
+
+from disam_jax.dg.data.registry import DATASETS, option_name
+from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.peft.registry import FINETUNING
+from disam_jax.dg.sweep.model_selection import CRITERIA
+from disam_jax.dg.training.averaging import AVERAGING
+from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
+
+if TYPE_CHECKING:
+    Model = Peft = Criterion = Average = OptimizerName = str
+else:
+    Model = literal_type_from_choices(MODELS)
+    Peft = literal_type_from_choices(FINETUNING)
+    Criterion = literal_type_from_choices(CRITERIA)
+    Average = literal_type_from_choices(AVERAGING)
+    OptimizerName = literal_type_from_choices(OPTIMIZERS)
+
+
+def _braces(names: Iterable[str]) -> str:
+    return f"{{{','.join(names)}}}"
+
+
+def _data_sets(in_memory: bool) -> str:
+    return ", ".join(option_name(name) for name, entry in DATASETS.items() if (entry.load is not None) == in_memory)
+
+
+DATA_HELP = (
+    f"What to train on: {_data_sets(True)}; {_data_sets(False)} (in --data-dir, as DomainBed stores them); a folder of "
+    "DIR/domain/class/*.jpg (or .jpeg, .png); an .npz file of arrays x, y, domain."
+)
 
 
 @dataclass(frozen=True)
@@ -19,9 +51,7 @@ class Compare:
     --out holds results of anything else, nothing is done.
     """
 
-    data: Annotated[str, arg(metavar="NAME|PATH")] = "digits"
-    """What to train on: digits, digits-rotated; pacs, vlcs, office_home, terra_incognita, domain_net (in --data-dir, as
-    DomainBed stores them); a folder of DIR/domain/class/*.jpg (or .jpeg, .png); an .npz file of arrays x, y, domain."""
+    data: Annotated[str, arg(metavar="NAME|PATH", help=DATA_HELP)] = "digits"
 
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """DomainBed's data folder, for the data sets that are given by name."""
@@ -57,7 +87,7 @@ class Compare:
     penalty: Literal["variance", "std"] = "variance"
     """How `disam` measures differences between the domain losses; std is the scale-free one."""
 
-    model: Literal["mlp", "linear", "conv", "resnet18", "resnet50", "clip", "vit"] = "mlp"
+    model: Model = TrainConfig.model
     """Network. mlp and linear get images as 176 features, the others get pixels; resnets have a stem for small images
     up to 64 pixels. clip and vit need a --checkpoint, resnets take one."""
 
@@ -69,25 +99,27 @@ class Compare:
     """Branch, tag or commit of a repository."""
 
     peft: Annotated[
-        Literal["full", "probe", "lora", "coop", "norm-bias"] | None,
-        arg(metavar="{full,probe,lora,coop,norm-bias}", help_behavior_hint="(default: coop for clip, else full)"),
+        Peft | None,
+        arg(metavar=_braces(FINETUNING), help_behavior_hint="(default: coop for clip, else full)"),
     ] = None
     """What is trained of a checkpoint: everything, a linear head, low-rank updates of the projections, the context of
     CLIP's prompts, or scales of normalisations and all biases. Only that is perturbed."""
 
-    context: Annotated[int, arg(metavar="N")] = 16
+    context: Annotated[int, arg(metavar="N")] = FineTuneConfig.context
     """Learned context vectors of --peft coop."""
 
-    class_contexts: bool = False
+    class_contexts: bool = FineTuneConfig.class_contexts
     """A context for each class of its own."""
 
-    context_words: Annotated[str, arg(metavar="WORDS", help_behavior_hint="(default: random vectors)")] = ""
+    context_words: Annotated[str, arg(metavar="WORDS", help_behavior_hint="(default: random vectors)")] = (
+        FineTuneConfig.context_words
+    )
     """Words from which the context starts, as in "a photo of a"; they decide its length."""
 
-    rank: Annotated[int, arg(metavar="N")] = 4
+    rank: Annotated[int, arg(metavar="N")] = FineTuneConfig.rank
     """Of --peft lora."""
 
-    template: Annotated[str, arg(metavar="SENTENCE")] = "a photo of a {}."
+    template: Annotated[str, arg(metavar="SENTENCE")] = FineTuneConfig.template
     """What CLIP reads for a class, where that is not learned: zero-shot, lora, norm-bias and full."""
 
     cache_features: Annotated[
@@ -121,7 +153,7 @@ class Compare:
     ] = None
     """Of the optimizer."""
 
-    weight_decay: Annotated[float, arg(metavar="FLOAT")] = 0.0
+    weight_decay: Annotated[float, arg(metavar="FLOAT")] = TrainConfig.weight_decay
     """Added to the gradient, times the weights."""
 
     candidates: Annotated[int, arg(metavar="N")] = 1
@@ -131,24 +163,27 @@ class Compare:
     grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
     """Instead of random draws, all combinations of these values, as in `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""
 
-    select: Literal["validation", "oracle", "last"] = "last"
+    select: Criterion = "last"
     """Which point of training and which candidate the printed table reports: by the source domains' validation splits,
     by the target's, or the last step of the defaults. The report has all three; the folder keeps to the first one
     that it is given, and has the tables of another one in a folder of their own."""
 
     optimizer: Annotated[
-        Literal["sgd", "adam"] | None,
-        arg(metavar="{sgd,adam}", help_behavior_hint="(default: sgd; adam for resnets, and for checkpoints but coop)"),
+        OptimizerName | None,
+        arg(
+            metavar=_braces(OPTIMIZERS),
+            help_behavior_hint="(default: sgd; adam for resnets, and for checkpoints but coop)",
+        ),
     ] = None
     """Stochastic gradient descent with momentum 0.9, or Adam."""
 
-    averaging: Literal["none", "ema", "swad"] = "none"
+    averaging: Average = TrainConfig.averaging
     """Average of the weights along training, on top of every method."""
 
-    augment: bool = False
+    augment: bool = TrainConfig.augment
     """Random crops, flips, colours and grey, for pixels."""
 
-    dropout: Annotated[float, arg(metavar="FLOAT")] = 0.0
+    dropout: Annotated[float, arg(metavar="FLOAT")] = TrainConfig.dropout
     """Probability, before the last layer."""
 
     norm: Annotated[
@@ -157,10 +192,10 @@ class Compare:
     ] = None
     """What --model conv normalises by."""
 
-    frozen_norm: bool = False
+    frozen_norm: bool = TrainConfig.frozen_norm
     """Batch normalisation with fixed statistics, as in DomainBed; for pretrained networks."""
 
-    per_domain: Annotated[int, arg(metavar="N")] = 16
+    per_domain: Annotated[int, arg(metavar="N")] = TrainConfig.per_domain
     """Examples of each source domain in a batch."""
 
     seeds: Annotated[int, arg(metavar="N")] = 10
@@ -175,7 +210,7 @@ class Compare:
     ] = None
     """Optimizer steps of each run."""
 
-    evaluations: Annotated[int, arg(metavar="N")] = 20
+    evaluations: Annotated[int, arg(metavar="N")] = TrainConfig.evaluations
     """How many times runs are measured along training."""
 
     runs_at_once: Annotated[
@@ -207,7 +242,7 @@ class Sweep(Compare):
 
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("all",)
     candidates: Annotated[int, arg(metavar="N")] = 5
-    select: Literal["validation", "oracle", "last"] = "validation"
+    select: Criterion = "validation"
     seeds: Annotated[int, arg(metavar="N")] = 20
     evaluations: Annotated[int, arg(metavar="N")] = 10
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-sweep")
@@ -224,8 +259,8 @@ class Report:
     """The same folder, as an option."""
 
     select: Annotated[
-        Literal["validation", "oracle", "last"] | None,
-        arg(metavar="{validation,oracle,last}", help_behavior_hint="(default: as when the runs were trained)"),
+        Criterion | None,
+        arg(metavar=_braces(CRITERIA), help_behavior_hint="(default: as when the runs were trained)"),
     ] = None
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.reading import shown
 
-Show = Callable[[str, float, float], None]
 Say = Callable[[str], None]
 
 # Between two lines, where neither the start nor the end of a chunk has one.
@@ -23,54 +23,8 @@ class Progress(NamedTuple):
         say: Function of a line that is kept.
     """
 
-    show: Show
+    show: OnProgress
     say: Say
-
-
-class TimeLeft:
-    """Tells from the time so far how long the rest takes, compilation included.
-
-    Args:
-        done: How much is done at the start, in no time.
-        total: How much there is in all.
-        clock: Seconds since some moment; one that nobody can set back.
-
-    Example:
-        >>> seconds = iter([0.0, 30.0])
-        >>> left = TimeLeft(10, 40, clock=lambda: next(seconds))
-        >>> left.text(20)
-        'about 1 min left'
-    """
-
-    def __init__(self, done: float, total: float, clock: Callable[[], float] = time.monotonic):
-        self.start, self.total, self.clock = done, total, clock
-        self.began = clock()
-
-    def text(self, done: float) -> str:
-        """How long the rest takes; nothing before anything is done."""
-        elapsed, made = self.clock() - self.began, done - self.start
-        if made <= 0 or done >= self.total:
-            return ""
-        return f"about {duration(elapsed / made * (self.total - done))} left"
-
-
-def duration(seconds: float) -> str:
-    """A time in words, to two digits or so.
-
-    Example:
-        >>> duration(7.4), duration(90), duration(4000), duration(200_000)
-        ('7 s', '2 min', '1 h 7 min', '2 d 7 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
 
 
 @contextlib.contextmanager
@@ -101,7 +55,7 @@ def say(line: str) -> None:
             print(f"disam-jax: {shown(line)}", file=sys.stderr, flush=True)
 
 
-def some_lines(say: Say, every: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> Show:
+def some_lines(say: Say, every: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> OnProgress:
     """A function that shows progress in a line now and then.
 
     Args:
@@ -136,7 +90,7 @@ def some_lines(say: Say, every: float = SECONDS, clock: Callable[[], float] = ti
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Show]:
+def progress_bar() -> Iterator[OnProgress]:
     """A bar on standard error for as long as the context lasts.
 
     Yields:

@@ -1,12 +1,14 @@
 """Labelled data made of domains: readers, splits, batches and augmentation.
 
 domains     a data set in memory
+registry    data sets by name, from the files of this package and from other packages
+load        a data set by its name or path
 names       names of data sets, domains and classes
 digits      handwritten digits under named shifts, no download
 walk        which files in a folder of domains and classes are its images
 images      one image from a file
 folder      images in `DIR/domain/class/*.jpg`
-layouts     PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed stores them
+domainbed   PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed stores them
 arrays      `{"x", "y", "domain"}` in an npz file
 npz         the format of npz files, checked before memory is taken
 features    an image as 176 numbers

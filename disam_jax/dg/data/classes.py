@@ -8,6 +8,7 @@ import numpy as np
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import ImageIndex
 from disam_jax.dg.data.load import StreamedImages, stream_images
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.errors import InputError
 
 
@@ -33,7 +34,8 @@ def split_classes(class_names: Sequence[str], base: Sequence[str] = ()) -> tuple
     """
     for name in base:
         if name not in class_names:
-            raise InputError(f"unknown base class {name}: the classes are {', '.join(class_names)}")
+            near = hint(name, class_names)
+            raise InputError(f"unknown base class {name}: the classes are {', '.join(class_names)}{near}")
     chosen = set(base) or set(class_names[: (len(class_names) + 1) // 2])
     parts = tuple(name for name in class_names if name in chosen), tuple(n for n in class_names if n not in chosen)
     if not all(parts):

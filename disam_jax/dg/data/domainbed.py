@@ -1,12 +1,12 @@
 """PACS, VLCS, OfficeHome, TerraIncognita and DomainNet in the folders in which DomainBed keeps them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
+from disam_jax.dg.data import registry
 from disam_jax.dg.data.folder import ImageIndex, list_classes, read_lines
 from disam_jax.dg.data.names import how_they_differ, near
+from disam_jax.dg.data.registry import DataSet
 from disam_jax.dg.data.walk import Places, places, subfolders, why_passed_over
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import brief, exists, is_folder, reason, shown
@@ -129,23 +129,36 @@ DOMAIN_NET = Layout(
     has_duplicates=True,
 )
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {layout.name: layout for layout in (PACS, VLCS, OFFICE_HOME, TERRA_INCOGNITA, DOMAIN_NET)}
-)
+DATASETS = {
+    layout.name: DataSet(
+        f"images in --data-dir, {len(layout.domain_names)} domains of {len(layout.class_names)} classes", layout=layout
+    )
+    for layout in (PACS, VLCS, OFFICE_HOME, TERRA_INCOGNITA, DOMAIN_NET)
+}
+
+
+def layouts() -> dict[str, Layout]:
+    """The data sets of images that have a name, those of other packages too.
+
+    Example:
+        >>> list(layouts())
+        ['PACS', 'VLCS', 'OfficeHome', 'TerraIncognita', 'DomainNet']
+    """
+    return {name: entry.layout for name, entry in registry.DATASETS.items() if entry.layout is not None}
 
 
 def find_layout(name: str) -> Layout | None:
     """The layout of this name, None if there is none.
 
     Args:
-        name: in upper or lower case, with or without "_" and "-".
+        name: Name in upper or lower case, with or without "_" and "-".
 
     Example:
-        >>> find_layout("terra_incognita").name, find_layout("pacs").name, find_layout("mnist")
+        >>> find_layout("terra_incognita").name, find_layout("pacs").name, find_layout("digits")
         ('TerraIncognita', 'PACS', None)
     """
-    plain = name.casefold().replace("_", "").replace("-", "")
-    return {key.casefold(): layout for key, layout in LAYOUTS.items()}.get(plain)
+    known = registry.find_data_set(name)
+    return None if known is None else registry.DATASETS[known].layout
 
 
 def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> ImageIndex:
@@ -186,7 +199,7 @@ def list_layout(name: str, data_dir: Path, duplicates: Path | None = None) -> Im
     """
     layout = find_layout(name)
     if layout is None:
-        raise InputError(f"no layout {name!r}; there are {', '.join(LAYOUTS)}")
+        raise InputError(f"no layout {name!r}; there are {', '.join(layouts())}")
     if duplicates is not None and not layout.has_duplicates:
         raise InputError(f"{layout.name} has no list of duplicates, got {duplicates}; only DomainNet has one")
     root = _find_root(layout, data_dir)

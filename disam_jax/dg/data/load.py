@@ -10,14 +10,12 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from disam_jax.dg.data import arrays, digits, folder, splits
-from disam_jax.dg.data import domainbed as layouts
+from disam_jax.dg.data import arrays, domainbed, folder, splits
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.names import near
+from disam_jax.dg.data.registry import DATASETS, find_data_set
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, is_folder, reason, shown
-
-DIGITS = {"digits": digits.load_digits, "digits-rotated": digits.load_rotated_digits}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,16 +42,6 @@ class CachedFeatures(Domains):
     origin: str
 
 
-def names() -> list[str]:
-    """The data sets that have a name; everything else is a path.
-
-    Example:
-        >>> names()
-        ['digits', 'digits-rotated', 'PACS', 'VLCS', 'OfficeHome', 'TerraIncognita', 'DomainNet']
-    """
-    return [*DIGITS, *layouts.LAYOUTS]
-
-
 def open_data(
     name_or_path: str,
     *,
@@ -71,9 +59,10 @@ def open_data(
     """Reads a data set.
 
     Args:
-        name_or_path: one of `names()`, in upper or lower case; a folder of images, `DIR/domain/class/*.jpg`; or an
-            npz file. A name goes before a path of the same name: write `./digits` for a folder.
-        data_dir: DomainBed's data directory, for the layouts only.
+        name_or_path: Name of an entry of `DATASETS`, in upper or lower case; a folder of images,
+            `DIR/domain/class/*.jpg`; or an npz file. A name goes before a path of the same name: write `./digits` for
+            a folder.
+        data_dir: DomainBed's data directory, for data sets of images that have a name.
         image_size: pixels on each side to which images are scaled; not used for digits and arrays.
         features: images as 176 numbers, float32 [N, 176], instead of uint8 [N, S, S, 3].
         split_files: for images, a folder of split files or one of them, see `splits.read_split_files`.
@@ -95,9 +84,11 @@ def open_data(
         >>> data.domain_names, data.inputs.shape
         (('0', '15', '30', '45', '60', '75'), (1797, 64))
     """
-    name = name_or_path.casefold()
+    name = find_data_set(name_or_path)
+    entry = None if name is None else DATASETS[name]
     path = expand(Path(name_or_path))
-    if layouts.find_layout(name) is not None or (name not in DIGITS and is_folder(path)):
+    if has_images(name_or_path):
+        _check_complete(name_or_path, allow_missing_classes)
         listing = list_data(name_or_path, data_dir=data_dir, split_files=split_files, duplicates=duplicates)
         if out is not None:
             check_apart(out, listing)
@@ -112,14 +103,29 @@ def open_data(
     for option, given in (("split files", split_files), ("list of duplicates", duplicates)):
         if given is not None:
             raise InputError(f"{shown(name_or_path)} is no folder of images and has no {option}, got {shown(given)}")
-    if name in DIGITS:
-        return DIGITS[name]()
+    if entry is not None and entry.load is not None:
+        _check_complete(name_or_path, allow_missing_classes)
+        return entry.load()
     if path.suffix == ".npz":
         return arrays.load_arrays(path, allow_missing_classes)
     seen = "is a file, but no .npz file" if exists(path) else "is neither a known name nor a folder"
-    known = f"one of {', '.join(names())}, a folder of images or a .npz file"
-    meant = None if exists(path) else near(name, names())
+    known = f"one of {', '.join(DATASETS)}, a folder of images or a .npz file"
+    meant = None if exists(path) else near(name_or_path, DATASETS)
     raise InputError(f"{shown(name_or_path)} {seen}: write {known}{'' if meant is None else f'; is {meant} meant?'}")
+
+
+def has_images(name_or_path: str) -> bool:
+    """Whether a data set is a folder of images; it need not exist.
+
+    Args:
+        name_or_path: As for `open_data`.
+
+    Example:
+        >>> has_images("pacs"), has_images("digits")
+        (True, False)
+    """
+    name = find_data_set(name_or_path)
+    return is_folder(expand(Path(name_or_path))) if name is None else DATASETS[name].layout is not None
 
 
 def list_data(
@@ -148,7 +154,7 @@ def list_data(
         ...     list_data(root).domain_names
         ('photo', 'sketch')
     """
-    layout = layouts.find_layout(name_or_path)
+    layout = domainbed.find_layout(name_or_path)
     if layout is None:
         if duplicates is not None:
             raise InputError(
@@ -160,18 +166,22 @@ def list_data(
         here = f"; for the folder of that name here write ./{name_or_path}" if is_folder(Path(name_or_path)) else ""
         raise InputError(
             f"{layout.name} is read from a data directory: give --data-dir DIR (data_dir in Python), the folder that "
-            f"holds {layout.folder}/; {layouts.HOW_TO_GET}{here}"
+            f"holds {layout.folder}/; {domainbed.HOW_TO_GET}{here}"
         )
     else:
-        listing = layouts.list_layout(layout.name, expand(data_dir), duplicates)
+        listing = domainbed.list_layout(layout.name, expand(data_dir), duplicates)
     return listing if split_files is None else splits.read_split_files(split_files, listing)
 
 
 def _check_data_dir(name_or_path: str, data_dir: Path | None) -> None:
     if data_dir is not None:
-        raise InputError(
-            f"--data-dir {shown(data_dir)} is for {', '.join(layouts.LAYOUTS)}, but the data is {shown(name_or_path)}"
-        )
+        takers = ", ".join(domainbed.layouts())
+        raise InputError(f"--data-dir {shown(data_dir)} is for {takers}, but the data is {shown(name_or_path)}")
+
+
+def _check_complete(name_or_path: str, allow_missing_classes: bool) -> None:
+    if allow_missing_classes:
+        raise InputError(f"{shown(name_or_path)} is no .npz file: leave out --allow-missing-classes")
 
 
 def expand(path: Path) -> Path:
@@ -282,10 +292,11 @@ def fingerprint(data: Domains) -> str:
 
     Example:
         >>> from dataclasses import replace
-        >>> data = Domains("toy", np.zeros((1, 2)), np.array([0]), np.array([0]), ("photo",), ("dog",))
+        >>> from disam_jax.dg.testing import toy
+        >>> data = toy()
         >>> fingerprint(data) == fingerprint(replace(data, name="other"))
         True
-        >>> fingerprint(data) == fingerprint(replace(data, inputs=np.ones((1, 2))))
+        >>> fingerprint(data) == fingerprint(replace(data, inputs=data.inputs + 1))
         False
     """
     digest = hashlib.blake2b(digest_size=8)

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.reading import brief, reason, regular_file, shown
+from disam_jax.dg.reading import brief, open_regular, reason, shown
 
 # Arrays that take more than both are refused: no data that is worth compressing shrinks so far.
 MOST_RATIO = 100
@@ -190,12 +190,8 @@ def open_npz(path: Path) -> Iterator[Npz]:
         ...         npz.headers["x"].shape, npz.read("x").sum()
         ((2, 3), np.float64(0.0))
     """
-    size = regular_file(path)
-    try:
-        with path.open("rb") as file:
-            yield Npz(path, file, size)
-    except OSError as error:
-        raise InputError(f"cannot read {shown(path)}: {reason(error)}") from error
+    with open_regular(path) as (file, size):
+        yield Npz(path, file, size)
 
 
 def read_header(content: IO[bytes]) -> Header:

@@ -12,5 +12,5 @@ vit         a vision transformer
 linear      a linear head on given features
 conv        convolution as a matrix product, where that is faster
 norm        normalisation layers by name, BatchNorm live or frozen
-registry    networks by name
+registry    networks by name, from the files in `entries` and from other packages
 """

@@ -1,88 +1,106 @@
-"""Networks by name. A new model is one more entry of `MODELS`; see `from_nnx` for its module."""
+"""Networks by name. A new network is one file in `disam_jax/dg/models/entries`; see `from_nnx` for its module."""
 
-import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from flax import nnx
-
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.models.adapter import from_nnx
-from disam_jax.dg.models.convnet import ConvNet
-from disam_jax.dg.models.inputs import images, vectors
-from disam_jax.dg.models.linear import LinearHead
-from disam_jax.dg.models.mlp import MLP
 from disam_jax.dg.models.network import Network
-from disam_jax.dg.models.norm import NORMS
-from disam_jax.dg.models.resnet import BasicBlock, Bottleneck, ResNet
+from disam_jax.dg.registry import Registry
+
+# --help reads this file, so it imports Flax in functions only.
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from disam_jax.dg.training.config import TrainConfig
 
 Shape = tuple[int, ...]
+Maker = Callable[["nnx.Rngs"], "nnx.Module"]
 
 
-class Model(NamedTuple):
-    """A model that has a name.
+def _no_options(config: "TrainConfig", shape: Shape) -> Mapping[str, Any]:
+    del config, shape
+    return {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that has a name, and everything that the benchmark must know of it.
 
     Attributes:
-        summary: what it is, in one line.
-        make: (input shape, number of classes, dropout, options) -> module maker, see `from_nnx`.
-        options: names and defaults of its options.
-        of_images: whether it wants images [H, W, C]; the others take any shape as a vector.
+        summary: What it is, in one line.
+        make: (input shape, number of classes, dropout, options) -> module maker, see `from_nnx`. None: the network
+            exists with the weights of a checkpoint only.
+        options: Names and defaults of its options, those of `make`.
+        options_of: (configuration, input shape) -> options that the benchmark sets.
+        of_images: Whether it takes images [H, W, C]. The others take any shape as a vector, and images as 176 features.
+        checkpoints: Whether it takes pretrained weights: "none", "optional" or "required".
+        checkpoint_options: Which of "dropout" and "frozen_norm" it takes with them.
+        training: Values of `TrainConfig` that it changes where it is trained from scratch.
+        large: Whether random search draws the optimizer's hyperparameters from DomainBed's ranges for large networks.
+        one_at_a_time_on_cpu: Whether runs are trained one by one on CPUs, where XLA has only loops for convolutions
+            whose kernels differ from run to run.
+        text: Whether it classifies by texts, so that prompts can be learned.
+        transformer: Whether it has the projections that LoRA updates.
+        peft: Default of --peft, a key of `FINETUNING`.
+
+    Raises:
+        ValueError: If it can be made in no way.
     """
 
     summary: str
-    make: Callable[[Shape, int, float, Mapping[str, Any]], Callable[[nnx.Rngs], nnx.Module]]
-    options: Mapping[str, Any]
-    of_images: bool
+    make: Callable[[Shape, int, float, Mapping[str, Any]], Maker] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    options_of: Callable[["TrainConfig", Shape], Mapping[str, Any]] = _no_options
+    of_images: bool = True
+    checkpoints: Literal["none", "optional", "required"] = "none"
+    checkpoint_options: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    large: bool = False
+    one_at_a_time_on_cpu: bool = False
+    text: bool = False
+    transformer: bool = False
+    peft: str = "full"
+
+    def __post_init__(self):
+        if (self.make is None) != (self.checkpoints == "required"):
+            raise ValueError(f"{self.summary}: make is None if and only if checkpoints is 'required'")
 
 
-def _mlp(shape: Shape, num_classes: int, dropout: float, options: Mapping[str, Any]):
-    hidden = _widths("mlp", "hidden", options["hidden"], least=0)
-    return lambda rngs: MLP(math.prod(shape), hidden, num_classes, dropout=dropout, rngs=rngs)
-
-
-def _conv(shape: Shape, num_classes: int, dropout: float, options: Mapping[str, Any]):
-    widths = _widths("conv", "widths", options["widths"], least=1)
-    norm = options["norm"]
-    if norm not in NORMS:
-        raise InputError(f"model conv: norm is {norm!r}; write one of {', '.join(NORMS)}")
-    if options["frozen_norm"]:
-        if norm not in ("batch", "frozen"):
-            raise InputError(f"model conv: frozen_norm needs BatchNorm, but norm is {norm!r}; write norm='batch'")
-        norm = "frozen"
-    return lambda rngs: ConvNet(num_classes, widths, in_channels=shape[-1], dropout=dropout, norm=norm, rngs=rngs)
-
-
-def _resnet(stages: tuple[int, ...], block: type[BasicBlock] | type[Bottleneck]):
-    def make(shape: Shape, num_classes: int, dropout: float, options: Mapping[str, Any]):
-        return lambda rngs: ResNet(
-            stages, block, num_classes, in_channels=shape[-1], dropout=dropout, rngs=rngs, **options
-        )
-
-    return make
-
-
-def _linear(shape: Shape, num_classes: int, dropout: float, options: Mapping[str, Any]):
-    del options
-    return lambda rngs: LinearHead(math.prod(shape), num_classes, dropout=dropout, rngs=rngs)
-
-
-_RESNET_OPTIONS = MappingProxyType({"small_input": False, "frozen_norm": False})
-
-MODELS: Mapping[str, Model] = MappingProxyType(
-    {
-        "mlp": Model("multilayer perceptron", _mlp, MappingProxyType({"hidden": (64,)}), of_images=False),
-        "conv": Model(
-            "small convolutional network, for images of 32 to 96 pixels",
-            _conv,
-            MappingProxyType({"widths": (16, 32, 64), "norm": "none", "frozen_norm": False}),
-            of_images=True,
-        ),
-        "resnet18": Model("ResNet-18", _resnet((2, 2, 2, 2), BasicBlock), _RESNET_OPTIONS, of_images=True),
-        "resnet50": Model("ResNet-50", _resnet((3, 4, 6, 3), Bottleneck), _RESNET_OPTIONS, of_images=True),
-        "linear": Model("linear head on given features", _linear, MappingProxyType({}), of_images=False),
-    }
+MODELS: Registry[Model] = Registry(
+    "model",
+    Model,
+    "disam_jax.dg.models.entries",
+    "MODELS",
+    "disam_jax.models",
+    first=("mlp", "linear", "conv", "resnet", "clip", "vit"),
 )
+
+
+def find_model(name: str) -> Model:
+    """A model by its name.
+
+    Args:
+        name: Name of an entry of `MODELS`.
+
+    Returns:
+        Model.
+
+    Raises:
+        InputError: If there is none of this name.
+
+    Example:
+        >>> find_model("resnet18").summary
+        'ResNet-18'
+        >>> find_model("resnet-18")
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: unknown model 'resnet-18'; write one of mlp, ...; is 'resnet18' meant?
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}; write one of {', '.join(MODELS)}{hint(name, MODELS)}")
+    return MODELS[name]
 
 
 def make_network(
@@ -97,21 +115,21 @@ def make_network(
     """A network by name, for inputs of one shape.
 
     Args:
-        name: one of `MODELS`.
-        input_shape: of one example: (H, W, C) for images, (F,) for vectors.
+        name: Name of an entry of `MODELS` that can be trained from scratch.
+        input_shape: Shape of one example: (H, W, C) for images, (F,) for vectors.
         num_classes: C.
-        dropout: fraction that is dropped in training, in [0, 1): of the features before the last layer, for an mlp of
+        dropout: Fraction that is dropped in training, in [0, 1): of the features before the last layer, for an mlp of
             every hidden layer.
-        frozen_norm: whether BatchNorm keeps its running statistics and normalises by them in training too, as in
+        frozen_norm: Whether BatchNorm keeps its running statistics and normalises by them in training too, as in
             DomainBed, which starts from pretrained weights; of little use without those.
-        **options: of the model, see `MODELS[name].options`: `hidden` of an mlp, `widths` and `norm` of a conv,
+        **options: Options of the model, see `MODELS[name].options`: `hidden` of an mlp, `widths` and `norm` of a conv,
             `small_input` of a ResNet.
 
     Returns:
         Network.
 
     Raises:
-        InputError: on an unknown name or option, a value that cannot be, inputs that are no images for a model of
+        InputError: On an unknown name or option, a value that cannot be, inputs that are no images for a model of
             images, or `frozen_norm` for a model without BatchNorm.
 
     Example:
@@ -121,9 +139,12 @@ def make_network(
         >>> network.apply(params, state, jax.numpy.ones((5, 8, 8)), jax.random.key(1), False).logits.shape
         (5, 10)
     """
-    if name not in MODELS:
-        raise InputError(f"unknown model {name!r}; write one of {', '.join(MODELS)}")
-    model = MODELS[name]
+    from disam_jax.dg.models.adapter import from_nnx
+    from disam_jax.dg.models.inputs import images, vectors
+
+    model = find_model(name)
+    if model.make is None:
+        raise InputError(f"model {name} exists with pretrained weights only; load it with peft.finetuning.load")
     if model.of_images and len(input_shape) != 3:
         takers = ", ".join(other for other, entry in MODELS.items() if not entry.of_images)
         raise InputError(
@@ -145,7 +166,25 @@ def make_network(
     return from_nnx(make_module, images if model.of_images else vectors)
 
 
-def _widths(name: str, option: str, value: Any, least: int) -> Shape:
+def check_widths(name: str, option: str, value: Any, least: int) -> Shape:
+    """Numbers of units or channels, one for each layer.
+
+    Args:
+        name: Name of the model, for messages.
+        option: Name of the option, for messages.
+        value: Value of the option: a number or several.
+        least: Smallest number of layers.
+
+    Returns:
+        The widths.
+
+    Raises:
+        InputError: If one of them is no positive integer, or there are too few.
+
+    Example:
+        >>> check_widths("mlp", "hidden", 64, least=0)
+        (64,)
+    """
     widths = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(widths) < least or not all(isinstance(width, int) and width > 0 for width in widths):
         raise InputError(f"model {name}: {option} is {value!r}; write positive integers, one for each layer")

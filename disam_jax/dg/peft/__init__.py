@@ -11,14 +11,32 @@ probe       a linear head on a tower
 lora        low-rank updates of linear layers
 coop        learned context vectors in the prompts of CLIP
 texts       CLIP's image tower against fixed embeddings of the classes' names
+registry    ways of fine-tuning by name, from the files in `entries`
 """
 
-from disam_jax.dg.peft.coop import CoOp, PromptParam
-from disam_jax.dg.peft.features import cache_features
-from disam_jax.dg.peft.lora import LoRALinear, add_lora, merge_lora
-from disam_jax.dg.peft.probe import LinearProbe
-from disam_jax.dg.peft.select import TRAINABLE
-from disam_jax.dg.peft.texts import TextClassifier
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# The command line reads the names of the ways of fine-tuning, and Flax takes a second to import.
+if TYPE_CHECKING:
+    from disam_jax.dg.peft.coop import CoOp, PromptParam
+    from disam_jax.dg.peft.features import cache_features
+    from disam_jax.dg.peft.lora import LoRALinear, add_lora, merge_lora
+    from disam_jax.dg.peft.probe import LinearProbe
+    from disam_jax.dg.peft.select import TRAINABLE
+    from disam_jax.dg.peft.texts import TextClassifier
+
+_MODULES = {
+    "TRAINABLE": "select",
+    "CoOp": "coop",
+    "LinearProbe": "probe",
+    "LoRALinear": "lora",
+    "PromptParam": "coop",
+    "TextClassifier": "texts",
+    "add_lora": "lora",
+    "cache_features": "features",
+    "merge_lora": "lora",
+}
 
 __all__ = [
     "TRAINABLE",
@@ -31,3 +49,12 @@ __all__ = [
     "cache_features",
     "merge_lora",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is used first."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

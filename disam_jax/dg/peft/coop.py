@@ -24,19 +24,19 @@ class CoOp(nnx.Module):
         clip: with its weights; its towers are shared, not copied.
         class_ids: int [C, L], start token, name, end token, padding: `tokenizer.tokenize(class_prompts(names, "{}."))`.
             Concrete numbers, not traced.
-        num_context: K; None for that of `initial`, or 16.
+        num_context: K; None for that of `context_words`, or 16.
         rngs: random streams.
-        per_class: whether every class has context vectors of its own.
-        initial: token ids of the words to start from, `tokenizer.words("a photo of a")`; None starts normal with
+        class_contexts: whether every class has context vectors of its own.
+        context_words: token ids of the words to start from, `tokenizer.words("a photo of a")`; None starts normal with
             standard deviation 0.02.
         cached: whether the module is called with image features, see `cache_features`, in place of images.
         class_names: C names, for messages.
 
     Attributes:
-        context: `PromptParam` float32 [K, W], or [C, K, W] with `per_class`.
+        context: `PromptParam` float32 [K, W], or [C, K, W] with `class_contexts`.
 
     Raises:
-        ValueError: if a prompt is longer than the context of the model, or `initial` has not K tokens.
+        ValueError: if a prompt is longer than the context of the model, or `context_words` has not K tokens.
 
     Example:
         >>> from disam_jax.dg.models.clip import CLIPConfig
@@ -61,28 +61,30 @@ class CoOp(nnx.Module):
         num_context: int | None = None,
         *,
         rngs: nnx.Rngs,
-        per_class: bool = False,
-        initial: Sequence[int] | None = None,
+        class_contexts: bool = False,
+        context_words: Sequence[int] | None = None,
         cached: bool = False,
         class_names: Sequence[str] | None = None,
     ):
-        count = num_context if num_context is not None else 16 if initial is None else len(initial)
+        count = num_context if num_context is not None else 16 if context_words is None else len(context_words)
         if count < 1:
             raise ValueError(f"num_context must be at least 1, got {count}")
-        if initial is not None and len(initial) != count:
-            raise ValueError(f"initial has {len(initial)} tokens, num_context is {count}: leave num_context out")
+        if context_words is not None and len(context_words) != count:
+            raise ValueError(
+                f"context_words has {len(context_words)} tokens, num_context is {count}: leave num_context out"
+            )
         self.image = None if cached else clip.image
         self.text = clip.text
         self.logit_scale = clip.logit_scale
-        self.num_context, self.per_class = count, per_class
+        self.num_context, self.class_contexts = count, class_contexts
         self._set_classes(class_ids, class_names)
-        if initial is None:
+        if context_words is None:
             start = nnx.initializers.normal(0.02)
-            shape = (len(self.ends), count) if per_class else (count,)
+            shape = (len(self.ends), count) if class_contexts else (count,)
             context = start(rngs.params(), (*shape, self.text.tokens.features), jnp.float32)
         else:
-            words = self.text.embed(jnp.asarray(initial, jnp.int32)[None])[0].astype(jnp.float32)
-            context = jnp.broadcast_to(words[None], (len(self.ends), *words.shape)) if per_class else words
+            words = self.text.embed(jnp.asarray(context_words, jnp.int32)[None])[0].astype(jnp.float32)
+            context = jnp.broadcast_to(words[None], (len(self.ends), *words.shape)) if class_contexts else words
         self.context = PromptParam(context)
 
     def with_classes(self, class_ids: np.ndarray, class_names: Sequence[str] | None = None) -> "CoOp":
@@ -98,8 +100,10 @@ class CoOp(nnx.Module):
         Raises:
             ValueError: if every class has a context of its own, or a prompt is too long.
         """
-        if self.per_class:
-            raise ValueError("with per_class=True there are no contexts for new classes: share one, per_class=False")
+        if self.class_contexts:
+            raise ValueError(
+                "with class_contexts=True there are no contexts for new classes: share one, class_contexts=False"
+            )
         other = nnx.merge(*nnx.split(self))
         other._set_classes(class_ids, class_names)
         return other
@@ -112,7 +116,7 @@ class CoOp(nnx.Module):
         """
         embeddings = self.text.embed(jnp.asarray(self.ids, jnp.int32))
         context = self.context[...].astype(embeddings.dtype)
-        if not self.per_class:
+        if not self.class_contexts:
             context = jnp.broadcast_to(context[None], (embeddings.shape[0], *context.shape))
         prompts = jnp.concatenate([embeddings[:, :1], context, embeddings[:, 1:]], axis=1)
         return self.text.encode(prompts, jnp.asarray(self.ends, jnp.int32) + self.num_context)

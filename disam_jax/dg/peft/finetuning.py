@@ -21,9 +21,11 @@ from disam_jax.dg.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from disam_jax.dg.models.inputs import images, to_float
 from disam_jax.dg.models.linear import LinearHead
 from disam_jax.dg.models.network import Network
+from disam_jax.dg.models.registry import find_model
 from disam_jax.dg.models.vit import ViT
-from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier, add_lora
+from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier
 from disam_jax.dg.peft.features import feature_size, tower_features
+from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.files import checkpoint_path
 from disam_jax.dg.pretrained.tokenizer import Tokenizer, class_prompts, load_tokenizer
@@ -70,11 +72,11 @@ def load(
     """Loads a checkpoint for the benchmark.
 
     Args:
-        model: "clip", "vit", "resnet18" or "resnet50".
+        model: Name of an entry of `MODELS` that takes checkpoints.
         checkpoint: folder, .safetensors file or repository of Hugging Face, see `from_pretrained`.
         revision: of the repository.
-        frozen_norm: whether the BatchNorm of a ResNet keeps its statistics.
-        dropout: of a ResNet's features.
+        frozen_norm: Whether the BatchNorm of a ResNet keeps its statistics.
+        dropout: Fraction of a ResNet's features that is dropped in training.
 
     Returns:
         Pretrained.
@@ -91,7 +93,8 @@ def load(
         ('ViT', 32)
     """
     path = checkpoint_path(checkpoint, revision)
-    options: dict[str, Any] = {"frozen_norm": frozen_norm, "dropout": dropout} if model.startswith("resnet") else {}
+    values = {"frozen_norm": frozen_norm, "dropout": dropout}
+    options: dict[str, Any] = {name: values[name] for name in find_model(model).checkpoint_options}
     module = from_pretrained(path, model=model, **options)
     if isinstance(module, CLIP):
         tokenizer = load_tokenizer(path if is_folder(path) else path.parent)
@@ -104,13 +107,13 @@ def load(
 
 
 def make_networks(
-    pretrained: Pretrained, tuning: FineTuneConfig, class_names: Sequence[str]
+    pretrained: Pretrained, finetune: FineTuneConfig, class_names: Sequence[str]
 ) -> tuple[Network, Network | None]:
     """The network that is trained, and CLIP's zero-shot classifier.
 
     Args:
         pretrained: the model.
-        tuning: what is trained of it.
+        finetune: What is trained of it.
         class_names: C names.
 
     Returns:
@@ -129,34 +132,53 @@ def make_networks(
         ([(2,), (8, 2)], None)
     """
     module: Any = pretrained.module
+    way = FINETUNING[finetune.peft]
     number, size = len(class_names), feature_size(pretrained.tower)
-    prepare = to_float if tuning.cached else pretrained.prepare
-    make = functools.partial(from_weights, trained=TRAINABLE[tuning.peft], prepare=prepare)
-    head = from_nnx(lambda rngs: LinearHead(size, number, rngs=rngs)) if tuning.cached else None
+    prepare = to_float if finetune.cache_features else pretrained.prepare
+    make = functools.partial(from_weights, trained=TRAINABLE[finetune.peft], prepare=prepare)
+    head = from_nnx(lambda rngs: LinearHead(size, number, rngs=rngs)) if finetune.cache_features else None
+
+    def probe(tower: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+        module = LinearProbe(tower, number, rngs)
+        way.adapt(module.tower, finetune, rngs)
+        return module
+
     if not isinstance(module, CLIP):
-        return head or make(module, lambda tower, rngs: _tuned(LinearProbe(tower, number, rngs), tuning, rngs)), None
+        return head or make(module, probe), None
     tokenizer, length = pretrained.tokenizer, module.config.context_length
     assert tokenizer is not None
-    sentences = tokenizer.tokenize(class_prompts(class_names, tuning.template), length)
-    if tuning.cached:
+    sentences = tokenizer.tokenize(class_prompts(class_names, finetune.template), length)
+    if finetune.cache_features:
         module = _without_tower(module)
-    classifier = lambda clip, _: TextClassifier(clip, sentences)
-    zero_shot = untrained(make(module, classifier, trained=nnx.Nothing()))
-    match tuning.peft:
-        case "probe":
-            network = head or make(module, lambda clip, rngs: _probe(clip, number, rngs))
-        case "coop":
+
+    def by_texts(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
+        classifier = TextClassifier(clip, sentences)
+        way.adapt(classifier.image, finetune, rngs)
+        return classifier
+
+    def as_it_is(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
+        del rngs
+        return TextClassifier(clip, sentences)
+
+    def clip_probe(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
+        return probe(clip.image, rngs)
+
+    zero_shot = untrained(make(module, as_it_is, trained=nnx.Nothing()))
+    match way.classifier:
+        case "head":
+            network = head or make(module, clip_probe)
+        case "prompts":
             try:
-                network = make(module, _coop(tuning, tokenizer, class_names, length))
+                network = make(module, _prompts(finetune, tokenizer, class_names, length))
             except ValueError as error:
                 raise InputError(f"--context: {error}") from error
-        case _:
-            network = make(module, lambda clip, rngs: _tuned(classifier(clip, rngs), tuning, rngs))
+        case "texts":
+            network = make(module, by_texts)
     return network, zero_shot
 
 
-class Given(nnx.Module):
-    """In the place of a tower whose features are there already."""
+class Identity(nnx.Module):
+    """Stands in for a tower whose features are computed already."""
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """The features themselves."""
@@ -165,26 +187,16 @@ class Given(nnx.Module):
 
 def _without_tower(clip: CLIP) -> Any:
     copy: Any = nnx.merge(*nnx.split(clip))
-    copy.image = Given()
+    copy.image = Identity()
     return copy
 
 
-def _probe(clip: Any, number: int, rngs: nnx.Rngs) -> nnx.Module:
-    return LinearProbe(clip.image, number, rngs)
-
-
-def _tuned(classifier: Any, tuning: FineTuneConfig, rngs: nnx.Rngs) -> nnx.Module:
-    if tuning.peft == "lora":
-        add_lora(classifier.tower if isinstance(classifier, LinearProbe) else classifier.image, tuning.rank, rngs)
-    return classifier
-
-
-def _coop(
-    tuning: FineTuneConfig, tokenizer: Tokenizer, class_names: Sequence[str], length: int
+def _prompts(
+    finetune: FineTuneConfig, tokenizer: Tokenizer, class_names: Sequence[str], length: int
 ) -> Callable[[nnx.Module, nnx.Rngs], nnx.Module]:
     names = tokenizer.tokenize(class_prompts(class_names, "{}."), length)
-    initial = tokenizer.words(tuning.initial) if tuning.initial else None
-    count = None if initial else tuning.context
+    words = tokenizer.words(finetune.context_words) if finetune.context_words else None
+    count = None if words else finetune.context
 
     def extend(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
         return CoOp(
@@ -192,8 +204,8 @@ def _coop(
             names,
             count,
             rngs=rngs,
-            per_class=tuning.class_contexts,
-            initial=initial,
+            class_contexts=finetune.class_contexts,
+            context_words=words,
             class_names=class_names,
         )
 
@@ -221,13 +233,12 @@ def cache(
         The data set, inputs float32 [N, F].
 
     Example:
-        >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.models.vit import ViTConfig
+        >>> from disam_jax.dg.testing import toy
         >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
         >>> pretrained = Pretrained(ViT(config, rngs=nnx.Rngs(0)), 8, images)
-        >>> data = join_domains("toy", [np.zeros((3, 8, 8, 3), np.uint8)], [np.zeros(3)], ["photo"], ["dog"])
-        >>> cache(pretrained, data).inputs.shape
-        (3, 8)
+        >>> cache(pretrained, toy(images=True)).inputs.shape
+        (24, 8)
     """
     graph, variables = nnx.split(_evaluating(pretrained.tower))
 
@@ -279,31 +290,32 @@ def weights_fingerprint(weights: Any) -> str:
     return digest.hexdigest()
 
 
-def check_tuning(model: str, tuning: FineTuneConfig) -> FineTuneConfig:
-    """Makes sure that a model can be tuned so, and settles whether features are cached.
+def check_finetuning(model: str, finetune: FineTuneConfig) -> FineTuneConfig:
+    """Checks that a model can be fine-tuned so, and settles whether features are cached.
 
     Args:
-        model: its name.
-        tuning: as it was asked for; `cached` None means: wherever the image tower is frozen.
+        model: Name of the model.
+        finetune: Configuration as it was asked for; `cache_features` None means: wherever the image tower is frozen.
 
     Returns:
-        The same, with `cached` settled.
+        The same, with `cache_features` settled.
 
     Raises:
-        InputError: naming the option.
+        InputError: If the way and the model do not go together, or an option has no effect; it names the option.
 
     Example:
-        >>> check_tuning("vit", FineTuneConfig("probe")).cached, check_tuning("vit", FineTuneConfig("lora")).cached
-        (True, False)
+        >>> [check_finetuning("vit", FineTuneConfig(peft)).cache_features for peft in ("probe", "lora")]
+        [True, False]
     """
-    if tuning.peft == "coop" and model != "clip":
-        raise InputError(f"--peft coop learns prompts and {model} has no text: write one of full, probe, norm-bias")
-    if tuning.peft == "lora" and model.startswith("resnet"):
-        raise InputError(f"--peft lora needs a transformer, got {model}: write one of full, probe, norm-bias")
-    frozen = tuning.peft in ("probe", "coop")
-    if tuning.cached and not frozen:
-        raise InputError(f"--cache-features needs a frozen image tower, --peft {tuning.peft} trains it")
-    for name in ("context", "rank"):
-        if getattr(tuning, name) < 1:
-            raise InputError(f"--{name} must be at least 1, got {getattr(tuning, name)}")
-    return replace(tuning, cached=frozen if tuning.cached is None else tuning.cached)
+    entry, way = find_model(model), FINETUNING[finetune.peft]
+    if (way.classifier == "prompts" and not entry.text) or (way.transformer and not entry.transformer):
+        others = [
+            name
+            for name, each in FINETUNING.items()
+            if (each.classifier != "prompts" or entry.text) and (not each.transformer or entry.transformer)
+        ]
+        lacks = f"needs a transformer, got {model}" if way.transformer else f"learns prompts and {model} has no text"
+        raise InputError(f"--peft {finetune.peft} {lacks}: write one of {', '.join(others)}")
+    if finetune.cache_features and not way.frozen:
+        raise InputError(f"--cache-features needs a frozen image tower, --peft {finetune.peft} trains it")
+    return replace(finetune, cache_features=way.frozen if finetune.cache_features is None else finetune.cache_features)

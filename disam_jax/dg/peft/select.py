@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flax import nnx
-
-from disam_jax.dg.peft.coop import PromptParam
+from disam_jax.dg.peft.registry import FINETUNING
 
 
 def in_head(path: tuple[Any, ...], variable: Any) -> bool:
@@ -22,18 +20,4 @@ def of_norm_or_bias(path: tuple[Any, ...], variable: Any) -> bool:
 
 
 # For `wrt=` of `disam_jax.nnx.value_and_grad` and of `nnx.Optimizer`. Where a new head exists, it is trained as well.
-#
-# full       everything
-# probe      the head of a `LinearProbe`
-# lora       what `add_lora` added (Hu et al., ICLR 2022)
-# coop       the context vectors of a `CoOp` (Zhou et al., IJCV 2022)
-# norm-bias  scales of the normalisation layers and all biases (BitFit, Ben Zaken et al., ACL 2022, has the biases)
-TRAINABLE: Mapping[str, Any] = MappingProxyType(
-    {
-        "full": nnx.Param,
-        "probe": nnx.All(nnx.Param, in_head),
-        "lora": nnx.Any(nnx.LoRAParam, nnx.All(nnx.Param, in_head)),
-        "coop": PromptParam,
-        "norm-bias": nnx.All(nnx.Param, nnx.Any(in_head, of_norm_or_bias)),
-    }
-)
+TRAINABLE: Mapping[str, Any] = MappingProxyType({name: way.trained() for name, way in FINETUNING.items()})

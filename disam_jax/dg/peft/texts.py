@@ -9,8 +9,8 @@ from disam_jax.dg.models.clip import CLIP, clip_logits, unit
 from disam_jax.dg.peft.coop import until_end
 
 
-class Fixed(nnx.Variable):
-    """What is computed once and then neither trained nor moved by training."""
+class Buffer(nnx.Variable):
+    """An array that is computed once; training neither changes it nor takes its gradient."""
 
 
 class TextClassifier(nnx.Module):
@@ -44,8 +44,8 @@ class TextClassifier(nnx.Module):
 
     def __init__(self, clip: CLIP, ids: np.ndarray):
         self.image = clip.image
-        self.class_features = Fixed(text_features(clip, ids))
-        self.logit_scale = Fixed(clip.logit_scale[...])
+        self.class_features = Buffer(text_features(clip, ids))
+        self.logit_scale = Buffer(clip.logit_scale[...])
 
     def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and image features.

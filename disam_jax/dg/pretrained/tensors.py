@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.reading import MOST_JSON_BYTES, brief, parse_json, reason, regular_file, shown
+from disam_jax.dg.reading import MOST_JSON_BYTES, brief, open_regular, parse_json, reason, shown
 
 _METADATA = "__metadata__"
 # numpy's own limit.
@@ -144,14 +144,13 @@ def read_entries(file: Path) -> dict[str, Entry]:
         InputError: If it cannot be read or is no whole safetensors file: the tensors must fill the bytes behind the
             header, without gaps, and each must have the bytes that its type and its shape take.
     """
-    size = regular_file(file)
-    try:
-        with file.open("rb") as content:
+    with open_regular(file) as (content, size):
+        try:
             return _entries(file, content, size)
-    except OSError as error:
-        raise InputError(f"cannot read {shown(file)}: {reason(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{shown(file)}: is no safetensors file or a truncated one ({error}); get it anew") from error
+        except ValueError as error:
+            raise InputError(
+                f"{shown(file)}: is no safetensors file or a truncated one ({error}); get it anew"
+            ) from error
 
 
 def _entries(file: Path, content: BinaryIO, size: int) -> dict[str, Entry]:

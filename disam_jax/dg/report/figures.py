@@ -135,10 +135,8 @@ def draw_losses(summary: Summary, methods: Sequence[str]) -> "Figure":
 
     Example:
         >>> from disam_jax.dg.report.summary import summarise
-        >>> from disam_jax.dg.results import Results, Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
         >>> [panel.get_title() for panel in draw_losses(summarise(results, "last"), ["ERM"]).axes]
         ['ERM']
     """
@@ -217,10 +215,8 @@ def draw_convergence(summary: Summary, groups: Sequence[Sequence[str]] | None = 
 
     Example:
         >>> from disam_jax.dg.report.summary import summarise
-        >>> from disam_jax.dg.results import Results, Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
         >>> [panel.get_ylabel() for panel in draw_convergence(summarise(results, "last")).axes]
         ['source loss, nats', 'accuracy, %']
     """
@@ -391,10 +387,8 @@ def draw_differences(summary: Summary, quantities: Sequence[tuple[str, str]] = F
 
     Example:
         >>> from disam_jax.dg.report.summary import summarise
-        >>> from disam_jax.dg.results import Results, Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
-        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
-        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM", "SAM")
         >>> [label.get_text() for label in draw_differences(summarise(results, "last")).axes[0].get_yticklabels()]
         ['SAM - ERM']
     """

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from disam_jax.dg.report.findings import p_text
 from disam_jax.dg.report.scores import held_out_of, score
 from disam_jax.dg.report.statistics import estimate
-from disam_jax.dg.report.summary import Summary, compare, p_text
+from disam_jax.dg.report.summary import Summary, compare
 from disam_jax.dg.report.tables import NOTHING, Cell, Table, estimate_cell
 from disam_jax.dg.results import Results
 from disam_jax.dg.sweep.model_selection import Selected, select

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from disam_jax.dg.report.findings import p_text
 from disam_jax.dg.report.scores import QUANTITIES
 from disam_jax.dg.report.statistics import Estimate
-from disam_jax.dg.report.summary import ALPHA, PLAIN, Comparison, Summary, compare, p_text
+from disam_jax.dg.report.summary import ALPHA, PLAIN, Comparison, Summary, compare
 from disam_jax.dg.results import Results
-from disam_jax.dg.sweep.model_selection import NAMES
+from disam_jax.dg.sweep.model_selection import CRITERIA
 
 INDENT = "  "
 NOTHING = "-"
@@ -216,7 +217,7 @@ def selection_table(summaries: Mapping[str, Summary]) -> Table:
     )
     notes = (
         "Held-out accuracy in percent, mean over the targets, mean ± standard error over seeds.",
-        f"The columns: {'; '.join(NAMES[criterion] for criterion in summaries)}.",
+        f"The columns: {'; '.join(CRITERIA[criterion].title for criterion in summaries)}.",
     )
     return Table("Average accuracy by model selection", ("method", *summaries), rows, notes)
 
@@ -314,7 +315,7 @@ def accuracy_note(summary: Summary) -> str:
     """What the accuracy is measured on, and how the point is chosen."""
     return (
         "held-out accuracy: on the training split of the domain left out of training, none of which is used in "
-        f"training; chosen by {NAMES[summary.criterion]}."
+        f"training; chosen by {CRITERIA[summary.criterion].title}."
     )
 
 

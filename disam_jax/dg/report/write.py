@@ -1,71 +1,24 @@
 """All files of a report, made from stored results: the same bytes whenever they are made again."""
 
-import contextlib
-import importlib.metadata
-import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import disam_jax
 from disam_jax.dg.report import figures, formats, tables
+from disam_jax.dg.report.findings import findings
 from disam_jax.dg.report.metrics import metrics_table
+from disam_jax.dg.report.numbers import as_json, json_bytes
 from disam_jax.dg.report.open_classes import open_by_run, open_table
 from disam_jax.dg.report.scores import QUANTITIES, score
 from disam_jax.dg.report.sensitivity import Grid, grids
-from disam_jax.dg.report.statistics import Estimate
-from disam_jax.dg.report.summary import Summary, findings, summarise
+from disam_jax.dg.report.summary import Summary, summarise
 from disam_jax.dg.results import Results
-from disam_jax.dg.sweep.model_selection import CRITERIA, NAMES, Selected, select
+from disam_jax.dg.sweep.model_selection import CRITERIA, Selected, select
 
-SCHEMA = 2
 # More methods than these make the small table of quantities by methods too wide for a page.
 COMPARED = 4
-
-
-def machine() -> dict[str, Any]:
-    """Processor, number of cores and JAX's device.
-
-    Example:
-        >>> sorted(machine())
-        ['cores', 'cpu', 'device', 'system']
-    """
-    import jax
-
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    device = jax.devices()[0]
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "device": device.device_kind,
-        "system": platform.system(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on.
-
-    Example:
-        >>> list(versions())[:4]
-        ['python', 'disam_jax', 'jax', 'jaxlib']
-    """
-    found = {"python": platform.python_version(), "disam_jax": disam_jax.__version__}
-    for package in ("jax", "jaxlib", "numpy", "optax", "flax", "scipy", "scikit-learn", "scikit-image"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def report_files(
@@ -92,11 +45,8 @@ def report_files(
         ValueError: on an unknown criterion, or if a run is missing.
 
     Example:
-        >>> from disam_jax.dg.results import Run
-        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat", "dog"]}
-        >>> header = {"command": "", "data": data, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
         >>> files = report_files(results, "last")
         >>> [name for name in files if not name.endswith((".csv", ".tex"))]
         ['table.md', 'results.json', 'domain_losses.png', 'domain_losses.pdf', 'convergence.png', 'convergence.pdf']
@@ -133,11 +83,8 @@ def text_files(
         For each file's name, its bytes.
 
     Example:
-        >>> from disam_jax.dg.results import Run
-        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat", "dog"]}
-        >>> header = {"command": "", "data": data, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
         >>> sorted(text_files(results, {each: summarise(results, each) for each in CRITERIA}, "last"))[:5]
         ['accuracy.csv', 'accuracy.tex', 'losses.csv', 'losses.tex', 'results.json']
     """
@@ -146,7 +93,7 @@ def text_files(
     contents = {
         "table.md": page(results, summaries[criterion], made, drawn).encode(),
         "runs.csv": runs_csv(results).encode(),
-        "results.json": json_bytes(report(results, summaries, criterion, made, of_grid)),
+        "results.json": json_bytes(as_json(results, summaries, criterion, made, of_grid)),
     }
     for name, table in made.items():
         contents[f"{name}.tex"] = formats.to_latex(table).encode()
@@ -172,10 +119,8 @@ def report_tables(results: Results, summaries: Mapping[str, Summary], criterion:
         method's are known.
 
     Example:
-        >>> from disam_jax.dg.results import Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
-        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
-        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM", "SAM")
         >>> summaries = {criterion: summarise(results, criterion) for criterion in CRITERIA}
         >>> list(report_tables(results, summaries, "last"))
         ['accuracy', 'comparisons', 'loss_comparisons', 'losses', 'sharpness', 'selection']
@@ -212,10 +157,8 @@ def report_figures(summary: Summary, of_grid: tuple[Grid, ...]) -> dict[str, Any
         methods with several rho or lam, the usable range only of those with several rho, and with ERM.
 
     Example:
-        >>> from disam_jax.dg.results import Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}, "SAM": {}}}
-        >>> runs, ones = tuple(Run(name, 1, 0, 0, {}) for name in ("ERM", "SAM")), np.ones((2, 2, 2, 2))
-        >>> results = Results(header, runs, np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM", "SAM")
         >>> list(report_figures(summarise(results, "last"), of_grid=()))
         ['domain_losses', 'convergence', 'differences']
     """
@@ -248,11 +191,8 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
         Markdown.
 
     Example:
-        >>> from disam_jax.dg.results import Run
-        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": ["cat", "dog"]}
-        >>> header = {"command": "", "data": data, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
         >>> page(results, summarise(results, "last"), made={}, drawn=()).splitlines()[-1]
         'Data: photo 9, sketch 9; 2 classes.'
     """
@@ -263,7 +203,7 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
     # A command can have an end of line in a name, which would end the block of code.
     command = " ".join(results.header["command"].splitlines())
     lines = [f"# {text(summary.title)}", "", f"    {command}", ""]
-    lines += [f"Runs and points of training chosen by {NAMES[summary.criterion]}.", ""]
+    lines += [f"Runs and points of training chosen by {CRITERIA[summary.criterion].title}.", ""]
     first, said = made.get("compare"), set()
     if first is not None:
         lines += [formats.to_markdown(replace(first, notes=()))]
@@ -297,10 +237,8 @@ def runs_csv(results: Results) -> str:
         CSV with a header line.
 
     Example:
-        >>> from disam_jax.dg.results import Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
         >>> [line.split(",")[:4] for line in runs_csv(results).splitlines()]
         [['method', 'target', 'seed', 'candidate'], ['ERM', 'sketch', '0', '0']]
     """
@@ -332,116 +270,3 @@ def _chosen(results: Results, criterion: str) -> dict[int, tuple[float, int]]:
         int(run): (float(value), int(results.steps[point]))
         for run, point, value in zip(selected.run.flat, selected.point.flat, accuracy.flat, strict=True)
     }
-
-
-def report(
-    results: Results,
-    summaries: Mapping[str, Summary],
-    criterion: str,
-    made: Mapping[str, tables.Table],
-    of_grid: tuple[Grid, ...],
-) -> dict[str, Any]:
-    """All numbers of the report, as a dictionary that JSON can hold. What is not finite is None.
-
-    Args:
-        results: of the sweep.
-        summaries: one for each criterion.
-        criterion: the one of the tables and findings.
-        made: the tables.
-        of_grid: from `sensitivity.grids`.
-
-    Returns:
-        A dictionary.
-
-    Example:
-        >>> from disam_jax.dg.results import Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
-        >>> run, ones = Run("ERM", 1, 0, 0, {}), np.ones((1, 2, 2, 2))
-        >>> results = Results(header, (run,), np.arange(2), ones, ones, *[ones[:, 0]] * 2, ones[:, 0, 0])
-        >>> found = report(results, {"last": summarise(results, "last")}, "last", made={}, of_grid=())
-        >>> found["title"], found["targets"], found["units"]["accuracy"]
-        ('toy, leave one domain out: 1 seed, 1 steps', ['sketch'], 'percent')
-    """
-    return {
-        "schema": SCHEMA,
-        "title": summaries[criterion].title,
-        "header": dict(results.header),
-        "units": {quantity: "percent" if quantity == "accuracy" else "nats" for quantity in QUANTITIES},
-        "seeds": list(results.seeds),
-        "targets": list(summaries[criterion].targets),
-        "criterion": criterion,
-        "findings": findings(summaries[criterion]),
-        "criteria": {name: _plain_summary(each) for name, each in summaries.items()},
-        "sensitivity": {
-            grid.method: {
-                "rho": formats.plain(grid.rho),
-                "lam": formats.plain(grid.lam),
-                "accuracy": _plain_estimate(grid.accuracy),
-                "gain": None if grid.gain is None else _plain_estimate(grid.gain),
-            }
-            for grid in of_grid
-        },
-        "tables": {name: formats.to_json(table) for name, table in made.items()},
-    }
-
-
-def _plain_summary(summary: Summary) -> dict[str, Any]:
-    curves = summary.curves
-    methods = {
-        name: {
-            "scores": {quantity: formats.plain(getattr(summary.scores, quantity)[k]) for quantity in QUANTITIES},
-            "diverged": summary.scores.diverged[k].tolist(),
-            "accuracy_by_target": _plain_estimate(_row(summary.accuracy, k)),
-            "overall": {quantity: _plain_estimate(_row(each, k)) for quantity, each in summary.overall.items()},
-            "domain_sharpness": _plain_estimate(_row(summary.domain_sharpness, k)),
-            "curves": {
-                "domain_losses": _plain_estimate(_row(curves.domain_losses, k)),
-                "loss": _plain_estimate(_row(curves.loss, k)),
-                "accuracy": _plain_estimate(_row(curves.accuracy, k)),
-            },
-        }
-        for k, name in enumerate(summary.methods)
-    }
-    comparisons = {
-        quantity: [
-            {
-                "method": each.method,
-                "baseline": each.baseline,
-                "difference": _plain_estimate(each.difference),
-                "by_target": _plain_estimate(each.by_target),
-                "interval": formats.plain(each.interval),
-                "p": formats.plain(each.p),
-                "corrected": formats.plain(each.corrected),
-            }
-            for each in of_quantity
-        ]
-        for quantity, of_quantity in summary.comparisons.items()
-    }
-    divergence = {name: each._asdict() for name, each in summary.divergence.items()}
-    return {
-        "methods": methods,
-        "comparisons": comparisons,
-        "divergence": divergence,
-        "steps": [int(step) for step in curves.steps],
-    }
-
-
-def _row(each: Estimate, k: int) -> Estimate:
-    return Estimate(each.mean[k], each.error[k])
-
-
-def _plain_estimate(each: Estimate) -> dict[str, Any]:
-    return {"mean": formats.plain(each.mean), "error": formats.plain(each.error)}
-
-
-def json_bytes(contents: Mapping[str, Any]) -> bytes:
-    """A dictionary as the bytes of a JSON file.
-
-    Example:
-        >>> print(json_bytes({"rho": 0.05, "gain": None}).decode(), end="")
-        {
-         "rho": 0.05,
-         "gain": null
-        }
-    """
-    return (json.dumps(contents, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()

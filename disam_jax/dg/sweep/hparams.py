@@ -13,35 +13,26 @@ import numpy as np
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Hyperparameter, Method
+from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.ranges import RANGES, check_range
-from disam_jax.dg.training.config import TrainConfig
-
-# DomainBed's ranges for Adam, those for its data sets of small images first (weight decay 0 there).
-SMALL_IMAGES = {
-    "learning_rate": Hyperparameter(1e-3, -4.5, -2.5),
-}
-LARGE_IMAGES = {
-    "learning_rate": Hyperparameter(5e-5, -5.0, -3.5),
-    "weight_decay": Hyperparameter(0.0, -6.0, -2.0),
-}
-# Ours for stochastic gradient descent with momentum, about the data set's default.
-SGD = {"learning_rate": Hyperparameter(0.1, -0.7, 0.3, relative=True)}
+from disam_jax.dg.training.config import TrainConfig, find_optimizer
 
 
-def shared_ranges(setting: TrainConfig) -> Mapping[str, Hyperparameter]:
+def shared_ranges(config: TrainConfig) -> Mapping[str, Hyperparameter]:
     """The optimizer's hyperparameters that random search draws.
 
     Example:
         >>> list(shared_ranges(TrainConfig(model="resnet18", optimizer="adam")))
         ['learning_rate', 'weight_decay']
     """
-    if setting.optimizer == "sgd":
-        return SGD
-    full = setting.tuning is not None and setting.tuning.peft == "full"
-    return LARGE_IMAGES if full or setting.model.startswith("resnet") else SMALL_IMAGES
+    finetune, model = config.finetune, MODELS.get(config.model)
+    large = (model is not None and model.large) or (finetune is not None and FINETUNING[finetune.peft].whole)
+    optimizer = find_optimizer(config.optimizer)
+    return optimizer.large_ranges if large else optimizer.ranges
 
 
-def default_hyper(method: Method, setting: TrainConfig) -> dict[str, float]:
+def default_hyper(method: Method, config: TrainConfig) -> dict[str, float]:
     """A method's hyperparameters, and the optimizer's, by default.
 
     Example:
@@ -49,17 +40,17 @@ def default_hyper(method: Method, setting: TrainConfig) -> dict[str, float]:
         >>> default_hyper(METHODS["SAM"], TrainConfig(rho=0.05))
         {'learning_rate': 0.1, 'weight_decay': 0.0, 'rho': 0.05}
     """
-    defaults = setting.defaults
+    defaults = config.defaults
     own = {name: each.value(defaults, name) for name, each in method.hparams.items()}
-    return {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay, **own}
+    return {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, **own}
 
 
-def random_candidates(method: Method, setting: TrainConfig, number: int, seed: int) -> list[dict[str, float]]:
+def random_candidates(method: Method, config: TrainConfig, number: int, seed: int) -> list[dict[str, float]]:
     """The defaults, then random draws of everything that has a range.
 
     Args:
         method: for which.
-        setting: has the defaults.
+        config: Configuration, which has the defaults.
         number: of candidates, the defaults included.
         seed: of the search.
 
@@ -72,13 +63,13 @@ def random_candidates(method: Method, setting: TrainConfig, number: int, seed: i
         >>> [round(each["rho"], 3) for each in candidates]
         [0.5, 0.083, 0.338]
     """
-    ranges = {**shared_ranges(setting), **method.hparams}
-    candidates = [default_hyper(method, setting)]
+    ranges = {**shared_ranges(config), **method.hparams}
+    candidates = [default_hyper(method, config)]
     for place in range(1, number):
         drawn = {
             # A generator for each name, so that what else a method has does not change its draws.
             name: each.draw(
-                np.random.default_rng([seed, place, zlib.crc32(name.encode())]).random(), setting.defaults, name
+                np.random.default_rng([seed, place, zlib.crc32(name.encode())]).random(), config.defaults, name
             )
             for name, each in ranges.items()
         }
@@ -86,9 +77,7 @@ def random_candidates(method: Method, setting: TrainConfig, number: int, seed: i
     return [{name: float(np.float32(value)) for name, value in each.items()} for each in candidates]
 
 
-def grid_candidates(
-    method: Method, setting: TrainConfig, grid: Mapping[str, Sequence[float]]
-) -> list[dict[str, float]]:
+def grid_candidates(method: Method, config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
     """All combinations of the values of those hyperparameters that the method has; the defaults come first.
 
     A method that has fewer of them has fewer candidates. The values of "rho" are those of SAM: a method that measures
@@ -96,7 +85,7 @@ def grid_candidates(
 
     Args:
         method: for which.
-        setting: has the defaults.
+        config: Configuration, which has the defaults.
         grid: values by name.
 
     Returns:
@@ -108,7 +97,7 @@ def grid_candidates(
         >>> [each["rho"] for each in candidates]
         [0.5, 0.25, 1.0]
     """
-    start = default_hyper(method, setting)
+    start = default_hyper(method, config)
     names = [name for name in grid if name in start]
     times = {name: method.hparams[name].times if name in method.hparams else 1.0 for name in names}
     candidates = [start]

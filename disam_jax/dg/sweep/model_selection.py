@@ -3,18 +3,14 @@
 For each method, target and seed, the choice is among the candidates (hyperparameters) and the points of training.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from disam_jax.dg.results import VALIDATION, Results
-
-CRITERIA = ("validation", "oracle", "last")
-NAMES = {
-    "validation": "training-domain validation",
-    "oracle": "oracle (test-domain validation)",
-    "last": "last step of the default hyperparameters",
-}
 
 
 class Selected(NamedTuple):
@@ -66,30 +62,58 @@ def select(results: Results, criterion: str) -> Selected:
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    return CRITERIA[criterion].choose(results)
+
+
+def _last(results: Results) -> Selected:
+    run = runs_table(results)[..., 0]
+    return Selected(run, np.full(run.shape, len(results.steps) - 1))
+
+
+def _highest(results: Results, by_target: bool) -> Selected:
+    """The highest accuracy on validation splits: of the target after the last step, or of the sources at any point."""
     table = runs_table(results)
     points = len(results.steps)
-    if criterion == "last":
-        run = table[..., 0]
-        return Selected(run, np.full(run.shape, points - 1))
     target = np.array(results.targets)
     runs_of_target = np.moveaxis(table, 2, 0)  # [T, K, S, candidates]
     run, point = np.empty(runs_of_target.shape[:3], int), np.empty(runs_of_target.shape[:3], int)
     for place, held_out in enumerate(target):
         validation = results.accuracy[runs_of_target[place], :, VALIDATION]  # [K, S, candidates, P, D]
         finite = np.isfinite(results.losses[runs_of_target[place]]).all(-2)  # [K, S, candidates, P, D]
-        if criterion == "validation":
+        if by_target:
+            score = validation[..., -1:, held_out]
+            first = points - 1
+        else:
             score = np.delete(validation, held_out, -1).mean(-1)[..., 1:]
             finite = np.delete(finite, held_out, -1)
             first = 1
-        else:
-            score = validation[..., -1:, held_out]
-            first = points - 1
         score = np.where(finite[..., first:, :].all(-1), score, 0.0).reshape(*score.shape[:2], -1)
         best = score.argmax(-1)
         chosen, at = np.divmod(best, points - first)
         run[place] = np.take_along_axis(runs_of_target[place], chosen[..., None], -1)[..., 0]
         point[place] = at + first
     return Selected(np.moveaxis(run, 0, 2), np.moveaxis(point, 0, 2))
+
+
+class Criterion(NamedTuple):
+    """A way to choose that has a name.
+
+    Attributes:
+        title: What tables call it.
+        choose: results -> Selected.
+    """
+
+    title: str
+    choose: Callable[[Results], Selected]
+
+
+CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+    {
+        "validation": Criterion("training-domain validation", partial(_highest, by_target=False)),
+        "oracle": Criterion("oracle (test-domain validation)", partial(_highest, by_target=True)),
+        "last": Criterion("last step of the default hyperparameters", _last),
+    }
+)
 
 
 def runs_table(results: Results) -> np.ndarray:

@@ -35,6 +35,7 @@ from disam_jax.dg.sweep.schema import (
     name_of,
     wrong,
 )
+from disam_jax.dg.training.config import RECORDED
 
 try:
     import fcntl
@@ -205,8 +206,8 @@ def _as_typed(found: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     }
     if first == "setting":
         name = rest.rpartition(".")[2]
-        renamed = {"initial": "context_words", "cached": "cache_features"}
-        option = "--" + renamed.get(name, name).replace("_", "-")
+        options_of = {recorded: name for name, recorded in RECORDED.items()}
+        option = "--" + options_of.get(name, name).replace("_", "-")
     else:
         option = options.get(first)
     return f"{option}: {found}" if option else found
@@ -511,14 +512,14 @@ class Store:
 
 @contextlib.contextmanager
 def open_store(
-    out: Path, header: Mapping[str, Any], replace: bool = False, select: str = "validation"
+    out: Path, header: Mapping[str, Any], overwrite: bool = False, select: str = "validation"
 ) -> Iterator[Store]:
     """Opens the results file of a folder, new or to go on with.
 
     Args:
         out: Folder, made if need be.
         header: What is run, JSON values. Everything in it but "command" must be as in the file.
-        replace: Whether results of anything else are moved into a folder of their own; otherwise they are an error.
+        overwrite: Whether results of anything else are moved into a folder of their own; otherwise they are an error.
         select: Which runs and points the folder's report will have, unless it says so already.
 
     Yields:
@@ -544,7 +545,7 @@ def open_store(
         # Of a command that ended before its first chunk, nothing is lost; what has no checksum is not by this version.
         if found and CHECKSUM in parse_json(content) and not _has_runs(lines):
             found = there = None
-        if found and not replace:
+        if found and not overwrite:
             raise InputError(
                 f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite "
                 "to move them aside"

@@ -91,7 +91,7 @@ def read_manifest(out: Path) -> Manifest | None:
     if (
         found.keys() != {"writer", "select", "files"}
         or found["writer"] != WRITER
-        or found["select"] not in CRITERIA
+        or found["select"] not in tuple(CRITERIA)
         or not isinstance(files, list)
         or not all(name in NAMES for name in files)
     ):
@@ -105,7 +105,7 @@ def _without_manifest(out: Path) -> Manifest | None:
         found = read_json(out / "results.json")
     except InputError:
         return None
-    if not {"schema", "header", "criteria", "tables"} <= found.keys() or found.get("criterion") not in CRITERIA:
+    if not {"schema", "header", "criteria", "tables"} <= found.keys() or found.get("criterion") not in tuple(CRITERIA):
         return None
     return Manifest(found["criterion"], tuple(name for name in NAMES if exists(out / name)))
 

@@ -11,29 +11,26 @@ import jax
 import numpy as np
 
 import disam_jax
-from disam_jax.dg.cli.progress import TimeLeft
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import StreamedImages, fingerprint
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
+from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
 from disam_jax.dg.runners.base import NewClasses
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
-from disam_jax.dg.training.config import TrainConfig, check_setting
+from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.metrics import extra_metrics
 
-# Convolutions whose kernels differ from run to run are slow on CPUs, where XLA has only loops for them.
-ONE_BY_ONE_ON_CPU = ("conv", "resnet18", "resnet50")
 # More runs at once were no faster on any machine that was tried: see benchmarks/results.
 MOST_AT_ONCE = 256
-
-# (what is going on, how much is done, how much there is in all)
-OnProgress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Plan:
 
 def make_header(
     data: Domains,
-    setting: TrainConfig,
+    config: TrainConfig,
     methods: Mapping[str, Method],
     plan: Plan,
     notes: Sequence[str],
@@ -77,11 +74,10 @@ def make_header(
     """What is run, as JSON values: by this a results file is recognised.
 
     Example:
-        >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.methods import METHODS
-        >>> data = join_domains("toy", [np.ones((4, 2))] * 2, [np.zeros(4)] * 2, ["photo", "sketch"], ["dog"])
+        >>> from disam_jax.dg.testing import toy
         >>> plan = Plan({"ERM": [{"learning_rate": 0.1}]}, targets=(1,), seeds=(0, 1))
-        >>> header = make_header(data, TrainConfig(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
+        >>> header = make_header(toy(), TrainConfig(), {"ERM": METHODS["ERM"]}, plan, notes=[], command="")
         >>> header["targets"], header["seeds"], header["planned"]
         (['sketch'], [0, 1], 2)
     """
@@ -99,7 +95,7 @@ def make_header(
             "fingerprint": fingerprint(data),
             **new_classes,
         },
-        "setting": setting.record(),
+        "setting": config.record(),
         "methods": {
             name: {"base": method.base, "control": method.control, "candidates": len(plan.candidates[name])}
             for name, method in methods.items()
@@ -107,7 +103,7 @@ def make_header(
         "candidates": {name: [dict(each) for each in plan.candidates[name]] for name in methods},
         "targets": [data.domain_names[target] for target in plan.targets],
         "seeds": list(plan.seeds),
-        "steps": list(setting.measured_at),
+        "steps": list(config.measured_at),
         **({"metrics": list(extra)} if (extra := extra_metrics()) else {}),
         "notes": list(notes),
         "planned": len(plan.runs),
@@ -117,14 +113,14 @@ def make_header(
 def run_sweep(
     data: Domains,
     network: Network,
-    setting: TrainConfig,
+    config: TrainConfig,
     methods: Mapping[str, Method],
     plan: Plan,
     out: Path,
     *,
     command: str = "",
-    replace: bool = False,
-    most_at_once: int | None = None,
+    overwrite: bool = False,
+    runs_at_once: int | None = None,
     memory_budget: int | None = None,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -140,14 +136,14 @@ def run_sweep(
     Args:
         data: the data set, at least two domains; `StreamedImages` are read as they are needed, with the same results.
         network: that is trained.
-        setting: what all runs share.
+        config: What all runs share.
         methods: by name, in the order of the tables.
         plan: the runs.
         out: the folder of the results file.
         command: what was typed, for the record.
-        replace: whether results of something else in the folder are moved into a folder of their own, inside;
+        overwrite: Whether results of something else in the folder are moved into a folder of their own, inside;
             otherwise they are an error.
-        most_at_once: the largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
+        runs_at_once: Largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
         memory_budget: bytes on each device that a program may take; by default half of what is free.
         on_progress: called as the runs are trained.
         on_line: called with a line of text at the start and whenever a chunk is on disk.
@@ -164,47 +160,46 @@ def run_sweep(
 
     Example:
         >>> import tempfile
-        >>> from disam_jax.dg.data.domains import join_domains
         >>> from disam_jax.dg.methods import METHODS
         >>> from disam_jax.dg.models.registry import make_network
         >>> from disam_jax.dg.sweep.hparams import default_hyper
-        >>> inputs, labels = np.random.default_rng(0).normal(size=(3, 8, 2)), np.arange(8) % 2
-        >>> data = join_domains("toy", inputs, [labels] * 3, ["photo", "sketch", "cartoon"], ["cat", "dog"])
-        >>> setting, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
-        >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], setting)]}, targets=(2,), seeds=(0, 1))
+        >>> from disam_jax.dg.testing import toy
+        >>> data = toy()
+        >>> config, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
+        >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], config)]}, targets=(2,), seeds=(0, 1))
         >>> network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(4,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     results, cost = run_sweep(data, network, setting, methods, plan, Path(folder))
+        ...     results, cost = run_sweep(data, network, config, methods, plan, Path(folder))
         >>> results.losses.shape  # runs, measured points, training and validation split, domains
         (2, 3, 2, 3)
         >>> sorted(cost["DISAM"])
         ['flops', 'seconds_per_run']
     """
-    check_setting(setting)
+    check_config(config)
     check_size(plan)
     for name, method in methods.items():
-        if setting.per_domain < method.min_per_domain:
+        if config.per_domain < method.min_per_domain:
             raise InputError(
-                f"--per-domain must be at least {method.min_per_domain} for {name}, got {setting.per_domain}"
+                f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
             )
-    splits = tuple(split(data, seed, setting.holdout) for seed in plan.seeds)
-    probe = min(setting.probe, int(splits[0].train_counts.min()))
+    splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
+    probe = min(config.probe, int(splits[0].train_counts.min()))
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
-    most = most_at_once or default_most_at_once(setting)
+    most = runs_at_once or default_runs_at_once(config)
     show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
-    notes = [*data.notes, *small_domains(data, splits[0], setting.per_domain)]
-    header = make_header(data, setting, methods, plan, notes, command, None if new is None else new.data)
+    notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
+    header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
     network_of = lambda name: (own_networks or {}).get(name, network)
     total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
 
-    with open_store(out, header, replace, select) as store:
+    with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:
             say(f"the earlier results are in {store.aside} now")
         say(start_line(header, len(store.records)))
         done = len(store.records)
         left = TimeLeft(done, total)
-        make_runner = runner_factory(data, setting, splits, plan.seeds, probe, new)
+        make_runner = runner_factory(data, config, splits, plan.seeds, probe, new)
         for name, method in methods.items():
             runs = plan.runs_of(name)
             runner = make_runner(name, network_of(name), method)
@@ -220,7 +215,7 @@ def run_sweep(
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
                 show(f"compiling {name}", done, total)
                 runner.compile(filled)
-                step = len(chunk) / len(setting.measured_at)
+                step = len(chunk) / len(config.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
                 measured = runner.train(filled, counting(show, what, done, step, total))
@@ -229,7 +224,7 @@ def run_sweep(
                 done += len(chunk)
                 show(what, done, total)
                 say(chunk_line(name, done, total, left.text(done)))
-        results = store.results(header, plan.runs, setting.measured_at)
+        results = store.results(header, plan.runs, config.measured_at)
         cost = {
             name: {
                 "flops": store.programs[name]["flops"],
@@ -304,15 +299,16 @@ def counting(show: OnProgress, what: str, done: float, step: float, total: float
     return lambda: show(what, done + step * next(count), total)
 
 
-def default_most_at_once(setting: TrainConfig) -> int:
+def default_runs_at_once(config: TrainConfig) -> int:
     """The largest number of runs in one program, before memory is asked.
 
     Example:
-        >>> default_most_at_once(TrainConfig(model="mlp"))
+        >>> default_runs_at_once(TrainConfig(model="mlp"))
         256
     """
-    cached = setting.tuning is not None and setting.tuning.cached
-    if setting.model in ONE_BY_ONE_ON_CPU and jax.default_backend() == "cpu" and not cached:
+    cached = config.finetune is not None and config.finetune.cache_features
+    model = MODELS.get(config.model)
+    if model is not None and model.one_at_a_time_on_cpu and not cached and jax.default_backend() == "cpu":
         return jax.device_count()
     return MOST_AT_ONCE
 
@@ -337,5 +333,6 @@ def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: st
     """
     for name in targets:
         if name not in domain_names:
-            raise InputError(f"unknown --target {name}: the domains of {where} are {', '.join(domain_names)}")
+            near = hint(name, domain_names)
+            raise InputError(f"unknown --target {name}: the domains of {where} are {', '.join(domain_names)}{near}")
     return tuple(dict.fromkeys(map(list(domain_names).index, targets))) or tuple(range(len(domain_names)))

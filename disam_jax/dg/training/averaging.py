@@ -1,6 +1,7 @@
 """Averages of the weights along training, as an option on top of any method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import jax
@@ -8,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 Tree = TypeVar("Tree")
-AVERAGING = ("none", "ema", "swad")
+# Names on the command line, and what each one is.
+AVERAGING: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "the weights themselves",
+        "ema": "exponential moving average",
+        "swad": "stochastic weight averaging, densely over the segment that the validation loss chooses",
+    }
+)
 
 
 def moving_average(average: Tree, weights: Tree, count: jax.Array, decay: float) -> Tree:

@@ -1,54 +1,51 @@
 """What all runs of a sweep share: static, so that they go through one compiled program."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
 from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.registry import DATASETS
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.methods import HParams
+from disam_jax.dg.methods import HParams, Hyperparameter
+from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.ranges import RANGES, check_range
 from disam_jax.dg.training.averaging import AVERAGING
-
-OPTIMIZERS = ("sgd", "adam")
-
-
-# How a pretrained model is fine-tuned: `peft.TRAINABLE` has what each one trains.
-PEFT = ("full", "probe", "lora", "coop", "norm-bias")
 
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """What is trained of a pretrained model.
+    """What is trained of a pretrained model. Each attribute is the option of the command line of its name.
 
     Attributes:
-        peft: one of `PEFT`.
-        context: number of learned context vectors of "coop".
-        class_contexts: whether each class has its own.
-        initial: words from which they start; "" for random ones.
-        rank: of "lora".
-        template: sentence with {} for the name of a class, for what is classified by sentences.
-        cached: whether the image tower's features are computed once; None: wherever it is frozen.
+        peft: Way of fine-tuning, a key of `FINETUNING`.
+        context: Number of learned context vectors of "coop".
+        class_contexts: Whether each class has context vectors of its own.
+        context_words: Words from which the context vectors start; "" for random vectors.
+        rank: Rank of the updates of "lora".
+        template: Sentence with {} for the name of a class, where classes are told apart by sentences.
+        cache_features: Whether the image tower's features are computed once; None: wherever it is frozen.
     """
 
     peft: str
     context: int = 16
     class_contexts: bool = False
-    initial: str = ""
+    context_words: str = ""
     rank: int = 4
     template: str = "a photo of a {}."
-    cached: bool | None = None
+    cache_features: bool | None = None
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How every run is trained and measured.
+    """How every run is trained and measured. An attribute that the command line can set has the name of its option.
 
     Attributes:
-        model: name of the network, see `models.registry`.
+        model: Name of the network, a key of `MODELS`.
         steps: optimizer steps of a run.
         learning_rate: default of the hyperparameter.
         weight_decay: default of the hyperparameter, added to the gradient.
@@ -70,7 +67,7 @@ class TrainConfig:
         probe: the largest number of training examples of each domain on which w + e is measured.
         block: examples that are evaluated at once.
         sharpness_rho: length of the step by which each domain's sharpness is measured after training.
-        tuning: what is trained of a pretrained model; None for a network from scratch.
+        finetune: What is trained of a pretrained model; None for a network from scratch.
     """
 
     model: str = "mlp"
@@ -95,7 +92,7 @@ class TrainConfig:
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
-    tuning: FineTuneConfig | None = None
+    finetune: FineTuneConfig | None = None
 
     @property
     def segment(self) -> int:
@@ -115,73 +112,168 @@ class TrainConfig:
         return {**own, **lam, "steps": self.steps}
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The configuration as JSON values, under the names that results files have had from the first version on."""
         record = asdict(self)
-        return record if self.tuning else {name: value for name, value in record.items() if name != "tuning"}
+        finetune = record.pop("finetune")
+        if finetune is not None:
+            record["tuning"] = {RECORDED.get(name, name): value for name, value in finetune.items()}
+        return record
 
 
-# By the kind of data: where ERM and SAM learn, from a few tries on the last step (docs/benchmark.md).
+# Names of attributes of `FineTuneConfig` in results files, where they differ.
+RECORDED: Mapping[str, str] = MappingProxyType({"context_words": "initial", "cache_features": "cached"})
+
+
+# By the kind of inputs: where ERM and SAM learn, from a few tries on the last step (docs/benchmark.md).
 DEFAULTS: Mapping[str, TrainConfig] = MappingProxyType(
     {
-        "digits": TrainConfig(),
         "features": TrainConfig(steps=2000, learning_rate=0.03, rho=0.5, standardise=True),
         "pixels": TrainConfig(model="conv", norm="batch", steps=600, learning_rate=0.05, rho=0.05, probe=128),
     }
 )
 
-
-# Of pretrained models, by what is trained: the usual optimizer and rate of each, not searched for here.
-TUNED: Mapping[str, TrainConfig] = MappingProxyType(
-    {
-        "coop": TrainConfig(steps=500, learning_rate=2e-3, rho=0.05, probe=128, block=64),
-        "probe": TrainConfig(optimizer="adam", steps=500, learning_rate=1e-3, rho=0.05, probe=128, block=64),
-        "lora": TrainConfig(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
-        "norm-bias": TrainConfig(optimizer="adam", steps=500, learning_rate=1e-4, rho=0.05, probe=128, block=64),
-        "full": TrainConfig(optimizer="adam", steps=500, learning_rate=5e-5, rho=0.05, probe=128, block=64),
-    }
-)
+# Of pretrained models, whatever is trained: the optimizer and its rate are those of the way of fine-tuning.
+PRETRAINED = TrainConfig(steps=500, rho=0.05, probe=128, block=64)
 
 
-def kind_of(data: Domains) -> str:
-    """Which of `DEFAULTS` suits a data set: "pixels" for images, "digits" for the bundled ones, else "features".
+def default_config(data: Domains) -> TrainConfig:
+    """How networks are trained from scratch on a data set, if nothing else is asked for.
+
+    Args:
+        data: Data set. One of the name of an entry of `DATASETS` has the values of that entry, others have those of
+            `DEFAULTS` for "pixels", inputs [N, H, W, C], or "features".
+
+    Returns:
+        TrainConfig.
 
     Example:
-        >>> import numpy as np
-        >>> pixels, zeros = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)
-        >>> kind_of(Domains("toy", pixels, zeros, zeros, ("photo",), ("dog",)))
-        'pixels'
+        >>> from disam_jax.dg.testing import toy
+        >>> default_config(toy(images=True)).model, default_config(toy()).standardise
+        ('conv', True)
     """
     if data.inputs.ndim == 4:
-        return "pixels"
-    return "digits" if data.name.startswith("digits") else "features"
+        return DEFAULTS["pixels"]
+    entry = DATASETS.get(data.name)
+    return DEFAULTS["features"] if entry is None else replace(DEFAULTS["features"], **entry.training)
 
 
-def check_setting(setting: TrainConfig) -> None:
+def make_config(
+    data: Domains,
+    model: str,
+    finetune: FineTuneConfig | None = None,
+    optimizer: str | None = None,
+    **values: Any,
+) -> TrainConfig:
+    """How runs are trained: what is asked for, and the defaults of the data set, the model and the way of fine-tuning.
+
+    Args:
+        data: Data set.
+        model: Name of the network.
+        finetune: What is trained of a pretrained model; None for a network from scratch.
+        optimizer: Name of the optimizer; None for the default. Another one than the default has another rate.
+        **values: Values of `TrainConfig`; those that are None have their defaults.
+
+    Returns:
+        TrainConfig. There are at most as many `evaluations` as `steps`.
+
+    Raises:
+        InputError: If a value is out of its range, or the optimizer or the averaging is unknown.
+
+    Example:
+        >>> from disam_jax.dg.data.digits import load_digits
+        >>> config = make_config(load_digits(), "mlp", steps=10, rho=None)
+        >>> config.steps, config.rho, config.evaluations
+        (10, 0.1, 10)
+    """
+    by_data = default_config(data)
+    if finetune is None:
+        config = replace(by_data, **MODELS[model].training)
+    else:
+        config = replace(PRETRAINED, finetune=finetune, **FINETUNING[finetune.peft].training)
+    if optimizer is not None and optimizer != config.optimizer:
+        entry = find_optimizer(optimizer)
+        rate = by_data.learning_rate if entry.learning_rate is None else entry.learning_rate
+        config = replace(config, optimizer=optimizer, learning_rate=rate)
+    given = {name: value for name, value in values.items() if value is not None}
+    config = replace(config, model=model, **given)
+    config = replace(config, evaluations=min(config.evaluations, config.steps))
+    check_config(config)
+    return config
+
+
+def check_config(config: TrainConfig) -> None:
     """Checks that the values make sense.
 
     Raises:
         InputError: naming the option of the command line.
 
     Example:
-        >>> check_setting(TrainConfig(rho=-1.0))
+        >>> check_config(TrainConfig(rho=-1.0))
         Traceback (most recent call last):
         ...
         disam_jax.dg.errors.InputError: --rho must be finite and not negative, got -1.0
     """
     for name in RANGES:
-        value = getattr(setting, name, None)
+        value = getattr(config, name, None)
         if value is not None:
             check_range(name, value)
-    for name, choices in {"optimizer": OPTIMIZERS, "averaging": tuple(AVERAGING)}.items():
-        if getattr(setting, name) not in choices:
-            raise InputError(f"--{name} must be one of {', '.join(choices)}, got {getattr(setting, name)}")
+    find_optimizer(config.optimizer)
+    if config.averaging not in AVERAGING:
+        raise InputError(f"--averaging must be one of {', '.join(AVERAGING)}, got {config.averaging}")
 
 
-def make_optimizer(setting: TrainConfig, hyper: HParams) -> optax.GradientTransformation:
+class Optimizer(NamedTuple):
+    """An optimizer that has a name.
+
+    Attributes:
+        make: (learning rate, which may be traced, configuration) -> gradient transformation.
+        learning_rate: Default where the optimizer is asked for and is not the default; None for that of the data.
+        ranges: Hyperparameters that random search draws.
+        large_ranges: The same for large networks.
+    """
+
+    make: Callable[[Any, TrainConfig], optax.GradientTransformation]
+    learning_rate: float | None
+    ranges: Mapping[str, Hyperparameter]
+    large_ranges: Mapping[str, Hyperparameter]
+
+
+# Ours for stochastic gradient descent with momentum, about the data set's default.
+SGD: Mapping[str, Hyperparameter] = MappingProxyType({"learning_rate": Hyperparameter(0.1, -0.7, 0.3, relative=True)})
+# DomainBed's ranges for Adam, those for its data sets of small images first (weight decay 0 there).
+SMALL_IMAGES: Mapping[str, Hyperparameter] = MappingProxyType({"learning_rate": Hyperparameter(1e-3, -4.5, -2.5)})
+LARGE_IMAGES: Mapping[str, Hyperparameter] = MappingProxyType(
+    {"learning_rate": Hyperparameter(5e-5, -5.0, -3.5), "weight_decay": Hyperparameter(0.0, -6.0, -2.0)}
+)
+
+OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
+    {
+        "sgd": Optimizer(lambda rate, config: optax.sgd(rate, config.momentum), None, SGD, SGD),
+        "adam": Optimizer(lambda rate, _: optax.adam(rate), 1e-3, SMALL_IMAGES, LARGE_IMAGES),
+    }
+)
+
+
+def find_optimizer(name: str) -> Optimizer:
+    """An optimizer by its name.
+
+    Raises:
+        InputError: If there is none of this name.
+
+    Example:
+        >>> find_optimizer("adam").learning_rate
+        0.001
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {name}")
+    return OPTIMIZERS[name]
+
+
+def make_optimizer(config: TrainConfig, hyper: HParams) -> optax.GradientTransformation:
     """The optimizer behind every method.
 
     Args:
-        setting: says which.
+        config: Configuration, of which the optimizer is used.
         hyper: "learning_rate" and "weight_decay", which may be traced.
 
     Returns:
@@ -195,6 +287,5 @@ def make_optimizer(setting: TrainConfig, hyper: HParams) -> optax.GradientTransf
         >>> updates.tolist()
         [-1.5]
     """
-    rate = hyper["learning_rate"]
-    descend = optax.sgd(rate, setting.momentum) if setting.optimizer == "sgd" else optax.adam(rate)
+    descend = OPTIMIZERS[config.optimizer].make(hyper["learning_rate"], config)
     return optax.chain(optax.add_decayed_weights(hyper["weight_decay"]), descend)

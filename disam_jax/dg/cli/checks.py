@@ -1,0 +1,218 @@
+"""What can be checked of the options before the data is looked at."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
+
+from disam_jax.dg.errors import InputError
+
+if TYPE_CHECKING:
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.models.registry import Model
+
+PACKAGES = ("rich", "matplotlib", "scipy", "sklearn", "skimage", "PIL", "flax", "grain")
+# For models with texts.
+TOKENIZERS = ("tokenizers",)
+# Options that have a meaning with a checkpoint only, beside those of `FineTuneConfig`.
+WITH_CHECKPOINT = ("revision", "open_class", "base_classes")
+
+
+def check(options: "Compare") -> None:
+    """Checks what can be checked without looking at the data.
+
+    Args:
+        options: Options of the command line.
+
+    Raises:
+        InputError: If an option has a value that it cannot have, or has no effect with the others. It is named.
+    """
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.sweep.results_file import check_results
+    from disam_jax.dg.sweep.results_folder import check_out
+
+    if options.grid and options.candidates > 1:
+        raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    check_numbers(options)
+    model = MODELS[options.model]
+    if options.image_size is not None and not model.of_images:
+        from disam_jax.dg.data.features import check_image_size
+
+        check_image_size(options.image_size)
+    check_out(options.out)
+    check_results(options.out)
+    for package in (*PACKAGES, *(TOKENIZERS if options.checkpoint and model.text else ())):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(missing(package))
+    check_model_options(options)
+    check_checkpoint(options)
+
+
+def check_numbers(options: "Compare") -> None:
+    """Checks that every number is in its range.
+
+    Raises:
+        InputError: If one is not. The option is named.
+    """
+    from disam_jax.dg.ranges import RANGES, check_range
+
+    for name in RANGES:
+        value = getattr(options, name, None)
+        if value is not None:
+            check_range(name, value)
+
+
+def flag(name: str) -> str:
+    """How an option is written.
+
+    Example:
+        >>> flag("class_contexts")
+        '--class-contexts'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def is_given(options: "Compare", name: str) -> bool:
+    """Whether an option differs from its default."""
+    return getattr(options, name) != _default(options, name)
+
+
+def _default(options: Any, name: str) -> Any:
+    (value,) = (each.default for each in fields(options) if each.name == name)
+    assert value is not MISSING
+    return value
+
+
+def _takers(takes: dict[str, bool]) -> str:
+    *first, last = [name for name, taken in takes.items() if taken]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def check_model_options(options: "Compare") -> None:
+    """Checks that the model takes the options that are about networks.
+
+    Raises:
+        InputError: If an option has no effect with the model. Both are named.
+    """
+    from disam_jax.dg.models.registry import MODELS
+
+    if options.checkpoint is not None and MODELS[options.model].checkpoints == "none":
+        return
+
+    def takes(model: "Model", name: str) -> bool:
+        if options.checkpoint is not None:
+            return name in model.checkpoint_options
+        return model.make is not None and (name == "dropout" or name in model.options)
+
+    for name in ("norm", "dropout", "frozen_norm"):
+        if is_given(options, name) and not takes(MODELS[options.model], name):
+            takers = {other: takes(each, name) for other, each in MODELS.items()}
+            value = "" if isinstance(getattr(options, name), bool) else f" {getattr(options, name)}"
+            raise InputError(
+                f"--model {options.model}{' with --checkpoint' if options.checkpoint else ''} has no "
+                f"{name.replace('_', ' ')}, got {flag(name)}{value}: it is for {_takers(takers)}"
+                if any(takers.values())
+                else f"no model has {flag(name)} with --checkpoint, got {flag(name)}{value}"
+            )
+    if options.augment and not MODELS[options.model].of_images:
+        takers = {other: each.of_images for other, each in MODELS.items()}
+        raise InputError(f"--augment is for pixels, which {_takers(takers)} take: --model is {options.model}")
+
+
+def check_checkpoint(options: "Compare") -> None:
+    """Checks that the options about pretrained weights go together.
+
+    Raises:
+        InputError: If they do not. The option is named.
+    """
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.registry import FINETUNING
+    from disam_jax.dg.training.config import FineTuneConfig
+
+    model = MODELS[options.model]
+    if options.checkpoint is None:
+        if model.checkpoints == "required":
+            raise InputError(f"--model {options.model} needs --checkpoint: a folder or a repository of Hugging Face")
+        for name in (*(each.name for each in fields(FineTuneConfig)), *WITH_CHECKPOINT):
+            if is_given(options, name):
+                raise InputError(f"{flag(name)} is for pretrained models: give a --checkpoint too")
+        return
+    if model.checkpoints == "none":
+        takers = _takers({name: each.checkpoints != "none" for name, each in MODELS.items()})
+        raise InputError(f"--checkpoint is for {takers}: --model is {options.model}")
+    peft = options.peft or model.peft
+    way = FINETUNING[peft]
+    if options.open_class and (not model.text or way.classifier == "head" or options.class_contexts):
+        texts = _takers({name: each.text for name, each in MODELS.items()})
+        ways = _takers({name: each.classifier != "head" for name, each in FINETUNING.items()})
+        raise InputError(
+            f"--open-class needs a text for classes that were not trained on: --model {texts} with --peft {ways}, "
+            "without --class-contexts"
+        )
+    if options.base_classes and not options.open_class:
+        raise InputError("--base-classes is for --open-class")
+    check_finetuning_options(options, peft)
+
+
+def check_finetuning_options(options: "Compare", peft: str) -> None:
+    """Checks that the model and the way of fine-tuning take the options that are about fine-tuning.
+
+    Args:
+        options: Options of the command line.
+        peft: Name of the way of fine-tuning.
+
+    Raises:
+        InputError: If an option has no effect. It is named, and so is what takes it.
+    """
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.finetuning import check_finetuning
+    from disam_jax.dg.peft.registry import FINETUNING
+    from disam_jax.dg.training.config import FineTuneConfig
+
+    if options.augment and options.cache_features:
+        raise InputError("--cache-features and --augment exclude each other: an augmented image has other features")
+    check_finetuning(options.model, FineTuneConfig(peft, cache_features=options.cache_features))
+    own = {name for way in FINETUNING.values() for name in way.options}
+    for name in (each.name for each in fields(FineTuneConfig)):
+        if name in own and is_given(options, name) and name not in FINETUNING[peft].options:
+            takers = _takers({other: name in way.options for other, way in FINETUNING.items()})
+            raise InputError(f"{flag(name)} is for --peft {takers}: --peft is {peft}")
+    if is_given(options, "template") and not MODELS[options.model].text:
+        takers = _takers({name: each.text for name, each in MODELS.items()})
+        raise InputError(f"--template is for --model {takers}: --model {options.model} has no text")
+
+
+def missing(package: str) -> str:
+    """The message that a package is not installed.
+
+    Example:
+        >>> missing("tokenizers")
+        'the package tokenizers is missing: pip install "disam-jax[dg,pretrained]"'
+    """
+    extras = "dg,pretrained" if package in (*TOKENIZERS, "huggingface_hub") else "dg"
+    return f'the package {package} is missing: pip install "disam-jax[{extras}]"'
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Values by name, from NAME=V,V,... each.
+
+    Raises:
+        InputError: on anything else.
+
+    Example:
+        >>> parse_grid(["rho=0.05,0.1", "lam=1"])
+        {'rho': (0.05, 0.1), 'lam': (1.0,)}
+    """
+    grid = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.replace("-", "_")
+        if name in grid:
+            raise InputError(f"--grid has {name} twice: write all its values in one, as in rho=0.05,0.1")
+        try:
+            grid[name] = tuple(float(value) for value in values.split(","))
+        except ValueError as error:
+            raise InputError(f"--grid {text} must be NAME=V,V,... with numbers, as in rho=0.05,0.1") from error
+        if not equals:
+            raise InputError(f"--grid {text} must be NAME=V,V,... with numbers, as in rho=0.05,0.1")
+    return grid

@@ -1,0 +1,277 @@
+"""`disam-jax compare` and `sweep`: data, configuration, networks and methods are put together and run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from disam_jax.dg.cli.checks import check, parse_grid
+from disam_jax.dg.cli.progress import say
+from disam_jax.dg.errors import InputError
+
+if TYPE_CHECKING:
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.data.domains import Domains
+    from disam_jax.dg.methods import Method
+    from disam_jax.dg.models.network import Network
+    from disam_jax.dg.peft.finetuning import Pretrained
+    from disam_jax.dg.progress import OnProgress
+    from disam_jax.dg.sweep.run import NewClasses
+    from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
+
+# Pixels on each side, if neither the user nor a checkpoint says.
+IMAGE_SIZE = 64
+
+
+def run_compare(options: "Compare", command: str) -> None:
+    """Runs the comparison, prints the table and writes the files.
+
+    Args:
+        options: Options of the command line.
+        command: What was typed, for the record.
+
+    Raises:
+        InputError: If the options or the data cannot be used; nothing has been written then.
+    """
+    check(options)
+    began = time.perf_counter()
+    methods = chosen_methods(options)
+    grid = parse_grid(options.grid)
+
+    from disam_jax.dg.cli.progress import progress
+    from disam_jax.dg.cli.report import report
+    from disam_jax.dg.sweep import hparams
+    from disam_jax.dg.sweep import run as sweep
+
+    hparams.check_grid(grid, methods)
+    memory_budget = None if options.memory is None else int(options.memory * 2**30)
+    with progress() as (show, say):
+        pretrained = load_checkpoint(options)
+        size = options.image_size or (pretrained.image_size if pretrained else None) or IMAGE_SIZE
+        data = read_data(options, size, memory_budget, show)
+        config = config_of(options, data)
+        targets = sweep.check_targets(options.target, data.domain_names, data.name)
+        if pretrained is None:
+            runs = from_scratch(data, config, methods)
+        else:
+            runs = fine_tuned(pretrained, data, config, methods, options, show)
+        candidates = {
+            name: hparams.grid_candidates(method, config, grid)
+            if grid and method.tuned
+            else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
+            for name, method in runs.methods.items()
+        }
+        results, cost = sweep.run_sweep(
+            runs.data,
+            runs.network,
+            config,
+            runs.methods,
+            sweep.Plan(candidates, targets, tuple(range(options.seeds))),
+            options.out,
+            command=command,
+            overwrite=options.overwrite,
+            runs_at_once=options.runs_at_once,
+            memory_budget=memory_budget,
+            on_progress=show,
+            on_line=say,
+            select=options.select,
+            own_networks=runs.own_networks,
+            new=runs.new,
+        )
+    report(results, options.select, options.out, cost, command, time.perf_counter() - began)
+
+
+def chosen_methods(options: "Compare") -> dict[str, "Method"]:
+    """The methods that the options name; with --penalty std, DISAM is the one with that penalty."""
+    from disam_jax.dg.methods import METHODS, find_methods
+
+    names = [name for each in options.method for name in each.split(",") if name]
+    found = find_methods(names)
+    if options.penalty != "variance":
+        control = "-control"
+        others = {
+            name: name.removesuffix(control) + f"-{options.penalty}" + control * name.endswith(control)
+            for name in found
+        }
+        found = {other if other in METHODS else name: METHODS.get(other, found[name]) for name, other in others.items()}
+    if not found:
+        raise InputError("--method names no method")
+    return found
+
+
+def taken(options: "Compare", config: type) -> dict[str, Any]:
+    """The options that have the name of an attribute of a configuration."""
+    return {each.name: getattr(options, each.name) for each in fields(config) if hasattr(options, each.name)}
+
+
+def config_of(options: "Compare", data: "Domains") -> "TrainConfig":
+    """What all runs share: what the options say, and defaults by data, model and way of fine-tuning.
+
+    Raises:
+        InputError: If a value is out of its range.
+    """
+    from disam_jax.dg.training.config import TrainConfig, make_config
+
+    return make_config(data, finetune=finetune_of(options), **taken(options, TrainConfig))
+
+
+def finetune_of(options: "Compare") -> "FineTuneConfig | None":
+    """What is trained of a pretrained model, if the options name one.
+
+    Raises:
+        InputError: If that model cannot be fine-tuned so.
+    """
+    if options.checkpoint is None:
+        return None
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.finetuning import check_finetuning
+    from disam_jax.dg.training.config import FineTuneConfig
+
+    values = taken(options, FineTuneConfig)
+    values["peft"] = options.peft or MODELS[options.model].peft
+    # An augmented image has other features at each step.
+    values["cache_features"] = False if options.augment else options.cache_features
+    return check_finetuning(options.model, FineTuneConfig(**values))
+
+
+def load_checkpoint(options: "Compare") -> "Pretrained | None":
+    """The pretrained model that the options name, if they do.
+
+    Raises:
+        InputError: if it cannot be loaded, or wants images of another size.
+    """
+    finetune = finetune_of(options)
+    if options.checkpoint is None or finetune is None:
+        return None
+    from disam_jax.dg.peft.finetuning import load
+    from disam_jax.dg.peft.registry import FINETUNING
+
+    pretrained = load(
+        options.model,
+        options.checkpoint,
+        revision=options.revision,
+        frozen_norm=options.frozen_norm or not FINETUNING[finetune.peft].whole,
+        dropout=options.dropout,
+    )
+    if options.image_size and pretrained.image_size not in (None, options.image_size):
+        raise InputError(
+            f"--image-size is {options.image_size}, but {options.checkpoint} is for {pretrained.image_size}: leave it "
+            "out"
+        )
+    return pretrained
+
+
+def read_data(options: "Compare", image_size: int, memory_budget: int | None, show: "OnProgress") -> "Domains":
+    """The data set that the options name.
+
+    Raises:
+        InputError: if it cannot be read, or has no images for a pretrained model.
+    """
+    from disam_jax.dg.data.load import StreamedImages, has_images, open_data
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.runners.streaming import pixel_budget
+
+    data = open_data(
+        options.data,
+        data_dir=options.data_dir,
+        image_size=image_size,
+        features=not MODELS[options.model].of_images,
+        split_files=options.split_files,
+        duplicates=options.duplicates,
+        allow_missing_classes=options.allow_missing_classes,
+        stream=options.stream,
+        most_bytes=pixel_budget(memory_budget),
+        on_progress=lambda done, total: show("reading images", done, total),
+        out=options.out,
+    )
+    if isinstance(data, StreamedImages):
+        say(f"reading the images of {data.name} from disk as they are needed")
+    shape = tuple(data.inputs.shape[1:])
+    if options.checkpoint is not None and (len(shape) != 3 or shape[2] != 3 or shape[:2] != (image_size, image_size)):
+        raise InputError(
+            f"{options.checkpoint} wants images of {image_size} x {image_size} x 3, but an example of {data.name} has "
+            f"shape {list(shape)}: write a folder of images"
+        )
+    if options.image_size is not None and not has_images(options.data):
+        raise InputError(f"{data.name} is no folder of images: leave out --image-size")
+    if options.augment and (len(shape) != 3 or data.inputs.dtype != "uint8"):
+        raise InputError(
+            f"--augment is for images, uint8 [H, W, 3], but an example of {data.name} is {data.inputs.dtype} "
+            f"{list(shape)}: leave it out"
+        )
+    return data
+
+
+class Runs(NamedTuple):
+    """What is trained, on what.
+
+    Attributes:
+        data: Data of the classes that are trained on.
+        network: Network to train.
+        methods: Methods by name.
+        own_networks: Networks of the methods that have one of their own.
+        new: Classes that are not trained on.
+    """
+
+    data: "Domains"
+    network: "Network"
+    methods: Mapping[str, "Method"]
+    own_networks: Mapping[str, "Network"]
+    new: "NewClasses | None" = None
+
+
+def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "Method"]) -> Runs:
+    """A network by name, for a data set."""
+    from disam_jax.dg.models.registry import MODELS, make_network
+
+    shape = data.inputs.shape[1:]
+    network = make_network(
+        config.model,
+        shape,
+        len(data.class_names),
+        dropout=config.dropout,
+        frozen_norm=config.frozen_norm,
+        **MODELS[config.model].options_of(config, shape),
+    )
+    return Runs(data, network, methods, {})
+
+
+def fine_tuned(
+    pretrained: "Pretrained",
+    data: "Domains",
+    config: "TrainConfig",
+    methods: Mapping[str, "Method"],
+    options: "Compare",
+    show: "OnProgress",
+) -> Runs:
+    """A pretrained network; for CLIP, also as it is, and with classes that are not trained on.
+
+    Raises:
+        InputError: if classes have no names that can be told apart, or a domain has none of the base classes.
+    """
+    from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
+    from disam_jax.dg.methods import ZERO_SHOT, zero_shot
+    from disam_jax.dg.peft.finetuning import cache, make_networks
+    from disam_jax.dg.sweep.run import NewClasses
+
+    finetune = config.finetune
+    assert finetune is not None
+    bases = data.class_names
+    news: Sequence[str] = ()
+    if options.open_class:
+        bases, news = split_classes(data.class_names, options.base_classes)
+        check_bases(take_classes(data, bases), bases)
+    # Names are checked before anything takes long.
+    network, untrained = make_networks(pretrained, finetune, bases)
+    of_new = make_networks(pretrained, finetune, news) if news else None
+    if finetune.cache_features:
+        data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
+    own = {} if untrained is None else {ZERO_SHOT: untrained}
+    methods = {**({ZERO_SHOT: zero_shot} if own else {}), **methods}
+    new = None
+    if of_new is not None:
+        trained, as_it_is = of_new
+        networks = {name: as_it_is if name == ZERO_SHOT and as_it_is else trained for name in methods}
+        new = NewClasses(take_classes(data, news), networks)
+        data = take_classes(data, bases)
+    return Runs(data, network, methods, own, new)

@@ -1,0 +1,89 @@
+"""`disam-jax report`, and the end of `compare`: the table on standard output, the files in the folder."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import exists, shown
+
+if TYPE_CHECKING:
+    from disam_jax.dg.cli.options import Report
+    from disam_jax.dg.results import Results
+
+# Of a report with too many methods for one table.
+PRINTED = ("accuracy", "open", "comparisons", "losses", "selection", "flops")
+
+
+def report(
+    results: "Results",
+    criterion: str,
+    out: Path,
+    cost: Mapping[str, Mapping[str, Any]] | None,
+    command: str,
+    seconds: float | None,
+) -> None:
+    """Prints the table and writes all files of the report.
+
+    Args:
+        results: of the runs.
+        criterion: by which runs and points are chosen.
+        out: the folder of the results.
+        cost: of each method, if runs were trained just now.
+        command: what was typed.
+        seconds: that it took, if runs were trained just now.
+    """
+    from disam_jax.dg.report import environment, formats, write
+    from disam_jax.dg.report.findings import findings
+    from disam_jax.dg.report.summary import summarise
+    from disam_jax.dg.sweep.model_selection import CRITERIA
+    from disam_jax.dg.sweep.results_folder import RECORD, report_folder, write_report
+
+    folder = report_folder(out, criterion)
+    trained = any(each["seconds_per_run"] is not None for each in (cost or {}).values())
+    if not trained and exists(folder / RECORD):
+        # What was measured when they were trained is not lost.
+        cost, seconds = None, None
+    summaries = {each: summarise(results, each) for each in CRITERIA}
+    contents = write.report_files(results, criterion, cost, summaries)
+    if seconds is not None:
+        record = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "seconds": round(seconds, 1),
+            "machine": environment.machine(),
+            "versions": environment.versions(),
+            "cost": cost,
+        }
+        contents[RECORD] = (json.dumps(record, indent=1) + "\n").encode()
+    write_report(folder, contents, criterion)
+    made = write.report_tables(results, summaries, criterion)
+    for name in ("compare", "open") if "compare" in made else PRINTED:
+        if name in made:
+            formats.print_table(made[name])
+            print()
+    found = findings(summaries[criterion])
+    formats.print_lines(
+        [*found, *results.header["notes"], "", f"written to {shown(folder)}: {', '.join(sorted(contents))}"]
+    )
+
+
+def run_report(options: "Report", command: str) -> None:
+    """Makes the report of a folder's results again.
+
+    Raises:
+        InputError: if no folder is given, or the results cannot be read.
+    """
+    from disam_jax.dg.sweep.results_file import complete_part, load_results
+    from disam_jax.dg.sweep.results_folder import check_out, read_manifest
+
+    out = options.folder or options.out
+    if out is None or (options.folder and options.out):
+        raise InputError("report takes one folder: write disam-jax report DIR")
+    results = complete_part(load_results(out))
+    check_out(out)
+    manifest = read_manifest(out)
+    select = options.select or (manifest.select if manifest else "validation")
+    report(results, select, out, None, command, None)
