@@ -18,6 +18,8 @@ INTERNAL_MODULES = {
     "disam_jax.dg.data.npz",
     "disam_jax.dg.data.streaming",
     "disam_jax.dg.data.walk",
+    # Its public names are those of the package.
+    "disam_jax.dg.methods.sharpness_aware",
     "disam_jax.dg.models.conv",
     "disam_jax.dg.models.depthwise",
     "disam_jax.dg.models.entries",

@@ -26,6 +26,7 @@ from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners import base, make, stacks
 from disam_jax.dg.runners import streaming as streamed
+from disam_jax.dg.runners.devices import layout
 from disam_jax.dg.sweep import hparams, results_file
 from disam_jax.dg.sweep import run as sweep
 from disam_jax.dg.training.config import TrainConfig
@@ -164,7 +165,7 @@ def test_candidates_are_spread_over_the_devices(data, tmp_path, small_stacks):
 
 @pytest.mark.parametrize(("number", "devices"), [(1, 1), (2, 2), (5, 5), (11, 1), (12, 6), (16, 8)])
 def test_runs_lie_on_as_many_devices_as_have_equally_many(number, devices):
-    apart, everywhere = devices.layout(number)
+    apart, everywhere = layout(number)
     assert len(apart.device_set) == len(everywhere.device_set) == devices
     assert apart.shard_shape((number, 3)) == (number // devices, 3)
     assert everywhere.shard_shape((number, 3)) == (number, 3)
