@@ -28,12 +28,12 @@ def report(
     """Prints the table and writes all files of the report.
 
     Args:
-        results: of the runs.
-        criterion: by which runs and points are chosen.
-        out: the folder of the results.
-        cost: of each method, if runs were trained just now.
-        command: what was typed.
-        seconds: that it took, if runs were trained just now.
+        results: Results of all runs.
+        criterion: How runs and points of training are chosen, a key of `CRITERIA`.
+        out: Folder of the results.
+        cost: Cost of each method, if runs were trained just now.
+        command: Command that was typed.
+        seconds: Seconds that it took, if runs were trained just now.
     """
     from disam_jax.dg.report import environment, formats, write
     from disam_jax.dg.report.findings import findings
@@ -74,7 +74,7 @@ def run_report(options: "Report", command: str) -> None:
     """Makes the report of a folder's results again.
 
     Raises:
-        InputError: if no folder is given, or the results cannot be read.
+        InputError: If no folder is given, or the results cannot be read.
     """
     from disam_jax.dg.sweep.results_file import complete_part, load_results
     from disam_jax.dg.sweep.results_folder import check_out, read_manifest

@@ -1,4 +1,4 @@
-"""Pretrained models in the benchmark: what is loaded, what is trained of it, and the networks that come of that."""
+"""Pretrained models in the benchmark: loads a checkpoint and makes the networks that are fine-tuned."""
 
 import functools
 import hashlib
@@ -37,10 +37,10 @@ class Pretrained(NamedTuple):
     """A model with its weights, and how it wants its inputs.
 
     Attributes:
-        module: `CLIP`, `ViT` or `ResNet`, as it evaluates.
-        image_size: pixels on each side, if they are fixed by the weights.
-        prepare: from the images of a data set to the inputs of the module.
-        tokenizer: of CLIP.
+        module: `CLIP`, `ViT` or `ResNet`, in evaluation mode.
+        image_size: Pixels on each side of an image, if the weights fix them.
+        prepare: images of a data set -> inputs of the module.
+        tokenizer: Tokenizer of CLIP; None for other models.
     """
 
     module: Any
@@ -73,8 +73,8 @@ def load(
 
     Args:
         model: Name of an entry of `MODELS` that takes checkpoints.
-        checkpoint: folder, .safetensors file or repository of Hugging Face, see `from_pretrained`.
-        revision: of the repository.
+        checkpoint: Folder, .safetensors file or repository of Hugging Face, see `from_pretrained`.
+        revision: Branch, tag or commit of the repository.
         frozen_norm: Whether the BatchNorm of a ResNet keeps its statistics.
         dropout: Fraction of a ResNet's features that is dropped in training.
 
@@ -82,7 +82,7 @@ def load(
         Pretrained.
 
     Raises:
-        InputError: as `from_pretrained`, or if CLIP's vocabulary does not fit the model.
+        InputError: If the checkpoint cannot be loaded, as in `from_pretrained`, or CLIP's vocabulary does not fit.
 
     Example:
         >>> import tempfile
@@ -112,15 +112,15 @@ def make_networks(
     """The network that is trained, and CLIP's zero-shot classifier.
 
     Args:
-        pretrained: the model.
+        pretrained: Pretrained model.
         finetune: What is trained of it.
-        class_names: C names.
+        class_names: C names of classes.
 
     Returns:
-        Network, and for CLIP another one, without a parameter that does anything.
+        The network to train, and for CLIP its zero-shot classifier, whose parameter has no effect.
 
     Raises:
-        InputError: if the model cannot be tuned so, a class has no name of its own, or a prompt is too long.
+        InputError: If two classes cannot be told apart by their names, or a prompt is too long.
 
     Example:
         >>> from disam_jax.dg.models.vit import ViTConfig
@@ -224,13 +224,13 @@ def cache(
     rounding.
 
     Args:
-        pretrained: has the tower.
-        data: images, in memory or in files.
-        block: images at a time; memory on the device does not grow with the data set.
-        on_progress: called with the number of images done and their total.
+        pretrained: Pretrained model, whose tower is used.
+        data: Images, in memory or in files.
+        block: Number of images at a time; memory on the device does not grow with the data set.
+        on_progress: Called with the number of images that are done, and of all images.
 
     Returns:
-        The data set, inputs float32 [N, F].
+        The data set with inputs float32 [N, F].
 
     Example:
         >>> from disam_jax.dg.models.vit import ViTConfig

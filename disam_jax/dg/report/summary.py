@@ -87,7 +87,7 @@ class Summary:
 
     Attributes:
         title: one line that says what was run.
-        criterion: how runs and points were chosen, one of `selection.CRITERIA`.
+        criterion: how runs and points were chosen, a key of `CRITERIA`.
         methods: K names.
         labels: what the tables call each method.
         targets: T names of domains.
@@ -162,7 +162,7 @@ def summarise(results: Results, criterion: str, seed: int = 0) -> Summary:
 
     Args:
         results: of the sweep.
-        criterion: how to choose, one of `selection.CRITERIA`.
+        criterion: how to choose, a key of `CRITERIA`.
         seed: of the permutation tests with more seeds than are tested exactly.
 
     Returns:

@@ -31,7 +31,7 @@ def report_files(
 
     Args:
         results: of a sweep over one data set.
-        criterion: how what is reported was chosen, one of `selection.CRITERIA`; all three are in the table of
+        criterion: how what is reported was chosen, a key of `CRITERIA`; all three are in the table of
             selections, in `runs.csv` and in `results.json`.
         cost: for each method "flops" per training step and "seconds_per_run", each a number or None. It decides
             `cost.*` alone: every other file is the same bytes without it.

@@ -49,10 +49,10 @@ def random_candidates(method: Method, config: TrainConfig, number: int, seed: in
     """The defaults, then random draws of everything that has a range.
 
     Args:
-        method: for which.
+        method: Method whose hyperparameters are drawn.
         config: Configuration, which has the defaults.
-        number: of candidates, the defaults included.
-        seed: of the search.
+        number: Number of candidates, the defaults included.
+        seed: Seed of the search.
 
     Returns:
         `number` dictionaries of hyperparameters.
@@ -84,9 +84,9 @@ def grid_candidates(method: Method, config: TrainConfig, grid: Mapping[str, Sequ
     it in another unit gets them in its own. A control gets the values of "lam" with the other sign.
 
     Args:
-        method: for which.
+        method: Method whose hyperparameters are combined.
         config: Configuration, which has the defaults.
-        grid: values by name.
+        grid: Values of each hyperparameter, by name.
 
     Returns:
         Dictionaries of hyperparameters, each once.

@@ -39,7 +39,7 @@ def select(results: Results, criterion: str) -> Selected:
 
     Args:
         results: every method with the same targets, seeds and number of candidates.
-        criterion: one of `CRITERIA`.
+        criterion: a key of `CRITERIA`.
 
     Returns:
         Selected.

@@ -57,7 +57,7 @@ class Manifest(NamedTuple):
     """What a folder says of the report in it.
 
     Attributes:
-        select: Which runs and points it reports, one of `selection.CRITERIA`.
+        select: Which runs and points it reports, a key of `CRITERIA`.
         files: Names of its files, without folders.
     """
 

@@ -134,22 +134,22 @@ def run_sweep(
     starts: whatever happens, at most one chunk is lost, and the chunks of a later start are the same.
 
     Args:
-        data: the data set, at least two domains; `StreamedImages` are read as they are needed, with the same results.
-        network: that is trained.
+        data: Data set of at least two domains; `StreamedImages` are read as they are needed, with the same results.
+        network: Network to train.
         config: What all runs share.
-        methods: by name, in the order of the tables.
-        plan: the runs.
-        out: the folder of the results file.
-        command: what was typed, for the record.
+        methods: Methods by name, in the order of the tables.
+        plan: All runs.
+        out: Folder of the results file.
+        command: Command that was typed, for the record.
         overwrite: Whether results of something else in the folder are moved into a folder of their own, inside;
             otherwise they are an error.
         runs_at_once: Largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
-        memory_budget: bytes on each device that a program may take; by default half of what is free.
-        on_progress: called as the runs are trained.
-        on_line: called with a line of text at the start and whenever a chunk is on disk.
-        select: which runs and points the folder's report will have, one of `selection.CRITERIA`.
-        own_networks: for methods by name, a network in the place of `network`.
-        new: classes that are not trained on, and are measured too.
+        memory_budget: Bytes on each device that a program may take; by default half of what is free.
+        on_progress: Called as the runs are trained.
+        on_line: Called with a line of text at the start and whenever a chunk is on disk.
+        select: Which runs and points the folder's report will have, a key of `CRITERIA`.
+        own_networks: Networks of the methods that have one of their own, by the method's name.
+        new: Classes that are not trained on, and are measured too.
 
     Returns:
         The results, and for each method its "flops" (of one training step of one run) and "seconds_per_run" (of those

@@ -46,27 +46,27 @@ class TrainConfig:
 
     Attributes:
         model: Name of the network, a key of `MODELS`.
-        steps: optimizer steps of a run.
-        learning_rate: default of the hyperparameter.
-        weight_decay: default of the hyperparameter, added to the gradient.
-        rho: default length of the perturbation, also of that with which methods without one are measured.
-        lam: default weight of the penalty; None for each method's own.
-        optimizer: "sgd" with momentum or "adam".
-        momentum: of "sgd".
-        per_domain: examples of each source domain in a batch.
-        hidden: units of the multilayer perceptron's hidden layer.
-        dropout: probability, before the last layer.
-        norm: what the small convolutional network normalises by: "none", "batch" or "group".
-        frozen_norm: whether batch normalisation keeps the statistics that it started with, as in DomainBed.
-        standardise: whether inputs are standardised feature by feature over the source domains' training splits.
-        augment: whether images are augmented in training.
-        averaging: of the weights: "none", "ema" or "swad".
-        ema_decay: of "ema".
-        holdout: share of each domain that is set aside for validation.
-        evaluations: how many times the runs are measured, evenly spaced over training, besides once before it.
-        probe: the largest number of training examples of each domain on which w + e is measured.
-        block: examples that are evaluated at once.
-        sharpness_rho: length of the step by which each domain's sharpness is measured after training.
+        steps: Number of optimizer steps of a run.
+        learning_rate: Default learning rate of the optimizer.
+        weight_decay: Default weight decay, which is added to the gradient.
+        rho: Default length of the perturbation. Methods without a perturbation are measured at this distance, too.
+        lam: Default weight of the penalty; None for the default of each method.
+        optimizer: Name of the optimizer, a key of `OPTIMIZERS`.
+        momentum: Momentum of "sgd".
+        per_domain: Number of examples of each source domain in a batch.
+        hidden: Number of units in the hidden layer of the multilayer perceptron.
+        dropout: Probability of dropout before the last layer.
+        norm: Normalisation of the small convolutional network: "none", "batch" or "group".
+        frozen_norm: Whether batch normalisation keeps the statistics that it started with, as in DomainBed.
+        standardise: Whether inputs are standardised feature by feature over the source domains' training splits.
+        augment: Whether images are augmented in training.
+        averaging: Average of the weights, a key of `AVERAGING`.
+        ema_decay: Decay of the exponential moving average.
+        holdout: Share of each domain that is set aside for validation.
+        evaluations: Number of times that runs are measured, evenly spaced over training, besides once before it.
+        probe: Largest number of training examples of each domain on which the losses at w + e are measured.
+        block: Number of examples that are evaluated at once.
+        sharpness_rho: Length of the step by which each domain's sharpness is measured after training.
         finetune: What is trained of a pretrained model; None for a network from scratch.
     """
 
@@ -106,7 +106,7 @@ class TrainConfig:
 
     @property
     def defaults(self) -> dict[str, float]:
-        """Values that hyperparameters of these names have by default, and the number of steps."""
+        """Defaults of the hyperparameters that have these names, and the number of steps."""
         lam = {} if self.lam is None else {"lam": self.lam}
         own = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay, "rho": self.rho}
         return {**own, **lam, "steps": self.steps}
