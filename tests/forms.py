@@ -64,6 +64,11 @@ def accumulated(problem, rho, lam, **options):
     return _from_info(*fn(problem.params, problem.batch))
 
 
+def program(form, **options):
+    """A form as one program for every problem, rho and lam, where a test has no need to run it op by op."""
+    return jax.jit(lambda problem, rho, lam: FORMS[form](problem, rho, lam, **options))
+
+
 FORMS = {f.__name__: f for f in (transform_grouped, transform_flat, transform_stacked, value_and_grad, accumulated)}
 
 VARIANTS = {

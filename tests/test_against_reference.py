@@ -25,7 +25,7 @@ def test_gradient_of_every_form(form, variant, dtype):
         problem = problems.make_problem(seed=1, dtype=dtype)
         ours, options = options_of(variant)
         rho = 0.5 if options.get("adaptive") else 0.2
-        got = jax.jit(lambda p: forms.FORMS[form](p, rho, 0.4, **options))(problem)
+        got = forms.program(form, **options)(problem, rho, 0.4)
         want = problems.reference(problem).step(problems.flatten(problem.params), rho, 0.4, **ours)
     assert all(g.dtype == dtype for g in jax.tree.leaves(got["gradient"]))
     assert problems.relative_error(got["gradient"], want["gradient"]) < TOLERANCES[dtype]
@@ -41,7 +41,7 @@ def test_gradient_of_every_form(form, variant, dtype):
 @pytest.mark.parametrize("form", forms.FORMS)
 def test_penalties_of_every_form(form, penalty, x64):
     problem = problems.make_problem(seed=2, num_domains=4, dtype=jnp.float64)
-    got = forms.FORMS[form](problem, 0.3, 0.5, penalty=penalty)
+    got = forms.program(form, penalty=penalty)(problem, 0.3, 0.5)
     want = problems.reference(problem).step(problems.flatten(problem.params), 0.3, 0.5, penalty)
     assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
     np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)

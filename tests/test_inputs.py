@@ -258,10 +258,10 @@ def run(entry, kind, mode):
 
 @functools.cache
 def plain_numbers(entry, shape):
-    """The parameters of that shape as float32 arrays, all else as in the plain kind, in a plain call."""
+    """The parameters of that shape as float32 arrays, all else as in the plain kind, in one program."""
     values = [0.5, 0.25] if shape == "list" else 0.75 if shape == () else NP(VECTOR)
     kind = KINDS[PLAIN]._replace(values=values)
-    return run(ENTRIES[entry], kind, MODES["eager"])[0]
+    return run(ENTRIES[entry], kind, MODES["jit"])[0]
 
 
 def cases():

@@ -92,7 +92,7 @@ def test_the_part_is_perturbed_and_the_rest_is_not(form, fraction, plain, option
     np.testing.assert_allclose(info.loss, want["part_loss"], rtol=2e-6)
     np.testing.assert_allclose(info.domain_weights, want["domain_weights"], rtol=2e-5)
     # The whole step is another one, so the comparison above has something to tell.
-    whole = disam_jax.value_and_grad(LOSSES, RHO, LAM, **options)(problem.params, problem.batch)[1]
+    whole = jax.jit(disam_jax.value_and_grad(LOSSES, RHO, LAM, **options))(problem.params, problem.batch)[1]
     assert relative_error(whole, want["gradient"]) > 1e-3
 
 

@@ -120,9 +120,10 @@ def test_rho_zero_is_bitwise_the_plain_gradient(form, variant, dtype, traced):
 @pytest.mark.parametrize("penalty", ["std", *slow("variance", "weighted_variance")])
 def test_one_domain_is_sam_for_every_lam(form, penalty):
     problem = problems.make_problem(seed=5, num_domains=1)
-    want = forms.FORMS[form](problem, 0.1, 0.0)["gradient"]
+    step = forms.program(form, penalty=penalty)
+    want = step(problem, 0.1, 0.0)["gradient"]
     for lam in (0.1, 10.0, -3.0):
-        got = forms.FORMS[form](problem, 0.1, lam, penalty=penalty)["gradient"]
+        got = step(problem, 0.1, lam)["gradient"]
         chex.assert_trees_all_equal(got, want)
 
 
@@ -143,8 +144,8 @@ def test_the_order_of_the_domains_does_not_matter(form, variant, x64):
     order = np.array([2, 0, 3, 1])
     permuted = problems.Problem(problem.params, jax.tree.map(lambda x: x[order], problem.batch))
     _, options = forms.VARIANTS[variant]
-    one = forms.FORMS[form](problem, 0.2, 0.4, **options)
-    other = forms.FORMS[form](permuted, 0.2, 0.4, **options)
+    step = forms.program(form, **options)
+    one, other = step(problem, 0.2, 0.4), step(permuted, 0.2, 0.4)
     assert problems.relative_error(other["gradient"], one["gradient"]) < 1e-13
     np.testing.assert_allclose(other["domain_weights"], np.asarray(one["domain_weights"])[order], rtol=1e-12)
 
@@ -157,19 +158,18 @@ def shared_forms(problem, weights, present, rho, lam, **options):
 
     def stacked(f, weights):
         tx = disam_jax.disam(rho, lam, **options)
-        losses = lambda p: disam_jax.DomainLosses(f(p), weights)
         mean = lambda p: jnp.sum(jnp.asarray(weights) / np.sum(weights) * f(p))
-        return tx.update(
-            jax.jacrev(f)(problem.params),
-            tx.init(problem.params),
-            problem.params,
-            domain_losses=losses(problem.params),
-            grad_fn=jax.grad(mean),
-        )[0]
+
+        @jax.jit
+        def step(params):
+            given = {"domain_losses": disam_jax.DomainLosses(f(params), weights), "grad_fn": jax.grad(mean)}
+            return tx.update(jax.jacrev(f)(params), tx.init(params), params, **given)[0]
+
+        return step(problem.params)
 
     def closed(f, weights):
         fn = disam_jax.value_and_grad(lambda p: disam_jax.DomainLosses(f(p), weights), rho, lam, **options)
-        return fn(problem.params)[1]
+        return jax.jit(fn)(problem.params)[1]
 
     weights = np.asarray(weights, np.float64)
     return [(form(whole, weights), form(part, weights[present])) for form in (closed, stacked)]
@@ -190,6 +190,7 @@ def test_an_absent_domain_is_as_if_left_out(variant, penalty, x64):
 def test_the_value_of_an_absent_domain_is_never_read(penalty):
     problem = problems.make_problem(seed=7)
 
+    @jax.jit
     def run(value):
         f = lambda p: disam_jax.DomainLosses(closure(problem)(p).at[1].set(value), jnp.array([1.0, 0.0, 2.0]))
         return disam_jax.value_and_grad(f, 0.2, 0.4, penalty=penalty, with_info=True)(problem.params)
@@ -220,8 +221,8 @@ def test_a_flat_batch_without_a_domain_is_as_if_the_domain_did_not_exist(x64):
     problem = problems.make_problem(seed=8, num_domains=2, dtype=jnp.float64)
     flat = problem.flat
     f = lambda ids, m: lambda p: disam_jax.mean_by_domain(problems.example_losses(p, flat), ids, m)
-    _, two = disam_jax.value_and_grad(f(flat["domain"], 2), 0.2, 0.5)(problem.params)
-    _, five = disam_jax.value_and_grad(f(flat["domain"] * 3, 5), 0.2, 0.5)(problem.params)
+    _, two = jax.jit(disam_jax.value_and_grad(f(flat["domain"], 2), 0.2, 0.5))(problem.params)
+    _, five = jax.jit(disam_jax.value_and_grad(f(flat["domain"] * 3, 5), 0.2, 0.5))(problem.params)
     assert problems.relative_error(five, two) < 1e-13
 
 
@@ -246,7 +247,7 @@ def test_unequal_weights_against_the_reference(x64):
         fn = disam_jax.value_and_grad(
             lambda p: disam_jax.DomainLosses(closure(problem)(p), weights), 0.2, 0.5, penalty=penalty, with_info=True
         )
-        (loss, info), grads = fn(problem.params)
+        (loss, info), grads = jax.jit(fn)(problem.params)
         want = reference.step(problems.flatten(problem.params), 0.2, 0.5, penalty)
         assert problems.relative_error(grads, want["gradient"]) < 1e-12
         np.testing.assert_allclose(loss, want["loss"], rtol=1e-13)
@@ -355,7 +356,7 @@ def test_parameters_of_mixed_dtypes_keep_theirs(form):
     params = {**problem.params, "hidden": jax.tree.map(lambda x: x.astype(jnp.bfloat16), problem.params["hidden"])}
     mixed = problems.Problem(params, problem.batch)
     with jax.numpy_dtype_promotion("standard"):
-        got = forms.FORMS[form](mixed, 0.1, 0.5)
+        got = forms.program(form)(mixed, 0.1, 0.5)
     assert jax.tree.map(lambda x: x.dtype, got["gradient"]) == jax.tree.map(lambda x: x.dtype, params)
     assert got["ascent_norm"].dtype == jnp.float32
 
@@ -457,8 +458,9 @@ def test_gradient_functions_under_jit_vmap_and_rho_as_an_argument(form):
     problem = problems.make_problem(seed=18)
     gradient = lambda rho, lam: forms.FORMS[form](problem, rho, lam)["gradient"]
     together = jax.jit(jax.vmap(gradient, in_axes=(0, None)))(jnp.array([0.0, 0.1]), 0.3)
+    one = jax.jit(gradient)
     for i, rho in enumerate((0.0, 0.1)):
-        alone = gradient(rho, 0.3)
+        alone = one(rho, 0.3)
         assert problems.relative_error(jax.tree.map(lambda x, i=i: x[i], together), alone) < 1e-5
 
 
@@ -471,10 +473,12 @@ def test_schedules_of_rho_and_lam_follow_the_count():
     lam = optax.piecewise_constant_schedule(0.1, {2: 5.0})
     tx = disam_jax.disam(rho, lam)
     state = tx.init(problem.params)
+    scheduled = jax.jit(lambda state: tx.update(None, state, problem.params, domain_loss_fn=closure(problem)))
+    with_numbers = jax.jit(lambda rho, lam: one_update(disam_jax.disam(rho, lam), problem)[0])
     for step in range(4):
         with jax.numpy_dtype_promotion("standard"):  # optax.piecewise_constant_schedule subtracts an int from a float
-            grads, state = tx.update(None, state, problem.params, domain_loss_fn=closure(problem))
-            fixed, _ = one_update(disam_jax.disam(float(rho(step)), float(lam(step))), problem)
+            grads, state = scheduled(state)
+            fixed = with_numbers(float(rho(step)), float(lam(step)))
             chex.assert_trees_all_close(grads, fixed, rtol=1e-5, atol=1e-7)
 
 
@@ -517,8 +521,8 @@ def test_mask_perturbs_a_subset_with_the_norm_over_it(form, adaptive, x64):
     by_function = lambda params: jax.tree_util.tree_map_with_path(
         lambda path, _: path != (jax.tree_util.DictKey("out"), jax.tree_util.DictKey("w")), params
     )
-    got = forms.FORMS[form](problem, 0.2, 0.5, mask=mask, adaptive=adaptive)
-    same = forms.FORMS[form](problem, 0.2, 0.5, mask=by_function, adaptive=adaptive)
+    got = forms.program(form, mask=mask, adaptive=adaptive)(problem, 0.2, 0.5)
+    same = forms.program(form, mask=by_function, adaptive=adaptive)(problem, 0.2, 0.5)
     chex.assert_trees_all_equal(got["gradient"], same["gradient"])
 
     reference, w = problems.reference(problem), problems.flatten(problem.params)
@@ -570,21 +574,23 @@ def test_argnums_selects_and_several_are_perturbed_together():
     losses = lambda hidden, batch, out: disam_jax.per_domain(problems.loss)({"hidden": hidden, "out": out}, batch)
     hidden, out = problem.params["hidden"], problem.params["out"]
     whole = forms.value_and_grad(problem, 0.1, 0.5)["gradient"]
-    both = disam_jax.value_and_grad(losses, 0.1, 0.5, argnums=(0, 2))(hidden, problem.batch, out)[1]
+    both = jax.jit(disam_jax.value_and_grad(losses, 0.1, 0.5, argnums=(0, 2)))(hidden, problem.batch, out)[1]
     chex.assert_trees_all_close(both, (whole["hidden"], whole["out"]), rtol=1e-5, atol=1e-7)
-    one = disam_jax.value_and_grad(losses, 0.1, 0.5, argnums=2)(hidden, problem.batch, out)[1]
-    masked = forms.value_and_grad(problem, 0.1, 0.5, mask={"hidden": False, "out": True})["gradient"]
+    one = jax.jit(disam_jax.value_and_grad(losses, 0.1, 0.5, argnums=2))(hidden, problem.batch, out)[1]
+    masked = forms.program("value_and_grad", mask={"hidden": False, "out": True})(problem, 0.1, 0.5)["gradient"]
     chex.assert_trees_all_close(one, masked["out"], rtol=1e-5, atol=1e-7)
 
     one_domain = lambda batch, params: problems.loss(params, batch)
-    swapped = disam_jax.accumulated_value_and_grad(one_domain, 0.1, 0.5, argnums=1)(problem.batch, problem.params)[1]
+    accumulated = disam_jax.accumulated_value_and_grad(one_domain, 0.1, 0.5, argnums=1)
+    swapped = jax.jit(accumulated)(problem.batch, problem.params)[1]
     chex.assert_trees_all_close(swapped, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_accumulated_returns_the_stacked_aux_of_the_clean_pass():
     problem = problems.make_problem(seed=26)
     loss = lambda p, batch: (problems.loss(p, batch), {"b": p["out"]["b"], "mean": jnp.mean(batch["x"])})
-    (_, aux), _ = disam_jax.accumulated_value_and_grad(loss, 0.1, 0.5, has_aux=True)(problem.params, problem.batch)
+    accumulated = disam_jax.accumulated_value_and_grad(loss, 0.1, 0.5, has_aux=True)
+    (_, aux), _ = jax.jit(accumulated)(problem.params, problem.batch)
     np.testing.assert_array_equal(aux["b"], np.tile(problem.params["out"]["b"], (3, 1)))
     np.testing.assert_allclose(aux["mean"], np.mean(problem.batch["x"], axis=(1, 2)), rtol=1e-5)
 
@@ -609,7 +615,7 @@ def test_accumulated_takes_keys_and_flags_and_returns_whatever_scan_stacks(num_d
     np.testing.assert_array_equal(aux["flag"], batch["flag"])
     np.testing.assert_array_equal(jax.random.key_data(aux["key"]), jax.random.key_data(batch["key"]))
     mapped = disam_jax.per_domain(lambda w, one: loss(w, one)[0])
-    expected = disam_jax.value_and_grad(mapped, 0.1, 0.5)(w, batch)
+    expected = jax.jit(disam_jax.value_and_grad(mapped, 0.1, 0.5))(w, batch)
     chex.assert_trees_all_close((value, grads), expected, rtol=1e-5)
 
 
@@ -621,8 +627,8 @@ def test_accumulated_keeps_its_digits_when_the_losses_are_close(penalty):
     batch = {"d": directions, "offset": jnp.asarray(1000 + 1e-2 * rng.normal(size=4), jnp.float32)}
     loss = lambda w, one: jnp.sum(w * one["d"]) + one["offset"]
     w = jnp.zeros(10)
-    _, info_grads = disam_jax.accumulated_value_and_grad(loss, 1.0, 0.4, penalty=penalty, with_info=True)(w, batch)
-    (_, info), _ = disam_jax.accumulated_value_and_grad(loss, 1.0, 0.4, penalty=penalty, with_info=True)(w, batch)
+    accumulated = disam_jax.accumulated_value_and_grad(loss, 1.0, 0.4, penalty=penalty, with_info=True)
+    (_, info), info_grads = jax.jit(accumulated)(w, batch)
     g = np.asarray(info.domain_weights, np.float64) @ np.asarray(directions, np.float64)
     np.testing.assert_allclose(info.ascent_norm, np.linalg.norm(g), rtol=1e-5)
     assert np.isfinite(info_grads).all()

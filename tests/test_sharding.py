@@ -1,5 +1,6 @@
 """Many devices: the numbers of one device, no gather that a plain step doesn't have, shardings kept."""
 
+import functools
 import re
 
 import chex
@@ -46,9 +47,10 @@ def gradient(form, params, batch, **options):
     return fn(params, batch)
 
 
-def on_one_device(form, **options):
+@functools.cache
+def on_one_device(form, variant="sam"):
     batch = PROBLEM.flat if form == "flat" else PROBLEM.batch
-    return jax.jit(lambda p, b: gradient(form, p, b, **options))(PROBLEM.params, batch)
+    return jax.jit(lambda p, b: gradient(form, p, b, **OPTIONS[variant]))(PROBLEM.params, batch)
 
 
 SPLITS = {
@@ -61,24 +63,31 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("variant", ["sam", *slow("asam", "gsam")])
-@pytest.mark.parametrize("split", SPLITS)
-def test_jit_with_a_sharded_batch_gives_the_numbers_of_one_device(split, variant, mesh):
+def parameter_shardings(mesh):
+    spec = {"hidden": {"w": P(None, "data"), "b": P("data")}, "out": {"w": P("data", None), "b": P("data")}}
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, P))
+
+
+@functools.cache
+def compiled(split, variant="sam", sharded_params=False):
+    """The program of a step on many devices, and its arguments."""
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
     form, spec = SPLITS[split]
     batch = PROBLEM.flat if "flat" in form else PROBLEM.batch
     if form == "flat shuffled":
         order = np.random.default_rng(0).permutation(8 * 16)
-        form, batch = "flat", jax.tree.map(lambda x: x[order], batch)
-    want = on_one_device(form, **OPTIONS[variant])
-    sharded = jax.device_put(batch, NamedSharding(mesh, spec))
-    params = jax.device_put(PROBLEM.params, NamedSharding(mesh, P()))
-    got = jax.jit(lambda p, b: gradient(form, p, b, **OPTIONS[variant]))(params, sharded)
-    chex.assert_trees_all_close(got, want, rtol=2e-4, atol=2e-6)
+        form, batch = "flat", jax.tree.map(lambda x: np.asarray(x)[order], batch)
+    shardings = parameter_shardings(mesh) if sharded_params else NamedSharding(mesh, P())
+    args = jax.device_put(PROBLEM.params, shardings), jax.device_put(batch, NamedSharding(mesh, spec))
+    step = jax.jit(lambda p, b: gradient(form, p, b, **OPTIONS[variant]))
+    return form, step.lower(*args).compile(), args
 
 
-def parameter_shardings(mesh):
-    spec = {"hidden": {"w": P(None, "data"), "b": P("data")}, "out": {"w": P("data", None), "b": P("data")}}
-    return jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, P))
+@pytest.mark.parametrize("variant", ["sam", *slow("asam", "gsam")])
+@pytest.mark.parametrize("split", SPLITS)
+def test_jit_with_a_sharded_batch_gives_the_numbers_of_one_device(split, variant):
+    form, step, args = compiled(split, variant)
+    chex.assert_trees_all_close(step(*args), on_one_device(form, variant), rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.slow
@@ -110,11 +119,11 @@ def test_sharded_parameters_keep_their_sharding_and_their_numbers(mesh):
     chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-6)
 
 
-def collectives(step, *args):
+def collectives(program):
     """Each collective of the compiled module, with the number of elements that it brings together."""
-    text = jax.jit(step).lower(*args).compile().as_text()
     found = re.findall(
-        r"= (\(?[a-z0-9]+\[[^=]*?) (all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\(", text
+        r"= (\(?[a-z0-9]+\[[^=]*?) (all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\(",
+        program.as_text(),
     )
     return [
         (kind, int(np.prod([int(d) for d in shape.split(",") if d])))
@@ -127,12 +136,8 @@ def collectives(step, *args):
     "split", ["domains over devices", "a part of each domain on each device", "flat batch, shuffled"]
 )
 @pytest.mark.parametrize("sharded_params", [False, True], ids=["replicated", "sharded parameters"])
-def test_no_gather_that_the_plain_step_does_not_have(split, sharded_params, mesh):
-    form, spec = SPLITS[split]
-    form = form.split()[0]
-    batch = jax.device_put(PROBLEM.flat if form == "flat" else PROBLEM.batch, NamedSharding(mesh, spec))
-    shardings = parameter_shardings(mesh) if sharded_params else NamedSharding(mesh, P())
-    params = jax.device_put(PROBLEM.params, shardings)
+def test_no_gather_that_the_plain_step_does_not_have(split, sharded_params):
+    form, step, args = compiled(split, sharded_params=sharded_params)
 
     def plain(params, batch):
         if form == "flat":
@@ -142,8 +147,8 @@ def test_no_gather_that_the_plain_step_does_not_have(split, sharded_params, mesh
     def largest(sizes, kind):
         return max((size for k, size in sizes if k == kind), default=0)
 
-    ours = collectives(lambda p, b: gradient(form, p, b)[1], params, batch)
-    theirs = collectives(plain, params, batch)
+    ours = collectives(step)
+    theirs = collectives(jax.jit(plain).lower(*args).compile())
     assert any(kind == "all-reduce" for kind, _ in ours)
     # The [M] losses and weights may be gathered; nothing the size of a parameter or of a batch may.
     for kind in ("all-gather", "all-to-all", "collective-permute"):
@@ -153,13 +158,18 @@ def test_no_gather_that_the_plain_step_does_not_have(split, sharded_params, mesh
 # --- an explicit mesh, on which the type of an array says how it lies -------------------------------------------------
 
 
+def explicit_mesh():
+    return jax.set_mesh(jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,)))
+
+
 @pytest.fixture
 def explicit():
-    with jax.set_mesh(jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))):
+    with explicit_mesh():
         yield
 
 
 X = np.random.default_rng(5).normal(size=(4, 32, 16)).astype(np.float32)
+DOMAINS = np.concatenate([X, X[::-1] + 1])  # as many as devices
 VECTORS = {"w": np.linspace(0.1, 1, 16, dtype=np.float32), "b": np.float32(0.3)}
 # The batch is split by example; or each parameter is split and the batch is whole.
 LAID_OUT = {
@@ -193,24 +203,29 @@ def explicit_step(form, w, x):
     return updates
 
 
+@functools.cache
+def without_a_mesh(form, more_domains):
+    return jax.jit(lambda w, x: explicit_step(form, w, x))(VECTORS, DOMAINS if more_domains else X)
+
+
 EXPLICIT = ["accumulated", "refreshed", "stacked", "part", *slow("transform", "ascent part")]
 
 
 @pytest.mark.parametrize("jit", [True, *slow(False)], ids=["jit", "eager"])
 @pytest.mark.parametrize("layout", ["examples", "parameters", *slow("domains")])
 @pytest.mark.parametrize("form", EXPLICIT)
-def test_an_explicit_mesh_gives_the_numbers_of_one_device_and_keeps_shardings(form, layout, jit, explicit):
+def test_an_explicit_mesh_gives_the_numbers_of_one_device_and_keeps_shardings(form, layout, jit):
     specs, split = LAID_OUT[layout]
-    x = np.concatenate([X, X[::-1] + 1]) if layout == "domains" else X
     step = lambda w, x: explicit_step(form, w, x)
-    want = step(VECTORS, x)
-    w = jax.tree.map(jax.device_put, VECTORS, specs)
-    x = jax.device_put(x, split)
-    if form == "accumulated" and layout == "domains":
-        with pytest.raises(ValueError, match=r"batch has its domains split over 8 devices.*reshard"):
-            step(w, x)
-        return
-    got = (jax.jit(step) if jit else step)(w, x)
+    want = without_a_mesh(form, layout == "domains")
+    with explicit_mesh():
+        w = jax.tree.map(jax.device_put, VECTORS, specs)
+        x = jax.device_put(DOMAINS if layout == "domains" else X, split)
+        if form == "accumulated" and layout == "domains":
+            with pytest.raises(ValueError, match=r"batch has its domains split over 8 devices.*reshard"):
+                step(w, x)
+            return
+        got = (jax.jit(step) if jit else step)(w, x)
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
     for name, leaf in got.items():
         assert leaf.sharding.is_equivalent_to(w[name].sharding, leaf.ndim)
@@ -277,13 +292,20 @@ def test_axis_name_gives_the_numbers_of_the_whole_batch(how, variant, mesh):
     )
     want = jax.jit(fn(None))(PROBLEM.params, whole)
     got = MAPPED[how](fn("data"), mesh)(PROBLEM.params, parts)
+    got = jax.tree.map(np.asarray, got)
     for device in range(DEVICES):
         chex.assert_trees_all_close(jax.tree.map(lambda x, d=device: x[d], got), want, rtol=2e-4, atol=2e-6)
 
 
+@functools.cache
+def on_the_whole_batch():
+    whole, _ = per_device_flat()
+    return jax.jit(disam_jax.value_and_grad(flat_losses, RHO, LAM))(PROBLEM.params, whole)
+
+
 @pytest.mark.parametrize("how", ["vmap with an axis name", "shard_map, checking off"])
 def test_axis_name_in_the_transformation_and_in_the_stacked_form(how, mesh):
-    whole, parts = per_device_flat()
+    _, parts = per_device_flat()
     tx = disam_jax.disam(RHO, LAM, num_domains=8, axis_name="data")
 
     def closure(p, b):
@@ -294,21 +316,19 @@ def test_axis_name_in_the_transformation_and_in_the_stacked_form(how, mesh):
         grads = jax.jacrev(lambda p: flat_losses(p, b).values)(p)
         return tx.update(grads, tx.init(p), p, domain_losses=losses, grad_fn=lambda p: jax.grad(problems.loss)(p, b))[0]
 
-    _, want = jax.jit(disam_jax.value_and_grad(flat_losses, RHO, LAM))(PROBLEM.params, whole)
+    _, want = on_the_whole_batch()
     for form in (closure, stacked):
         got = MAPPED[how](form, mesh)(PROBLEM.params, parts)
-        chex.assert_trees_all_close(jax.tree.map(lambda x: x[3], got), want, rtol=2e-4, atol=2e-6)
+        chex.assert_trees_all_close(jax.tree.map(lambda x: np.asarray(x)[3], got), want, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("how", ["vmap with an axis name", "shard_map, checking off"])
 def test_axis_name_in_the_accumulated_form(how, mesh):
-    parts = jax.tree.map(lambda x: jnp.stack(jnp.split(x, DEVICES, axis=1)), PROBLEM.batch)
-    fn = lambda axis_name: disam_jax.accumulated_value_and_grad(
-        problems.loss, RHO, LAM, with_info=True, axis_name=axis_name
-    )
-    want = jax.jit(fn(None))(PROBLEM.params, PROBLEM.batch)
-    got = MAPPED[how](fn("data"), mesh)(PROBLEM.params, parts)
-    chex.assert_trees_all_close(jax.tree.map(lambda x: x[5], got), want, rtol=2e-4, atol=2e-6)
+    parts = jax.tree.map(lambda x: np.stack(np.split(np.asarray(x), DEVICES, axis=1)), PROBLEM.batch)
+    fn = disam_jax.accumulated_value_and_grad(problems.loss, RHO, LAM, with_info=True, axis_name="data")
+    want = on_one_device("accumulated")
+    got = MAPPED[how](fn, mesh)(PROBLEM.params, parts)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: np.asarray(x)[5], got), want, rtol=2e-4, atol=2e-6)
 
 
 def test_shard_map_with_the_mean_inside_the_closure_needs_no_axis_name(mesh):
@@ -330,6 +350,7 @@ def test_a_loss_that_is_not_finite_on_one_device_surfaces_on_all(how, mesh):
     fn = disam_jax.value_and_grad(flat_losses, RHO, LAM, axis_name="data")
     loss, grads = MAPPED[how](fn, mesh)(PROBLEM.params, parts)
     assert np.isnan(loss).all()
+    grads = jax.tree.map(np.asarray, grads)
     assert all(np.isnan(problems.flatten(jax.tree.map(lambda g, d=d: g[d], grads))).any() for d in range(DEVICES))
 
 

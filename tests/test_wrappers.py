@@ -33,24 +33,24 @@ def mean_loss(params):
     return jnp.mean(losses_at(params))
 
 
-gradient = disam_jax.value_and_grad(losses_at, RHO, LAM)
+gradient = jax.jit(disam_jax.value_and_grad(losses_at, RHO, LAM))
 
 
 def run(tx, steps=5, use_closure=True, **extra):
     """The parameters after a few steps, with disam inside tx or with its gradient handed to tx."""
 
     @jax.jit
-    def step(params, state):
+    def step(params, state, grads):
         kwargs = {k: f(params) for k, f in extra.items()}
         if use_closure:
-            updates, state = tx.update(jax.grad(mean_loss)(params), state, params, domain_loss_fn=losses_at, **kwargs)
-        else:
-            updates, state = tx.update(gradient(params)[1], state, params, **kwargs)
+            grads, kwargs["domain_loss_fn"] = jax.grad(mean_loss)(params), losses_at
+        updates, state = tx.update(grads, state, params, **kwargs)
         return optax.apply_updates(params, updates), state
 
     params, state = PROBLEM.params, tx.init(PROBLEM.params)
     for _ in range(steps):
-        params, state = step(params, state)
+        grads = None if use_closure else gradient(params)[1]  # one program for every optimizer
+        params, state = step(params, state, grads)
     return params
 
 
