@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from disam_jax.dg.cli.checks import check, parse_grid
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
     from disam_jax.dg.sweep.run import NewClasses
     from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 
-# Pixels on each side, if neither the user nor a checkpoint says.
-IMAGE_SIZE = 64
+
+def with_own_checkpoint(options: "Compare") -> "Compare":
+    """The options with the checkpoint that a model brings along, where none is given.
+
+    Example:
+        >>> from disam_jax.dg.cli.options import Compare
+        >>> with_own_checkpoint(Compare(model="efficientnet_lite0")).checkpoint
+        'efficientnet_lite0'
+    """
+    from disam_jax.dg.models.registry import MODELS
+
+    return options if options.checkpoint else replace(options, checkpoint=MODELS[options.model].checkpoint)
 
 
 def run_compare(options: "Compare", command: str) -> None:
@@ -33,6 +43,7 @@ def run_compare(options: "Compare", command: str) -> None:
     Raises:
         InputError: If the options or the data cannot be used; nothing has been written then.
     """
+    options = with_own_checkpoint(options)
     check(options)
     began = time.perf_counter()
     methods = chosen_methods(options)
@@ -40,6 +51,7 @@ def run_compare(options: "Compare", command: str) -> None:
 
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
+    from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.sweep import hparams
     from disam_jax.dg.sweep import run as sweep
 
@@ -47,7 +59,8 @@ def run_compare(options: "Compare", command: str) -> None:
     memory_budget = None if options.memory is None else int(options.memory * 2**30)
     with progress() as (show, say):
         pretrained = load_checkpoint(options)
-        size = options.image_size or (pretrained.image_size if pretrained else None) or IMAGE_SIZE
+        size = options.image_size or (pretrained.image_size if pretrained else None)
+        size = size or MODELS[options.model].image_size
         data = read_data(options, size, memory_budget, show)
         config = config_of(options, data)
         targets = sweep.check_targets(options.target, data.domain_names, data.name)

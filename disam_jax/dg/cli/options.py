@@ -68,7 +68,11 @@ class Compare:
     """Whether a domain of an .npz file may lack a class that another one has."""
 
     image_size: Annotated[
-        int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 64; the checkpoint's for clip and vit)")
+        int | None,
+        arg(
+            metavar="PIXELS",
+            help_behavior_hint="(default: 64; 128 for efficientnets; the checkpoint's for clip and vit)",
+        ),
     ] = None
     """Side to which images are scaled; a multiple of 4 for --model mlp and linear."""
 
@@ -89,9 +93,12 @@ class Compare:
 
     model: Model = TrainConfig.model
     """Network. mlp and linear get images as 176 features, the others get pixels; resnets have a stem for small images
-    up to 64 pixels. clip and vit need a --checkpoint, resnets take one."""
+    up to 64 pixels. clip and vit need a --checkpoint, resnets take one, efficientnets come with ImageNet weights (extra
+    imagenet)."""
 
-    checkpoint: Annotated[str | None, arg(metavar="PATH|REPO", help_behavior_hint="(default: from scratch)")] = None
+    checkpoint: Annotated[
+        str | None, arg(metavar="PATH|REPO", help_behavior_hint="(default: the model's own, or none)")
+    ] = None
     """Pretrained weights: a folder with model.safetensors and config.json as Hugging Face has them, a .safetensors
     file, or the name of a repository there, as in openai/clip-vit-base-patch16."""
 

@@ -36,6 +36,8 @@ class Model:
         options_of: (configuration, input shape) -> options that the benchmark sets.
         of_images: Whether it takes images [H, W, C]. The others take any shape as a vector, and images as 176 features.
         checkpoints: Whether it takes pretrained weights: "none", "optional" or "required".
+        checkpoint: Checkpoint that is taken where --checkpoint is not given; None: none is.
+        image_size: Pixels on each side of an image, where neither the user nor the checkpoint says.
         checkpoint_options: Which of "dropout" and "frozen_norm" it takes with them.
         training: Values of `TrainConfig` that it changes where it is trained from scratch.
         large: Whether random search draws the optimizer's hyperparameters from DomainBed's ranges for large networks.
@@ -55,6 +57,8 @@ class Model:
     options_of: Callable[["TrainConfig", Shape], Mapping[str, Any]] = _no_options
     of_images: bool = True
     checkpoints: Literal["none", "optional", "required"] = "none"
+    checkpoint: str | None = None
+    image_size: int = 64
     checkpoint_options: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     large: bool = False
@@ -74,7 +78,7 @@ MODELS: Registry[Model] = Registry(
     "disam_jax.dg.models.entries",
     "MODELS",
     "disam_jax.models",
-    first=("mlp", "linear", "conv", "resnet", "clip", "vit"),
+    first=("mlp", "linear", "conv", "resnet", "efficientnet", "clip", "vit"),
 )
 
 

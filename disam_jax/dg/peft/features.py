@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from disam_jax.dg.models.clip import ImageTower
+from disam_jax.dg.models.efficientnet import EfficientNetLite
 from disam_jax.dg.models.inputs import to_float
 from disam_jax.dg.models.resnet import ResNet
 from disam_jax.dg.models.vit import ViT
@@ -18,7 +19,7 @@ def feature_size(tower: nnx.Module) -> int:
     """Numbers per image that a tower makes.
 
     Args:
-        tower: `ImageTower`, `ViT` or `ResNet`.
+        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`.
 
     Returns:
         F.
@@ -30,10 +31,11 @@ def feature_size(tower: nnx.Module) -> int:
         return tower.projection.out_features
     if isinstance(tower, ViT):
         return tower.config.width
-    if isinstance(tower, ResNet):
+    if isinstance(tower, (ResNet, EfficientNetLite)):
         return tower.num_features
     raise TypeError(
-        f"the tower must be an ImageTower (clip.image of a CLIP), a ViT or a ResNet, got {type(tower).__name__}"
+        "the tower must be an ImageTower (clip.image of a CLIP), a ViT, a ResNet or an EfficientNetLite, got "
+        f"{type(tower).__name__}"
     )
 
 
@@ -41,7 +43,7 @@ def tower_features(tower: Any, x: jax.Array, key: jax.Array) -> jax.Array:
     """What a linear head on the tower sees.
 
     Args:
-        tower: `ImageTower`, `ViT` or `ResNet`; a head of its own is left out.
+        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`; a head of its own is left out.
         x: float [N, H, W, 3], normalised as its weights expect.
         key: decides what dropout drops, where there is any.
 
@@ -64,7 +66,7 @@ def cache_features(
     """The features of all images, so that training what comes after a frozen tower need not compute them again.
 
     Args:
-        tower: `ImageTower`, `ViT` or `ResNet`; it is run as for evaluation and not changed.
+        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`; it is run as for evaluation and not changed.
         images: uint8 or floating point [N, H, W, 3], N at least 1.
         block: images at a time; memory on the device does not depend on N.
         prepare: from the images to the inputs of the tower, see `models.inputs`.

@@ -18,6 +18,7 @@ from disam_jax.dg.data.streaming import eval_blocks
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_nnx, from_weights, untrained
 from disam_jax.dg.models.clip import CLIP, CLIP_MEAN, CLIP_STD
+from disam_jax.dg.models.efficientnet import MEAN, STD, EfficientNetLite
 from disam_jax.dg.models.inputs import images, to_float
 from disam_jax.dg.models.linear import LinearHead
 from disam_jax.dg.models.network import Network
@@ -28,6 +29,7 @@ from disam_jax.dg.peft.features import feature_size, tower_features
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.files import checkpoint_path
+from disam_jax.dg.pretrained.packages import is_packaged
 from disam_jax.dg.pretrained.tokenizer import Tokenizer, class_prompts, load_tokenizer
 from disam_jax.dg.reading import is_folder
 from disam_jax.dg.training.config import FineTuneConfig
@@ -37,7 +39,7 @@ class Pretrained(NamedTuple):
     """A model with its weights, and how it wants its inputs.
 
     Attributes:
-        module: `CLIP`, `ViT` or `ResNet`, in evaluation mode.
+        module: `CLIP`, `ViT`, `ResNet` or `EfficientNetLite`, in evaluation mode.
         image_size: Pixels on each side of an image, if the weights fix them.
         prepare: images of a data set -> inputs of the module.
         tokenizer: Tokenizer of CLIP; None for other models.
@@ -92,7 +94,8 @@ def load(
         >>> type(pretrained.module).__name__, pretrained.image_size
         ('ViT', 32)
     """
-    path = checkpoint_path(checkpoint, revision)
+    # Weights of a package have a name and no path that `from_pretrained` would take.
+    path = Path(checkpoint) if is_packaged(checkpoint) else checkpoint_path(checkpoint, revision)
     values = {"frozen_norm": frozen_norm, "dropout": dropout}
     options: dict[str, Any] = {name: values[name] for name in find_model(model).checkpoint_options}
     module = from_pretrained(path, model=model, **options)
@@ -103,7 +106,7 @@ def load(
     if isinstance(module, ViT):
         config = module.config
         return Pretrained(module, config.image_size, Normalize(config.mean, config.std))
-    return Pretrained(module, None, images)
+    return Pretrained(module, None, Normalize(MEAN, STD) if isinstance(module, EfficientNetLite) else images)
 
 
 def make_networks(

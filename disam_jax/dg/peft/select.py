@@ -8,9 +8,9 @@ from disam_jax.dg.peft.registry import FINETUNING
 
 
 def in_head(path: tuple[Any, ...], variable: Any) -> bool:
-    """Whether a variable is of the last layer: of `head` or `fc`, but not of the unused one of a probe's tower."""
+    """Whether a variable is of the last layer (`head`, `fc`, `classifier`), but not of a probe's tower's unused one."""
     del variable
-    return path[-2:-1] in (("head",), ("fc",)) and "tower" not in path
+    return path[-2:-1] in (("head",), ("fc",), ("classifier",)) and "tower" not in path
 
 
 def of_norm_or_bias(path: tuple[Any, ...], variable: Any) -> bool:

@@ -16,11 +16,11 @@ from disam_jax.dg.pretrained.efficientnet_keys import NAMED as EFFICIENTNETS
 from disam_jax.dg.pretrained.efficientnet_keys import efficientnet_recipe
 from disam_jax.dg.pretrained.files import CONFIG, Checkpoint, read_checkpoint
 from disam_jax.dg.pretrained.keymap import Recipe, fill
-from disam_jax.dg.pretrained.packages import WEIGHTS, packaged_checkpoint
+from disam_jax.dg.pretrained.packages import is_packaged, packaged_checkpoint
 from disam_jax.dg.pretrained.resnet_keys import NAMED as RESNETS
 from disam_jax.dg.pretrained.resnet_keys import resnet_recipe
 from disam_jax.dg.pretrained.vit_keys import vit_recipe
-from disam_jax.dg.reading import brief, exists
+from disam_jax.dg.reading import brief
 
 
 class Architecture(NamedTuple):
@@ -100,8 +100,10 @@ def from_pretrained(
             raise InputError(f"num_classes={num_classes} makes a new head; write rngs=nnx.Rngs(seed) for its start")
     if model is not None and model not in (*ARCHITECTURES, *NAMED):
         raise InputError(f"unknown model {model!r}; write one of {', '.join((*ARCHITECTURES, *NAMED))}")
-    packaged = path_or_repo in WEIGHTS and not exists(Path(path_or_repo))
-    checkpoint = packaged_checkpoint(str(path_or_repo)) if packaged else read_checkpoint(path_or_repo, revision)
+    if is_packaged(path_or_repo):
+        checkpoint = packaged_checkpoint(str(path_or_repo))
+    else:
+        checkpoint = read_checkpoint(path_or_repo, revision)
     recipe = recipe_of(checkpoint, model, num_classes, **options)
     module = nnx.eval_shape(lambda: recipe.make(nnx.Rngs(0)))
     fill(module, checkpoint.tensors, recipe.rules, checkpoint.where, dtype)

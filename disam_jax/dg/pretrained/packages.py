@@ -10,7 +10,7 @@ from typing import NamedTuple
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.pretrained.files import Checkpoint
 from disam_jax.dg.pretrained.legacy_pickle import LegacyTensors
-from disam_jax.dg.reading import reason, regular_file, shown
+from disam_jax.dg.reading import exists, reason, regular_file, shown
 
 
 class Weights(NamedTuple):
@@ -42,6 +42,16 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
         ),
     }
 )
+
+
+def is_packaged(name: str | Path) -> bool:
+    """Whether a checkpoint is meant that a package has: one of `WEIGHTS`, where no file or folder has that name.
+
+    Example:
+        >>> is_packaged("efficientnet_lite0"), is_packaged("weights/model.safetensors")
+        (True, False)
+    """
+    return str(name) in WEIGHTS and not exists(Path(name))
 
 
 def packaged_checkpoint(name: str) -> Checkpoint:
