@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax.dg.data import augment, batches
+from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Hyper, Memory, Method, Outputs
@@ -148,7 +148,7 @@ def standardised(inputs: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
 
 def start(spec: RunSpec, network: Network, method: Method, setting: TrainConfig, num_sources: int) -> RunState:
     """A run before its first step; weights are those of its seed and target, whatever the method."""
-    params, state = network.init(batches.init_key(spec.key))
+    params, state = network.init(keys.init_key(spec.key))
     return RunState(
         params,
         state,
@@ -189,15 +189,15 @@ def train_step(
     Returns:
         The run after it.
     """
-    key = batches.step_key(spec.key, step)
+    key = keys.step_key(spec.key, step)
     number, size = labels.shape
     # One batch for the network, whose batch normalisation then sees the mixture of the domains.
     flat = inputs.reshape(number * size, *inputs.shape[2:])
     if setting.augment:
-        flat = augment.augment(batches.augmentation_key(key), flat, augment.Augmentation())
+        flat = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation())
 
     def forward(params: Params) -> Outputs:
-        output = network.apply(params, run.state, flat, batches.dropout_key(key), True)
+        output = network.apply(params, run.state, flat, keys.dropout_key(key), True)
         losses = example_losses(output.logits, labels.reshape(-1))
         return Outputs(losses.reshape(number, size).mean(1), output.features.reshape(number, size, -1), output.state)
 
