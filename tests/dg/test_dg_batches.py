@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from disam_jax.dg.data import batches as b
+from disam_jax.dg.data import keys, sampling
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.splits import Split, seeded_split
 from disam_jax.dg.errors import InputError
@@ -46,26 +47,26 @@ def test_no_two_purposes_share_a_key():
     numbers = []
     for seed in range(2):
         for target in range(3):
-            run = b.run_key(seed, target)
-            numbers += key_numbers(run, b.init_key(run))
+            run = keys.run_key(seed, target)
+            numbers += key_numbers(run, keys.init_key(run))
             for step in (0, 1, 2, 2**31 - 1):
-                key = b.step_key(run, step)
-                numbers += key_numbers(key, b.rows_key(key), b.augmentation_key(key), b.dropout_key(key))
+                key = keys.step_key(run, step)
+                numbers += key_numbers(key, keys.rows_key(key), keys.augmentation_key(key), keys.dropout_key(key))
     assert len(set(numbers)) == len(numbers) == 2 * 3 * (2 + 4 * 4)
 
 
 def test_keys_of_many_runs_are_those_of_each():
     seeds, targets = jnp.arange(3, dtype=jnp.int32), jnp.arange(2, dtype=jnp.int32)
-    keys = jax.vmap(jax.vmap(b.run_key, (0, None)), (None, 0))(seeds, targets)
+    found = jax.vmap(jax.vmap(keys.run_key, (0, None)), (None, 0))(seeds, targets)
     for target in range(2):
         for seed in range(3):
-            assert key_numbers(keys[target, seed]) == key_numbers(b.run_key(seed, target))
+            assert key_numbers(found[target, seed]) == key_numbers(keys.run_key(seed, target))
 
 
 def test_rows_come_from_the_training_split_of_their_domain_and_reach_all_of_it():
     data = make_data()
     split = seeded_split(data.counts, 1)
-    plan = b.Plan(data.counts, split, (3, 0, 1), 5, 2, 4, 300)
+    plan = sampling.Plan(data.counts, split, (3, 0, 1), 5, 2, 4, 300)
     rows = plan.rows()
     assert rows.shape == (300, 3, 4)
     assert rows.dtype == np.int32
@@ -80,7 +81,7 @@ def test_rows_come_from_the_training_split_of_their_domain_and_reach_all_of_it()
 
 
 def test_rows_are_the_same_in_every_version_and_on_every_device():
-    plan = b.Plan(np.array([1000, 1000]), seeded_split([1000, 1000], 0), (0, 1), 3, 2, 3, 2)
+    plan = sampling.Plan(np.array([1000, 1000]), seeded_split([1000, 1000], 0), (0, 1), 3, 2, 3, 2)
     within = np.argsort(plan.split.order)[plan.rows()] - np.array([0, 1000])[None, :, None]
     assert within.tolist() == [[[124, 48, 742], [517, 583, 605]], [[307, 218, 68], [442, 488, 198]]]
 
@@ -88,13 +89,13 @@ def test_rows_are_the_same_in_every_version_and_on_every_device():
 @pytest.mark.slow
 def test_a_program_on_the_device_draws_the_same_rows():
     data = make_data()
-    plans = [b.Plan(data.counts, seeded_split(data.counts, seed), (3, 0, 1), seed, 2, 4, 5) for seed in range(2)]
+    plans = [sampling.Plan(data.counts, seeded_split(data.counts, seed), (3, 0, 1), seed, 2, 4, 5) for seed in range(2)]
 
     @jax.jit
     def all_runs(seeds, arrays):
         def one_run(seed, arrays):
-            key = b.run_key(seed, 2)
-            one = lambda _, step: (None, b.draw_rows(b.rows_key(b.step_key(key, step)), *arrays, 4))
+            key = keys.run_key(seed, 2)
+            one = lambda _, step: (None, sampling.draw_rows(keys.rows_key(keys.step_key(key, step)), *arrays, 4))
             return jax.lax.scan(one, None, jnp.arange(5, dtype=jnp.int32))[1]
 
         return jax.vmap(one_run)(seeds, arrays)

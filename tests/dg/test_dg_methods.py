@@ -11,7 +11,7 @@ import problems
 import pytest
 
 import disam_jax
-from disam_jax.dg.data import batches
+from disam_jax.dg.data import keys
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import (
     METHODS,
@@ -220,7 +220,7 @@ def sd_objective(w, step):
 
 def mixed(step):
     """The pairs of a step and their inputs, from the draws that `test_mixup_pairs...` looks at."""
-    key = batches.method_key(batches.step_key(KEY, step))
+    key = keys.method_key(keys.step_key(KEY, step))
     drawn = mixup_pairs(key, 3, jnp.float32(HYPER["mixup_alpha"]))
     pairs = list(zip(*(np.asarray(each) for each in drawn), strict=True))
     x = np.asarray(problem().batch["x"], np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disam_jax.dg.data import batches, streaming
+from disam_jax.dg.data import batches, sampling, streaming
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.folder import list_images, load_images
 from disam_jax.dg.data.splits import seeded_split
@@ -57,7 +57,7 @@ def threads_end(within=10.0):
     return True
 
 
-@pytest.mark.parametrize("form", batches.FORMS)
+@pytest.mark.parametrize("form", sampling.FORMS)
 def test_batches_from_files_are_those_from_memory(listing, form):
     stream = make_stream(listing, form=form)
     assert isinstance(stream, batches.Batches)

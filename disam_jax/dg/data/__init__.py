@@ -13,7 +13,9 @@ arrays      `{"x", "y", "domain"}` in an npz file
 npz         the format of npz files, checked before memory is taken
 features    an image as 176 numbers
 splits      which examples of a domain train and which validate
-batches     which examples make up the batch of a step, and the batches themselves
+keys        random keys, from the seed, the target and the step of a run
+sampling    which examples make up the batch of a step
+batches     the batches of a run, from memory
 streaming   the same batches for images that do not fit into memory
 augment     random crops, flips and colours, on the device
 """

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from disam_jax.dg.data.batches import Batch, Plan, ResumableBatches, arrange, fingerprint
+from disam_jax.dg.data.batches import Batch, ResumableBatches, arrange
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import ImageIndex
 from disam_jax.dg.data.images import read_image
+from disam_jax.dg.data.sampling import Plan, fingerprint
 from disam_jax.dg.data.splits import Split
 from disam_jax.dg.errors import InputError
 

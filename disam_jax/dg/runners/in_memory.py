@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from disam_jax.dg.data import batches
+from disam_jax.dg.data import keys, sampling
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
@@ -89,7 +89,7 @@ class InMemoryRunner:
         seeds = jnp.asarray([run.seed for run in runs], jnp.int32)
         targets = jnp.asarray([run.target for run in runs], jnp.int32)
         specs = RunSpec(
-            key=jax.vmap(batches.run_key)(seeds, targets),
+            key=jax.vmap(keys.run_key)(seeds, targets),
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
             hparams={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
@@ -152,7 +152,7 @@ class InMemoryRunner:
 def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
     """Inputs [M, n, ...] and labels [M, n] of the batch of a step of one run."""
     sources = sources_of(spec.target, len(arrays.counts))
-    rows = batches.step_rows(
+    rows = sampling.step_rows(
         spec.key, step, arrays.order[spec.place], arrays.train_counts, arrays.starts, sources, per_domain
     )
     flat = rows.reshape(-1)

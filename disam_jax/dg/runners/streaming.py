@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from disam_jax.dg.data import batches
+from disam_jax.dg.data import keys
 from disam_jax.dg.data.load import StreamedImages
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.data.streaming import StreamingBatches, eval_blocks
@@ -120,7 +120,7 @@ class StreamingRunner:
             raise ValueError("the runs of a chunk must have seed and target in common: they share the batches of these")
         run, (apart, everywhere) = runs[0], layout(len(runs))
         specs = RunSpec(
-            key=batches.run_key(run.seed, run.target),
+            key=keys.run_key(run.seed, run.target),
             place=jnp.int32(list(self.splits).index(run.seed)),
             target=jnp.int32(run.target),
             hparams={name: jnp.asarray([each.hyper[name] for each in runs], jnp.float32) for name in run.hyper},

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disam_jax.dg.data import augment, batches
+from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
@@ -148,7 +148,7 @@ def standardised(inputs: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
 
 def start(spec: RunSpec, network: Network, method: Method, setting: TrainConfig, num_sources: int) -> RunState:
     """A run before its first step. Its weights depend on seed and target alone, not on the method."""
-    params, state = network.init(batches.init_key(spec.key))
+    params, state = network.init(keys.init_key(spec.key))
     return RunState(
         params,
         state,
@@ -192,11 +192,11 @@ def train_step(
     Raises:
         MethodError: If the method breaks its contract, see `method_gradient`.
     """
-    key = batches.step_key(spec.key, step)
+    key = keys.step_key(spec.key, step)
     if setting.augment:
         flat = inputs.reshape(labels.size, *inputs.shape[2:])
-        inputs = augment.augment(batches.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
-    batch = Batch(inputs, labels, batches.method_key(key))
+        inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
+    batch = Batch(inputs, labels, keys.method_key(key))
 
     def forward(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
         x, y = batch.x if x is None else x, batch.y if y is None else y
@@ -206,7 +206,7 @@ def train_step(
                 "it the labels of these inputs, forward(params, x, y)"
             )
         # One batch for the network, whose batch normalisation then sees the mixture of the domains.
-        output = network.apply(params, run.state, x.reshape(y.size, *x.shape[2:]), batches.dropout_key(key), True)
+        output = network.apply(params, run.state, x.reshape(y.size, *x.shape[2:]), keys.dropout_key(key), True)
         losses = example_losses(output.logits, y.reshape(-1)).reshape(y.shape)
         by_domain = lambda values: values.reshape(*y.shape, -1)
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
