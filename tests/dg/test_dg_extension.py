@@ -1,4 +1,4 @@
-"""What a user does in ten minutes: a method or a metric of one's own, in a file or in another package.
+"""What a user does in ten minutes: a method, a variant or a metric of one's own, in a file or in another package.
 
 Each follows CONTRIBUTING.md in a copy of the package, or in a folder of installed packages, and runs the command line
 in a process of its own.
@@ -43,6 +43,26 @@ METHODS = {
         note="small entropy of right answers",
     )
 }
+'''
+
+# A variant, which becomes three methods.
+HALFWAY = '''
+"""The mean of the gradients at w and at w + e."""
+
+import jax
+
+from disam_jax import variants
+from disam_jax.dg.methods.base import Hyperparameter
+from disam_jax.dg.methods.sharpness_aware import Family, variant_methods
+
+
+def halfway(alpha, reference="ascent"):
+    """Hands over (1 - alpha) times the perturbed gradient and alpha times the one at w."""
+    combine = lambda base, perturbed: jax.tree.map(lambda g, h: alpha * g + (1.0 - alpha) * h, base, perturbed)
+    return variants.Variant(lambda rho, norm: rho / norm, combine, reference)
+
+
+METHODS = variant_methods("Halfway", Family("a mixture", {"alpha": Hyperparameter(0.5, -1.0, 0.0)}, halfway))
 '''
 
 BRIER = '''
@@ -93,10 +113,11 @@ def methods_of(folder):
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """A copy of the package with two more files."""
+    """A copy of the package with three more files."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "disam_jax", folder / "disam_jax", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "disam_jax/dg/methods/entropy.py").write_text(ENTROPY)
+    (folder / "disam_jax/dg/methods/halfway.py").write_text(HALFWAY)
     (folder / "disam_jax/dg/training/brier.py").write_text(BRIER)
     return folder
 
@@ -113,20 +134,22 @@ def installed(tmp_path_factory):
     return folder
 
 
-def test_a_file_is_all_that_a_method_or_a_metric_needs_to_be_listed(copied):
+def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_listed(copied):
     listed, _ = disam_jax(copied, "list")
     assert "LowEntropy" in listed
     assert "small entropy of right answers (entropy_weight)" in listed
     # After those that are there.
     assert listed.index("CORAL+DISAM") < listed.index("LowEntropy")
     assert "Brier score" in listed
+    for name in ("Halfway", "Halfway+DISAM", "Halfway+DISAM-std"):
+        assert f"\n{name} " in listed
 
 
 @pytest.mark.slow
-def test_a_file_is_all_that_a_method_or_a_metric_needs_to_be_trained_and_reported(copied):
-    arguments = ["--method", "low-entropy", "erm", *QUICK, "--out", copied / "out"]
+def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_trained_and_reported(copied):
+    arguments = ["--method", "low-entropy", "halfway+disam", "erm", *QUICK, "--out", copied / "out"]
     disam_jax(copied, "compare", *arguments)
-    assert methods_of(copied / "out") == ["LowEntropy", "ERM"]
+    assert methods_of(copied / "out") == ["LowEntropy", "Halfway+DISAM", "ERM"]
     page = (copied / "out" / "table.md").read_text()
     assert "LowEntropy" in page
     assert "## Further metrics" in page
@@ -140,13 +163,14 @@ def test_a_file_is_all_that_a_method_or_a_metric_needs_to_be_trained_and_reporte
     assert "a metric that is not installed here" in (copied / "out" / "table.md").read_text()
 
 
-def test_a_file_is_all_that_a_method_or_a_metric_needs_to_be_documented(copied):
+def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_documented(copied):
     pytest.importorskip("sphinx")
     script = "import registries; print(*(table() for table in registries.TABLES.values()))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(copied), str(ROOT / "docs/_ext")])}
     done = subprocess.run([sys.executable, "-c", script], cwd=copied, env=environment, capture_output=True, text=True)
     assert "| `LowEntropy` | small entropy of right answers | `entropy_weight` |" in done.stdout, done.stderr
     assert "| `brier` | Brier score |" in done.stdout
+    assert "| `Halfway+DISAM` |" in done.stdout
 
 
 @pytest.mark.slow

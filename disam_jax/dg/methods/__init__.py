@@ -27,13 +27,14 @@ from disam_jax.dg.methods.base import (
 from disam_jax.dg.methods.erm import mean_loss
 from disam_jax.dg.methods.objectives import annealed, group_dro, irm, irm_penalty, mixup, mixup_pairs, sd, vrex
 from disam_jax.dg.methods.registry import METHODS, find_methods
-from disam_jax.dg.methods.sharpness_aware import RHO, domain_losses, sharpness_aware
+from disam_jax.dg.methods.sharpness_aware import RHO, Family, domain_losses, sharpness_aware, variant_methods
 
 __all__ = [
     "METHODS",
     "RHO",
     "ZERO_SHOT",
     "Batch",
+    "Family",
     "Forward",
     "HParams",
     "Hyperparameter",
@@ -60,6 +61,7 @@ __all__ = [
     "no_update",
     "sd",
     "sharpness_aware",
+    "variant_methods",
     "vrex",
     "zero_shot",
 ]

@@ -106,7 +106,6 @@ class Family(NamedTuple):
     adaptive: bool = False
 
 
-# One line here is a variant in the command line, in the list, and in every test of methods.
 FAMILIES: Mapping[str, Family] = {
     "SAM": Family("sharpness-aware minimisation"),
     # e is relative to the weights; the authors use ten times SAM's rho.
@@ -131,8 +130,20 @@ def _ascent(family: Family, penalty: str | None) -> Ascent:
     return ascent
 
 
-def _methods(name: str, family: Family) -> dict[str, Method]:
-    """A sharpness-aware method without and with the domain-inspired perturbation."""
+def variant_methods(name: str, family: Family) -> dict[str, Method]:
+    """The methods of a variant, without and with the domain-inspired perturbation.
+
+    Args:
+        name: X.
+        family: The variant and its hyperparameters.
+
+    Returns:
+        X, X+DISAM and X+DISAM-std, for a table `METHODS`; for SAM they are called SAM, DISAM and DISAM-std.
+
+    Example:
+        >>> list(variant_methods("GSAM", FAMILIES["GSAM"]))
+        ['GSAM', 'GSAM+DISAM', 'GSAM+DISAM-std']
+    """
     plain, hparams = _ascent(family, penalty=None), {**RHO, **family.hparams}
     methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, note=family.note)}
     for penalty, lam in LAM.items():
@@ -165,5 +176,5 @@ _CONTROLS = {"DISAM-control": _control("variance"), "DISAM-std-control": _contro
 METHODS = {
     method: entry
     for name, family in FAMILIES.items()
-    for method, entry in {**_methods(name, family), **(_CONTROLS if name == "SAM" else {})}.items()
+    for method, entry in {**variant_methods(name, family), **(_CONTROLS if name == "SAM" else {})}.items()
 }
