@@ -221,8 +221,8 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
         options = cli.parse(arguments)
         if isinstance(options, Compare):
             checks.check_numbers(options)
-            checks.check_model_options(options)
             checks.check_checkpoint(options)
+            checks.check_model_options(options)
             hparams.check_grid(checks.parse_grid(options.grid), chosen_methods(options))
 
 

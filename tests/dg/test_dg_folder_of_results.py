@@ -47,7 +47,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from disam_jax.dg.sweep import results_folder
-with folder._unfinished(Path(sys.argv[1])) as unfinished:
+with results_folder._unfinished(Path(sys.argv[1])) as unfinished:
     (unfinished / "table.md").write_bytes(b"half")
     print("begun", flush=True)
     sys.stdin.readline()

@@ -86,6 +86,12 @@ def test_two_entries_of_one_name_are_an_error_that_names_both(shelf, files, poin
     assert all(source in str(error.value) for source in sources)
 
 
+def test_a_file_may_call_the_registry_by_the_name_of_its_tables(shelf):
+    registry = shelf({"bears": "TOYS = {'bear': 1}", "uses": "TOYS = None"})
+    importlib.import_module("toy_shelf.uses").TOYS = registry
+    assert dict(registry) == {"bear": 1}
+
+
 def test_an_entry_of_the_package_of_another_type_is_an_error(shelf):
     registry = shelf({"bears": "TOYS = {'bear': 'text'}"})
     with pytest.raises(TypeError, match=r"toy bear of toy_shelf.bears must be a int, got str"):

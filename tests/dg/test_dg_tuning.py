@@ -293,6 +293,11 @@ def refused(capsys, *arguments):
             ["--model", "clip", "--checkpoint", "{clip}", "--peft", "lora", "--class-contexts"],
             "--class-contexts is for --peft coop: --peft is lora",
         ),
+        (["--model", "clip", "--dropout", "0.5"], "--model clip needs --checkpoint"),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--context", "3", "--context-words", "a photo"],
+            "--context-words decide how many context vectors there are: leave out --context",
+        ),
         (
             ["--model", "vit", "--checkpoint", "{vit}", "--template", "see a {}"],
             "--template is for --model clip: --model vit has no text",

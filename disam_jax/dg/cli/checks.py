@@ -44,8 +44,8 @@ def check(options: "Compare") -> None:
     for package in (*PACKAGES, *(TOKENIZERS if options.checkpoint and model.text else ())):
         if importlib.util.find_spec(package) is None:
             raise InputError(missing(package))
-    check_model_options(options)
     check_checkpoint(options)
+    check_model_options(options)
 
 
 def check_numbers(options: "Compare") -> None:
@@ -95,9 +95,6 @@ def check_model_options(options: "Compare") -> None:
         InputError: If an option has no effect with the model. Both are named.
     """
     from disam_jax.dg.models.registry import MODELS
-
-    if options.checkpoint is not None and MODELS[options.model].checkpoints == "none":
-        return
 
     def takes(model: "Model", name: str) -> bool:
         if options.checkpoint is not None:
@@ -177,6 +174,8 @@ def check_finetuning_options(options: "Compare", peft: str) -> None:
         if name in own and is_given(options, name) and name not in FINETUNING[peft].options:
             takers = _takers({other: name in way.options for other, way in FINETUNING.items()})
             raise InputError(f"{flag(name)} is for --peft {takers}: --peft is {peft}")
+    if options.context_words and is_given(options, "context"):
+        raise InputError("--context-words decide how many context vectors there are: leave out --context")
     if is_given(options, "template") and not MODELS[options.model].text:
         takers = _takers({name: each.text for name, each in MODELS.items()})
         raise InputError(f"--template is for --model {takers}: --model {options.model} has no text")
