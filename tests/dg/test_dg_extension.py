@@ -108,7 +108,7 @@ def disam_jax(folder, *arguments, status=0):
 
 
 def methods_of(folder):
-    return list(json.loads((folder / "results.json").read_text())["methods"])
+    return list(json.loads((folder / "results.json").read_text())["header"]["methods"])
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ TABLES = (
     "open",
     "comparisons",
     "loss_comparisons",
+    "metrics",
     "losses",
     "sharpness",
     "selection",
