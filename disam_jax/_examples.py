@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from disam_jax._sharding import check_divides
-from disam_jax._types import Batch
+from disam_jax._types import Examples
 
 
-def ascent_subset(batch: Batch, fraction: float, *, axis: int = 1) -> Batch:
+def ascent_subset(batch: Examples, fraction: float, *, axis: int = 1) -> Examples:
     """Takes a subset of each domain's examples, for an ``ascent_loss_fn``: a step then costs 1 + fraction plain steps.
 
     The ``m = ceil(fraction * n)`` examples at ``0, s, 2 s, ...`` with ``s = n // m``, the same ones at every call. So
@@ -45,7 +45,7 @@ def ascent_subset(batch: Batch, fraction: float, *, axis: int = 1) -> Batch:
     return jax.tree.map(lambda leaf: _slice(leaf, 0, kept * stride, stride, axis), batch)
 
 
-def split_examples(batch: Batch, fraction: float, *, axis: int = 1) -> tuple[Batch, Batch]:
+def split_examples(batch: Examples, fraction: float, *, axis: int = 1) -> tuple[Examples, Examples]:
     """Splits each domain's examples in two: the subset that ``ascent_subset`` takes, and the rest of the examples.
 
     Every example is on one side, so ``m / n`` of the subset's mean loss plus ``1 - m / n`` of the rest's is the mean
@@ -89,7 +89,7 @@ def split_examples(batch: Batch, fraction: float, *, axis: int = 1) -> tuple[Bat
     return ascent_subset(batch, fraction, axis=axis), jax.tree.map(rest, batch)
 
 
-def _stride(batch: Batch, fraction: float, axis: int, name: str) -> tuple[int, int]:
+def _stride(batch: Examples, fraction: float, axis: int, name: str) -> tuple[int, int]:
     """How many examples are in the subset, and how far they are apart."""
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: fraction must be a static number, got {fraction!r}. Write 0.25.")

@@ -7,18 +7,18 @@ import jax.typing
 import numpy as np
 
 from disam_jax._domains import check_ids, static_positive_int
-from disam_jax._types import Batch
+from disam_jax._types import Examples
 
 
 def group_by_domain(
-    batch: Batch,
+    batch: Examples,
     domain_ids: jax.typing.ArrayLike,
     num_domains: int,
     per_domain: int | None = None,
     *,
     replace: bool = False,
     rng: np.random.Generator | None = None,
-) -> Batch:
+) -> Examples:
     """Groups a flat batch by domain on the host, for ``disam_jax.per_domain``.
 
     Args:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from disam_jax._domains import CheckedLosses, DomainLosses, Losses, as_domain_losses
 from disam_jax._dtypes import accumulation_dtype, as_params, cast
 from disam_jax._sharding import check_not_split, explicit_split
-from disam_jax._types import Aux, AxisName, Batch, LossFn, Params, Updates
+from disam_jax._types import Aux, AxisName, Examples, LossFn, Params, Updates
 from disam_jax._weights import AscentWeights
 
 Weigh: TypeAlias = Callable[[CheckedLosses], AscentWeights]
@@ -158,7 +158,7 @@ def passes_from_gradients(
 
 def passes_by_scan(
     loss_fn: LossFn,
-    batch: Batch,
+    batch: Examples,
     ascent_loss_fn: LossFn | None = None,
     *,
     has_aux: bool = False,
@@ -286,7 +286,7 @@ def _scalar_loss(out: Any, has_aux: bool) -> tuple[jax.Array, Aux]:
     return losses[0], aux
 
 
-def _leading_size(batch: Batch) -> int:
+def _leading_size(batch: Examples) -> int:
     shapes = {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(batch)}
     sizes = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(sizes) != 1 or 0 in sizes:

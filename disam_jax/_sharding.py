@@ -7,7 +7,7 @@ import math
 import jax
 import jax.typing
 
-from disam_jax._types import Batch
+from disam_jax._types import Examples
 
 
 def explicit_split(x: jax.typing.ArrayLike, axis: int) -> int:
@@ -22,7 +22,7 @@ def whole(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if explicit_split(x, 0) > 1 else x
 
 
-def check_not_split(batch: Batch) -> None:
+def check_not_split(batch: Examples) -> None:
     """On an explicit mesh the type of an array says how it lies there; a scan takes one domain after the other."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         devices = explicit_split(leaf, axis=0)
@@ -34,7 +34,7 @@ def check_not_split(batch: Batch) -> None:
             )
 
 
-def check_divides(batch: Batch, axis: int, sizes: list[int], name: str) -> None:
+def check_divides(batch: Examples, axis: int, sizes: list[int], name: str) -> None:
     """Every size of a subset must be a multiple of the number of devices over which the examples are split."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         devices = explicit_split(leaf, axis)

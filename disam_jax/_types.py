@@ -13,7 +13,7 @@ import optax
 
 Params: TypeAlias = Any  # pytree of floating-point arrays
 Updates: TypeAlias = Any  # pytree like the parameters: a gradient, or what the optimizer is given
-Batch: TypeAlias = Any  # pytree of arrays [M, n, ...] or [N, ...]
+Examples: TypeAlias = Any  # pytree of arrays [M, n, ...] or [N, ...]
 Aux: TypeAlias = Any  # what a loss function returns beside the losses
 LossFn: TypeAlias = Callable[..., Any]  # (params, ...) -> losses, or (losses, aux)
 GradFn: TypeAlias = Callable[..., Any]  # (params, ...) -> (loss, gradient), with extras beside the loss

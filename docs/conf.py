@@ -53,7 +53,7 @@ default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 # Shown by their names, which docs/api/core.rst explains.
-named_types = ("AxisName", "Batch", "Filter", "GradFn", "Losses", "LossFn", "Mask", "Params", "Scalar")
+named_types = ("AxisName", "Examples", "Filter", "GradFn", "Losses", "LossFn", "Mask", "Params", "Scalar")
 autodoc_type_aliases = {name: name for name in (*named_types, "ScalarOrSchedule")}
 autodoc_type_aliases["jax.typing.ArrayLike"] = "ArrayLike"
 autodoc_preserve_defaults = True

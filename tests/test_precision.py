@@ -347,7 +347,7 @@ def test_your_own_variant_sees_float32_and_its_result_has_the_dtypes_of_the_para
     @jax.jit
     def step(strength):
         def combine(base, perturbed):
-            assert {leaf.dtype for leaf in jax.tree.leaves((reference, perturbed))} == {jnp.dtype(jnp.float32)}
+            assert {leaf.dtype for leaf in jax.tree.leaves((base, perturbed))} == {jnp.dtype(jnp.float32)}
             return jax.tree.map(lambda g, h: h + strength * g, base, perturbed)
 
         half = variants.Variant(lambda rho, norm: strength * rho / norm, combine)

@@ -49,7 +49,15 @@ def test_the_two_commands_are_there(command):
 
 def test_commands_and_extras_are_those_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) == {"flax", "dg", "pretrained", "sharpness", "docs", "dev"}
+    assert set(project["optional-dependencies"]) == {
+        "flax",
+        "dg",
+        "pretrained",
+        "imagenet",
+        "sharpness",
+        "docs",
+        "dev",
+    }
     assert project["scripts"] == {"disam-jax": "disam_jax.dg.cli.main:main"}
 
 

@@ -40,7 +40,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.training.step",
 }
 # Public by name, for the other modules of the library only.
-INTERNAL_NAMES = {"disam_jax.variants.as_variant"}
+INTERNAL_NAMES = {"disam_jax.dg.methods.method_gradient", "disam_jax.variants.as_variant"}
 
 
 def modules(name: str = "disam_jax") -> Iterator[ModuleType]:

@@ -170,7 +170,8 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
         ),
         (
             ["--augment"],
-            "--augment is for pixels, which conv, resnet18, resnet50, clip and vit take: --model is mlp",
+            "--augment is for pixels, which conv, resnet18, resnet50, "
+            "efficientnet_lite0, efficientnet_lite2, clip and vit take: --model is mlp",
         ),
         (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
         (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),

@@ -105,8 +105,9 @@ def test_an_entry_is_in_help_list_and_documentation_at_once(tmp_path, way):
     found = look(WAYS[way](tmp_path))
     status, text, _ = found["help"]
     assert status == 0
-    assert re.search(r"--model \{mlp,[a-z0-9,]+,vit,wide\}", text)
-    assert "digits, digits-rotated, hospitals; pacs" in " ".join(re.sub(r"[│\n]", " ", text).split())
+    unwrapped = " ".join(re.sub(r"[│\n]", " ", text).split())
+    assert re.search(r"--model \{mlp,[a-z0-9_, ]+,vit,wide\}", unwrapped)
+    assert "digits, digits-rotated, hospitals; pacs" in unwrapped
     status, text, err = found["list"]
     assert (status, err) == (0, "")
     assert re.search(r"^wide +one wide hidden layer", text, re.MULTILINE)

@@ -304,11 +304,13 @@ def refused(capsys, *arguments):
         ),
         (
             ["--model", "vit", "--checkpoint", "{vit}", "--dropout", "0.5"],
-            "--model vit with --checkpoint has no dropout, got --dropout 0.5: it is for resnet18 and resnet50",
+            "--model vit with --checkpoint has no dropout, got --dropout 0.5: it is for resnet18, resnet50, "
+            "efficientnet_lite0 and efficientnet_lite2",
         ),
         (
             ["--model", "clip", "--checkpoint", "{clip}", "--frozen-norm"],
-            "--model clip with --checkpoint has no frozen norm, got --frozen-norm: it is for resnet18 and resnet50",
+            "--model clip with --checkpoint has no frozen norm, got --frozen-norm: it is for resnet18, resnet50, "
+            "efficientnet_lite0 and efficientnet_lite2",
         ),
         (
             ["--model", "resnet18", "--checkpoint", "{vit}", "--norm", "batch"],
@@ -316,7 +318,11 @@ def refused(capsys, *arguments):
         ),
         (["--peft", "lora"], "--peft is for pretrained models: give a --checkpoint"),
         (["--open-class"], "--open-class is for pretrained models"),
-        (["--checkpoint", "{vit}"], "--checkpoint is for resnet18, resnet50, clip and vit: --model is mlp"),
+        (
+            ["--checkpoint", "{vit}"],
+            "--checkpoint is for resnet18, resnet50, "
+            "efficientnet_lite0, efficientnet_lite2, clip and vit: --model is mlp",
+        ),
         (
             ["--model", "vit", "--checkpoint", "{vit}", "--peft", "coop"],
             "--peft coop learns prompts and vit has no text",

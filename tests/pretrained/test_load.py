@@ -116,7 +116,7 @@ def test_no_config(folder, name, model, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "resnet20"}, "unknown model 'resnet20'; write one of clip, vit, resnet, resnet18"),
+        ({"model": "resnet20"}, "unknown model 'resnet20'; write one of clip, vit, resnet, efficientnet, resnet18"),
         ({"num_classes": 3}, r"num_classes=3 makes a new head; write rngs=nnx.Rngs\(seed\)"),
         ({"num_classes": 0, "rngs": nnx.Rngs(0)}, "num_classes is 0; write a whole number above zero"),
         ({"width": 8}, "model resnet has no option 'width'; it has dropout, frozen_norm"),
