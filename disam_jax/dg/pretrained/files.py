@@ -1,7 +1,8 @@
 """Checkpoints as they are published: safetensors and config.json, in a folder, a file or a repository of Hugging Face.
 
-Pickle is never read: loading it runs whatever code it holds. Of a folder, only what is in it is read: a link that leads
-out of it is refused, but for those of Hugging Face's cache, which lead from a repository's `snapshots` to its `blobs`.
+Of these, pickle is never read: loading it runs whatever code it holds. Of a folder, only what is in it is read: a link
+that leads out of it is refused, but for those of Hugging Face's cache, which lead from a repository's `snapshots` to
+its `blobs`.
 """
 
 import os
