@@ -9,7 +9,7 @@ tuples and descriptions of tensors. Every other instruction or name is refused, 
 import io
 import math
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,9 +145,57 @@ class _Mark:
 
 
 _MARK = _Mark()
+_KNOWN = frozenset(
+    [
+        "PROTO",
+        "STOP",
+        "MARK",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINUNICODE",
+        "EMPTY_DICT",
+        "EMPTY_LIST",
+        "EMPTY_TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "TUPLE",
+        "SETITEM",
+        "SETITEMS",
+        "APPEND",
+        "APPENDS",
+        "BINPUT",
+        "LONG_BINPUT",
+        "BINGET",
+        "LONG_BINGET",
+        "GLOBAL",
+        "REDUCE",
+        "BINPERSID",
+        "BUILD",
+    ]
+)
+_OPCODES = {each.code.encode("latin-1"): each for each in pickletools.opcodes if each.name in _KNOWN}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE")
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _instructions(pickles: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """Name and argument of one instruction after another; the argument of an unknown one is not even read."""
+    while byte := pickles.read(1):
+        known = _OPCODES.get(byte)
+        if known is None:
+            raise ValueError(f"a pickle has the instruction {byte!r}, which no state dict needs")
+        if known.name == "GLOBAL":
+            # As pickle reads it: two lines, without the escapes that `pickletools` would look for.
+            yield known.name, " ".join(pickles.readline()[:-1].decode("ascii") for _ in range(2))
+        else:
+            yield known.name, known.arg.reader(pickles) if known.arg else None
 
 
 def _unpickled(pickles: io.BytesIO) -> Any:
@@ -171,15 +219,15 @@ def _unpickled(pickles: io.BytesIO) -> Any:
         del stack[len(stack) - count :]
         return found
 
-    for number, (code, argument, _) in enumerate(pickletools.genops(pickles)):
+    for number, (instruction, argument) in enumerate(_instructions(pickles)):
         if number > MOST_INSTRUCTIONS:
             raise ValueError(f"a pickle has more than {MOST_INSTRUCTIONS:,} instructions")
-        match code.name:
+        match instruction:
             case "PROTO":
                 if argument != 2 or number:
                     raise ValueError("a pickle is not of protocol 2")
             case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append(_CONSTANTS[code.name])
+                stack.append(_CONSTANTS[instruction])
             case name if name in _VALUES:
                 stack.append(argument)
             case "MARK":
@@ -193,12 +241,12 @@ def _unpickled(pickles: io.BytesIO) -> Any:
             case "TUPLE":
                 stack.append(tuple(items()))
             case "SETITEM" | "SETITEMS":
-                added = pop(2) if code.name == "SETITEM" else items()
+                added = pop(2) if instruction == "SETITEM" else items()
                 (target,) = pop(1)
                 _add_to_dict(target, added)
                 stack.append(target)
             case "APPEND" | "APPENDS":
-                added = pop(1) if code.name == "APPEND" else items()
+                added = pop(1) if instruction == "APPEND" else items()
                 (target,) = pop(1)
                 if not isinstance(target, list):
                     raise ValueError(f"a pickle appends to a {_kind(target)}")
@@ -230,8 +278,6 @@ def _unpickled(pickles: io.BytesIO) -> Any:
                 if stack:
                     raise ValueError("a pickle leaves values behind")
                 return result
-            case name:
-                raise ValueError(f"a pickle has the instruction {name}, which no state dict needs")
     raise ValueError("a pickle has no end")
 
 
