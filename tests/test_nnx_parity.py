@@ -6,6 +6,7 @@ objects of the caller, variables and plain attributes alike.
 
 import itertools
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,8 @@ from support import slow
 import disam_jax.nnx
 
 M, N, FEATURES = 2, 6, 4
+
+FLAX = tuple(map(int, flax.__version__.split(".")[:2]))
 
 
 @pytest.fixture(autouse=True)
@@ -440,6 +443,8 @@ def table():
 
 @pytest.mark.parametrize(("kind", "form", "mode"), table())
 def test_rho_zero_is_plain_nnx(kind, form, mode):
+    if form == "variable_of_its_own_type" and FLAX < (0, 12):
+        pytest.skip("plain NNX of this version of Flax has no gradient for it, and ours has")
     want, want_graph, want_state = run(plain, kind, form, mode)
     got, graph, state = run(ours, kind, form, mode)
     assert_same(got, want)
