@@ -209,7 +209,7 @@ def test_commands_are_found_on_a_page(text, found):
 def test_every_command_of_a_page_parses_and_its_options_go_together(page):
     from disam_jax.dg.cli import checks
     from disam_jax.dg.cli import main as cli
-    from disam_jax.dg.cli.compare import chosen_methods
+    from disam_jax.dg.cli.compare import chosen_methods, with_own_checkpoint
     from disam_jax.dg.cli.options import Compare
     from disam_jax.dg.sweep import hparams
 
@@ -220,6 +220,7 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
             continue
         options = cli.parse(arguments)
         if isinstance(options, Compare):
+            options = with_own_checkpoint(options)
             checks.check_numbers(options)
             checks.check_checkpoint(options)
             checks.check_model_options(options)
