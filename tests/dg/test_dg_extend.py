@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+from installed import install
 
 import disam_jax
 
@@ -80,11 +81,8 @@ def outside(folder, entries):
         (folder / f"my_{pathlib.Path(name).stem}.py").write_text(
             f"{text}\nentry = {table}['{pathlib.Path(name).stem}']\n"
         )
-    info = folder / "my_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     lines = [line for group, name, value in entries for line in (f"[{group}]", f"{name} = {value}")]
-    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    install(folder, "my-package", "\n".join(lines) + "\n")
     return [folder, pathlib.Path(disam_jax.__file__).parents[1]]
 
 

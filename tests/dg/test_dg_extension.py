@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import pytest
+from installed import install
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 QUICK = ["--seeds", "2", "--steps", "2", "--evaluations", "1", "--target", "noise"]
@@ -127,10 +128,7 @@ def installed(tmp_path_factory):
     """A folder of installed packages, with one that has methods."""
     folder = tmp_path_factory.mktemp("packages")
     (folder / "other_methods.py").write_text(OTHER)
-    info = folder / "other_methods-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-methods\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(POINTS)
+    install(folder, "other-methods", POINTS)
     return folder
 
 

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import pytest
+from installed import install
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.registry import Registry
@@ -23,10 +24,7 @@ def shelf(tmp_path, monkeypatch):
             (package / f"{name}.py").write_text(text)
         for number, (name, text) in enumerate(points):
             (tmp_path / f"toy_other{number}.py").write_text(text)
-            info = tmp_path / f"toy_other{number}-1.0.dist-info"
-            info.mkdir()
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: toy-other{number}\nVersion: 1.0\n")
-            (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = toy_other{number}:entry\n")
+            install(tmp_path, f"toy-other{number}", f"[{GROUP}]\n{name} = toy_other{number}:entry\n")
         importlib.invalidate_caches()
         return Registry("toy", int, "toy_shelf", "TOYS", GROUP, first)
 

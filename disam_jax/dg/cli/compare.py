@@ -59,8 +59,8 @@ def run_compare(options: "Compare", command: str) -> None:
     memory_budget = None if options.memory is None else int(options.memory * 2**30)
     with progress() as (show, say):
         pretrained = load_checkpoint(options)
-        size = options.image_size or (pretrained.image_size if pretrained else None)
-        size = size or MODELS[options.model].image_size
+        of_weights = pretrained.image_size if pretrained else None
+        size = options.image_size or of_weights or MODELS[options.model].image_size
         data = read_data(options, size, memory_budget, show)
         config = config_of(options, data)
         targets = sweep.check_targets(options.target, data.domain_names, data.name)

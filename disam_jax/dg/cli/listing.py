@@ -1,12 +1,13 @@
 """`disam-jax list`: the entries of all registries."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from disam_jax.dg.cli.progress import say
 
 if TYPE_CHECKING:
     from disam_jax.dg.methods import Method
+    from disam_jax.dg.registry import Registry
 
 
 def describe(method: "Method") -> str:
@@ -20,12 +21,12 @@ def describe(method: "Method") -> str:
     return " ".join([method.note, *([f"({', '.join(method.hparams)})"] if method.hparams else [])])
 
 
-def lists() -> dict[str, dict[str, str]]:
-    """What there is: for each title, what each name stands for.
+def registries() -> "dict[str, tuple[Registry[Any], Callable[[Any], str]]]":
+    """Every registry by its title, and what is said of an entry.
 
     Example:
-        >>> lists()["networks"]["conv"]
-        'small convolutional network, for images of 32 to 96 pixels'
+        >>> list(registries())
+        ['methods', 'networks', 'data sets', 'metrics', 'ways of fine-tuning']
     """
     from disam_jax.dg.data.registry import DATASETS
     from disam_jax.dg.methods import METHODS
@@ -34,25 +35,31 @@ def lists() -> dict[str, dict[str, str]]:
     from disam_jax.dg.training.metrics import METRICS
 
     return {
-        "methods": {name: describe(method) for name, method in METHODS.items()},
-        "networks": {name: model.summary for name, model in MODELS.items()},
-        "data sets": {name: data_set.summary for name, data_set in DATASETS.items()},
-        "metrics": {name: metric.note for name, metric in METRICS.items()},
-        "ways of fine-tuning": {name: way.summary for name, way in FINETUNING.items()},
+        "methods": (METHODS, describe),
+        "networks": (MODELS, lambda model: model.summary),
+        "data sets": (DATASETS, lambda data_set: data_set.summary),
+        "metrics": (METRICS, lambda metric: metric.note),
+        "ways of fine-tuning": (FINETUNING, lambda way: way.summary),
+    }
+
+
+def lists() -> dict[str, dict[str, str]]:
+    """What there is: for each title, what each name stands for.
+
+    Example:
+        >>> lists()["networks"]["conv"]
+        'small convolutional network, for images of 32 to 96 pixels'
+    """
+    return {
+        title: {name: said(entry) for name, entry in registry.items()}
+        for title, (registry, said) in registries().items()
     }
 
 
 def say_failures() -> None:
     """Prints a line on standard error for each entry point of another package that cannot be used."""
-    from disam_jax.dg.data.registry import DATASETS
-    from disam_jax.dg.methods import METHODS
-    from disam_jax.dg.models.registry import MODELS
-    from disam_jax.dg.peft.registry import FINETUNING
-    from disam_jax.dg.training.metrics import METRICS
-
-    registries: tuple[Mapping, ...] = (METHODS, MODELS, FINETUNING, DATASETS, METRICS)
-    for registry in registries:
-        for line in getattr(registry, "failures", ()):
+    for registry, _ in registries().values():
+        for line in registry.failures:
             say(line)
 
 

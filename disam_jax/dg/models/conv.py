@@ -11,6 +11,30 @@ import jax
 import jax.numpy as jnp
 
 
+def shifted_images(
+    x: jax.Array, kernel: Sequence[int], strides: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> list[jax.Array]:
+    """What each tap of a kernel sees of an image, in the order of the kernel's rows.
+
+    Args:
+        x: float [N, H, W, m].
+        kernel: height h and width w.
+        strides: in the two directions.
+        padding: with zeros, before and after, in the two directions.
+
+    Returns:
+        h w arrays, float [N, H', W', m].
+    """
+    height, width = kernel
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = ((size - k) // s + 1 for size, k, s in zip(x.shape[1:3], (height, width), strides, strict=True))
+    return [
+        x[:, i : i + (rows - 1) * strides[0] + 1 : strides[0], j : j + (columns - 1) * strides[1] + 1 : strides[1]]
+        for i in range(height)
+        for j in range(width)
+    ]
+
+
 def product_convolution(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **rest: Any
 ) -> jax.Array:
@@ -28,13 +52,7 @@ def product_convolution(
     """
     del rest
     height, width, m, n = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = ((size - k) // s + 1 for size, k, s in zip(x.shape[1:3], (height, width), strides, strict=True))
-    patches = [
-        x[:, i : i + (rows - 1) * strides[0] + 1 : strides[0], j : j + (columns - 1) * strides[1] + 1 : strides[1]]
-        for i in range(height)
-        for j in range(width)
-    ]
+    patches = shifted_images(x, (height, width), strides, padding)
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(height * width * m, n)
 
 

@@ -10,12 +10,13 @@ fall on it; that of w is a sum of products over all examples and places.
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from disam_jax.dg.models.conv import shifted_images
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -62,22 +63,16 @@ def shifted_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padd
 
 
 def _forward(x, kernel, stride, padding):
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = _places(padded.shape, kernel.shape, stride)
-    taps = itertools.product(range(kernel.shape[0]), range(kernel.shape[1]))
-    terms = [_shifted(padded, i, j, rows, columns, stride) * kernel[None, None, None, i, j] for i, j in taps]
+    seen = shifted_images(x, kernel.shape[:2], (stride, stride), padding)
+    taps = kernel.reshape(-1, kernel.shape[-1])
+    terms = [image * taps[None, None, None, number] for number, image in enumerate(seen)]
     return functools.reduce(jnp.add, terms), (x, kernel)
 
 
 def _backward(stride, padding, residuals, g):
     x, kernel = residuals
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width, _ = kernel.shape
-    rows, columns = g.shape[1:3]
-    sums = [
-        jnp.sum(_shifted(padded, i, j, rows, columns, stride) * g, (0, 1, 2), dtype=_wide(g.dtype))
-        for i, j in itertools.product(range(height), range(width))
-    ]
+    seen = shifted_images(x, kernel.shape[:2], (stride, stride), padding)
+    sums = [jnp.sum(image * g, (0, 1, 2), dtype=_wide(g.dtype)) for image in seen]
     of_kernel = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
     return _of_image(g, kernel, stride, padding, x.shape), of_kernel
 
@@ -111,20 +106,11 @@ def _of_image(g, kernel, stride, padding, shape):
             for i in range(a, height, stride)
             for j in range(b, width, stride)
         ]
-        return functools.reduce(jnp.add, terms, jnp.zeros((number, down, right, channels), g.dtype))
+        return functools.reduce(jnp.add, terms) if terms else jnp.zeros((number, down, right, channels), g.dtype)
 
     phases = jnp.stack([jnp.stack([phase(a, b) for b in range(stride)], 3) for a in range(stride)], 2)
     image = phases.reshape(number, down * stride, right * stride, channels)
     return image[:, top : top + tall, left : left + wide]
-
-
-def _places(padded: Sequence[int], kernel: Sequence[int], stride: int) -> tuple[int, int]:
-    rows, columns = ((size - k) // stride + 1 for size, k in zip(padded[1:3], kernel[:2], strict=True))
-    return rows, columns
-
-
-def _shifted(padded: jax.Array, i: int, j: int, rows: int, columns: int, stride: int) -> jax.Array:
-    return padded[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
 
 
 def _wide(dtype: Any) -> Any:

@@ -12,14 +12,13 @@ from flax import nnx
 from disam_jax.dg.models.conv import platform_convolution
 from disam_jax.dg.models.depthwise import depthwise_convolution, same_padding
 from disam_jax.dg.models.linear import make_head
-from disam_jax.dg.models.norm import FrozenBatchNorm
+from disam_jax.dg.models.norm import make_norm
+from disam_jax.dg.models.resnet import conv_init
 
 NUM_FEATURES = 1280
 STEM = 32
 # The checkpoints were trained on images normalised as (x - 127) / 128.
 MEAN, STD = (127.0 / 255.0,) * 3, (128.0 / 255.0,) * 3
-# Those of the fan-out, as the authors start every convolution.
-conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Stage(NamedTuple):
@@ -121,7 +120,7 @@ def _padded(convolution: Any, size: int, stride: int) -> Any:
 
 
 def _norm(width: int, frozen: bool, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return (FrozenBatchNorm if frozen else nnx.BatchNorm)(width, momentum=0.99, epsilon=1e-3, rngs=rngs)
+    return make_norm("frozen" if frozen else "batch", width, rngs, momentum=0.99, epsilon=1e-3)
 
 
 class SeparableBlock(nnx.Module):

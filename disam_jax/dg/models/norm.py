@@ -27,17 +27,20 @@ def identity(x):
     return x
 
 
-def make_norm(name: str, width: int, rngs: nnx.Rngs):
+def make_norm(name: str, width: int, rngs: nnx.Rngs, *, momentum: float = 0.9, epsilon: float = 1e-5):
     """A normalisation layer for arrays [..., width].
 
-    Running statistics move as m <- 0.9 m + 0.1 m_batch, with the biased variance of the batch as in all of Flax;
-    torch has the unbiased one there, larger by n / (n - 1) for n numbers per channel. Both normalise by the biased one.
+    Running statistics move as m <- momentum m + (1 - momentum) m_batch, with the biased variance of the batch as in all
+    of Flax; torch has the unbiased one there, larger by n / (n - 1) for n numbers per channel. Both normalise by the
+    biased one.
 
     Args:
         name: "none", "batch", "frozen" (BatchNorm whose statistics stay) or "group" (8 groups, or
             as many of them as divide the width).
         width: number of channels.
         rngs: random streams.
+        momentum: of the running statistics of BatchNorm.
+        epsilon: added to the variances of BatchNorm.
 
     Returns:
         A module or function from arrays to arrays of the same shape.
@@ -52,4 +55,4 @@ def make_norm(name: str, width: int, rngs: nnx.Rngs):
     if name not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
     layer = FrozenBatchNorm if name == "frozen" else nnx.BatchNorm
-    return layer(width, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    return layer(width, momentum=momentum, epsilon=epsilon, rngs=rngs)

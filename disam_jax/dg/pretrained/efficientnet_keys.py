@@ -4,22 +4,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 from flax import nnx
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.efficientnet import MEAN, SCALES, STD, EfficientNetLite, Scale, scaled_stages
 from disam_jax.dg.models.linear import make_head
-from disam_jax.dg.pretrained.files import CONFIG, Checkpoint
-from disam_jax.dg.pretrained.keymap import Recipe, Rule, conv_kernel, linear_kernel
+from disam_jax.dg.pretrained.files import Checkpoint
+from disam_jax.dg.pretrained.keymap import NOT_NEEDED, Recipe, Rule, conv_rule, head_rules, norm_rules
+from disam_jax.dg.pretrained.normalisation import check_normalisation
 from disam_jax.dg.pretrained.tensors import shapes
-from disam_jax.dg.pretrained.transformer_keys import is_numbers
 from disam_jax.dg.reading import brief
 
 # By our names and by timm's.
 NAMED: Mapping[str, Scale] = {**SCALES, **{f"tf_{name}": scale for name, scale in SCALES.items()}}
-
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
 class Layout(NamedTuple):
@@ -76,7 +73,9 @@ def efficientnet_recipe(
     layout = PACKAGES if f"{PACKAGES.stem[0]}.weight" in checkpoint.tensors else TIMM
     found = shapes(checkpoint.tensors)
     scale = _scale(checkpoint, found, layout, name)
-    _check_normalisation(checkpoint)
+    # timm's 0.5 and 0.5 are close enough.
+    wanted = "EfficientNet-Lites see images normalised as (x - 127) / 128"
+    check_normalisation(checkpoint, MEAN, STD, wanted, 5e-3)
     weight = found.get(f"{layout.classifier}.weight")
     kept = weight[0] if num_classes is None and weight is not None and len(weight) == 2 and weight[0] else None
     stages = scaled_stages(scale)
@@ -90,10 +89,10 @@ def efficientnet_recipe(
             rngs=rngs,
         ),
         rules=[
-            *_ends(layout, kept is not None),
+            *_ends(layout),
+            *head_rules(layout.classifier, None if kept is None else TIMM.classifier),
             *(timm_rules() if layout is TIMM else package_rules([stage.blocks for stage in stages])),
-            # How often BatchNorm has run, which only an average without momentum needs.
-            Rule(r".*\.num_batches_tracked", None),
+            NOT_NEEDED,
         ],
         add_head=None if num_classes is None else partial(add_head, num_classes=num_classes),
     )
@@ -114,7 +113,7 @@ def add_head(module: nnx.Module, rngs: nnx.Rngs, num_classes: int) -> None:
 def timm_rules() -> list[Rule]:
     """From timm's keys of the blocks to the variables of `EfficientNetLite`, which has timm's names."""
     layer = r"(blocks\.\d+\.\d+\."
-    return [Rule(rf"{layer}conv_(?:dw|pwl?))\.weight", r"\1.kernel", conv_kernel), *_norms(rf"{layer}bn\d)", r"\1")]
+    return [conv_rule(rf"{layer}conv_(?:dw|pwl?))", r"\1"), *norm_rules(rf"{layer}bn\d)", r"\1")]
 
 
 def package_rules(blocks: list[int]) -> list[Rule]:
@@ -131,29 +130,15 @@ def package_rules(blocks: list[int]) -> list[Rule]:
     for place, (stage, number) in enumerate(places):
         for key, layer in (_INVERTED if stage else _SEPARABLE).items():
             pattern, path = rf"_blocks\.{place}\.{key}", f"blocks.{stage}.{number}.{layer}"
-            rules += (
-                _norms(pattern, path)
-                if layer.startswith("bn")
-                else [Rule(rf"{pattern}\.weight", f"{path}.kernel", conv_kernel)]
-            )
+            rules += norm_rules(pattern, path) if layer.startswith("bn") else [conv_rule(pattern, path)]
     return rules
 
 
-def _ends(layout: Layout, kept: bool) -> list[Rule]:
+def _ends(layout: Layout) -> list[Rule]:
     rules = []
     for (conv, norm), (own_conv, own_norm) in ((layout.stem, TIMM.stem), (layout.head, TIMM.head)):
-        rules += [Rule(rf"{conv}\.weight", f"{own_conv}.kernel", conv_kernel), *_norms(norm, own_norm)]
-    if not kept:
-        return [*rules, Rule(rf"{layout.classifier}\.(weight|bias)", None)]
-    return [
-        *rules,
-        Rule(rf"{layout.classifier}\.weight", "classifier.kernel", linear_kernel),
-        Rule(rf"{layout.classifier}\.bias", "classifier.bias"),
-    ]
-
-
-def _norms(pattern: str, path: str) -> list[Rule]:
-    return [Rule(rf"{pattern}\.{entry}", f"{path}.{variable}") for entry, variable in _NORM.items()]
+        rules += [conv_rule(conv, own_conv), *norm_rules(norm, own_norm)]
+    return rules
 
 
 def _scale(checkpoint: Checkpoint, found: Mapping[str, tuple[int, ...]], layout: Layout, name: str | None) -> Scale:
@@ -170,17 +155,3 @@ def _scale(checkpoint: Checkpoint, found: Mapping[str, tuple[int, ...]], layout:
         if asked in NAMED and NAMED[asked] != known[head[1]]:
             raise InputError(f"{checkpoint.where}: is no {asked}: {head[1]} channels go into its head")
     return known[head[1]]
-
-
-def _check_normalisation(checkpoint: Checkpoint) -> None:
-    """Images are normalised as (x - 127) / 128; timm's 0.5 and 0.5 are close enough."""
-    config = (checkpoint.config or {}).get("pretrained_cfg")
-    if config is None:
-        return
-    for key, usual in (("mean", MEAN), ("std", STD)):
-        seen = config.get(key) if isinstance(config, Mapping) else None
-        if seen is not None and not (is_numbers(seen, 3) and np.allclose(seen, usual, rtol=0.0, atol=5e-3)):
-            raise InputError(
-                f"{checkpoint.where}: {CONFIG}: pretrained_cfg: {key} is {brief(seen)}, but EfficientNet-Lites see "
-                "images normalised as (x - 127) / 128; take a checkpoint that was trained so"
-            )

@@ -47,6 +47,65 @@ class Rule(NamedTuple):
     transform: Callable[[np.ndarray], np.ndarray] = unchanged
 
 
+# How often BatchNorm has run, which only an average without momentum needs.
+NOT_NEEDED = Rule(r".*\.num_batches_tracked", None)
+_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+
+
+def conv_rule(pattern: str, path: str) -> Rule:
+    r"""For a convolution without bias.
+
+    Args:
+        pattern: Of its key, without ".weight".
+        path: Of its module, dotted.
+
+    Returns:
+        Rule.
+
+    Example:
+        >>> conv_rule(r"layer(\d)", r"blocks.\1").path
+        'blocks.\\1.kernel'
+    """
+    return Rule(rf"{pattern}\.weight", f"{path}.kernel", conv_kernel)
+
+
+def norm_rules(pattern: str, path: str) -> list[Rule]:
+    """For a BatchNorm, with its running statistics.
+
+    Args:
+        pattern: Of its key, without ".weight" and the like.
+        path: Of its module, dotted.
+
+    Returns:
+        Rules.
+
+    Example:
+        >>> [rule.path for rule in norm_rules("bn1", "norm")]
+        ['norm.scale', 'norm.bias', 'norm.mean', 'norm.var']
+    """
+    return [Rule(rf"{pattern}\.{entry}", f"{path}.{variable}") for entry, variable in _NORM.items()]
+
+
+def head_rules(key: str, path: str | None) -> list[Rule]:
+    """For the last layer.
+
+    Args:
+        key: Its key.
+        path: Of its module, dotted; None leaves it out.
+
+    Returns:
+        Rules.
+
+    Example:
+        >>> [rule.path for rule in head_rules("classifier.1", "fc")]
+        ['fc.kernel', 'fc.bias']
+    """
+    pattern = re.escape(key)
+    if path is None:
+        return [Rule(rf"{pattern}\.(weight|bias)", None)]
+    return [Rule(rf"{pattern}\.weight", f"{path}.kernel", linear_kernel), Rule(rf"{pattern}\.bias", f"{path}.bias")]
+
+
 class Recipe(NamedTuple):
     """How a checkpoint becomes a module.
 

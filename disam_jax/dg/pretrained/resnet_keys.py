@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.resnet import BasicBlock, Bottleneck, ResNet
-from disam_jax.dg.pretrained.files import CONFIG, PREPROCESSOR, Checkpoint
-from disam_jax.dg.pretrained.keymap import Recipe, Rule, conv_kernel, linear_kernel
+from disam_jax.dg.pretrained.files import CONFIG, Checkpoint
+from disam_jax.dg.pretrained.keymap import NOT_NEEDED, Recipe, Rule, conv_rule, head_rules, norm_rules
+from disam_jax.dg.pretrained.normalisation import check_normalisation
 from disam_jax.dg.pretrained.tensors import shapes
-from disam_jax.dg.pretrained.transformer_keys import MOST_SIZE, count_blocks, is_numbers
+from disam_jax.dg.pretrained.transformer_keys import MOST_SIZE, count_blocks
 from disam_jax.dg.reading import brief, shown
 
 # Plain ResNets by torchvision's and timm's names; relatives such as resnet50d compute something else.
@@ -28,8 +28,6 @@ NAMED: Mapping[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottleneck]]]
 
 # Each has twice the channels of the one before.
 MOST_STAGES = 16
-
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
 class Sizes(NamedTuple):
@@ -83,7 +81,7 @@ def resnet_recipe(
             f"{checkpoint.where}: is no {name} but a ResNet of {sizes.block.__name__} {sizes.stages}, width "
             f"{sizes.width}; write model='resnet' to load it as it is"
         )
-    _check_normalisation(checkpoint)
+    check_normalisation(checkpoint, IMAGENET_MEAN, IMAGENET_STD, "ResNets see images normalised by {usual}", 1e-3)
     head = "classifier.1" if hugging_face else "fc"
     kept = None
     if num_classes is None and f"{head}.weight" in checkpoint.tensors:
@@ -101,9 +99,8 @@ def resnet_recipe(
         ),
         rules=[
             *(hugging_face_rules(len(sizes.stages)) if hugging_face else torchvision_rules()),
-            *head_rules(head, kept is not None),
-            # How often BatchNorm has run, which only an average without momentum needs.
-            Rule(r".*\.num_batches_tracked", None),
+            *head_rules(head, None if kept is None else "fc"),
+            NOT_NEEDED,
         ],
         add_head=None if num_classes is None else partial(add_head, num_classes=num_classes),
     )
@@ -221,31 +218,12 @@ def hugging_face_rules(num_stages: int) -> list[Rule]:
     return rules
 
 
-def head_rules(head: str, kept: bool) -> list[Rule]:
-    """For the last layer.
-
-    Args:
-        head: its key.
-        kept: whether it becomes the module's or is left out.
-
-    Returns:
-        Rules.
-    """
-    key = head.replace(".", r"\.")
-    if not kept:
-        return [Rule(rf"{key}\.(weight|bias)", None)]
-    return [Rule(rf"{key}\.weight", "fc.kernel", linear_kernel), Rule(rf"{key}\.bias", "fc.bias")]
-
-
 def _unit(key: str, conv: str, norm: str) -> list[Rule]:
     return _conv_and_norm(rf"{key}\.convolution", conv, rf"{key}\.normalization", norm)
 
 
 def _conv_and_norm(conv_key: str, conv: str, norm_key: str, norm: str) -> list[Rule]:
-    return [
-        Rule(rf"{conv_key}\.weight", f"{conv}.kernel", conv_kernel),
-        *(Rule(rf"{norm_key}\.{entry}", f"{norm}.{variable}") for entry, variable in _NORM.items()),
-    ]
+    return [conv_rule(conv_key, conv), *norm_rules(norm_key, norm)]
 
 
 def _count(checkpoint: Checkpoint, form: str) -> int:
@@ -288,22 +266,3 @@ def _check_depths(checkpoint: Checkpoint, stages: tuple[int, ...]) -> None:
                 f"{checkpoint.where}: {CONFIG}: depths is {list(stages)}, but stage {stage} has {found} blocks in the "
                 "checkpoint's tensors"
             )
-
-
-def _check_normalisation(checkpoint: Checkpoint) -> None:
-    """Networks of the benchmark see images normalised as for ImageNet, and some checkpoints have seen others."""
-    config = (checkpoint.config or {}).get("pretrained_cfg")
-    if config is not None and not isinstance(config, Mapping):
-        raise InputError(f"{checkpoint.where}: {CONFIG}: pretrained_cfg is {brief(config)}, must be an object {{...}}")
-    places = [
-        (PREPROCESSOR, checkpoint.preprocessor, ("image_mean", "image_std")),
-        (f"{CONFIG}: pretrained_cfg", config, ("mean", "std")),
-    ]
-    for name, entries, keys in places:
-        for key, usual in zip(keys, (IMAGENET_MEAN, IMAGENET_STD), strict=True):
-            seen = entries.get(key) if isinstance(entries, Mapping) else None
-            if seen is not None and not (is_numbers(seen, 3) and np.allclose(seen, usual, rtol=0.0, atol=1e-3)):
-                raise InputError(
-                    f"{checkpoint.where}: {name}: {key} is {brief(seen)}, but ResNets see images normalised by "
-                    f"{list(usual)}; take a checkpoint that was trained so"
-                )
