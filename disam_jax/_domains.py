@@ -180,7 +180,7 @@ def mean_by_domain(example_losses: jax.Array, domain_ids: jax.Array, num_domains
     # matrix product may run in reduced precision on an accelerator.
     sums = jnp.sum(jnp.where(member, example_losses.astype(dtype)[:, None], 0), axis=0)
     counts = jnp.sum(member, axis=0, dtype=dtype)
-    return DomainLosses(sums / jnp.maximum(counts, 1) * nan_unless(known_ids, dtype), counts)
+    return DomainLosses(sums / jnp.maximum(counts, 1) * nan_unless(known_ids), counts)
 
 
 def as_domain_losses(losses: Any, argument: str, axis_name: AxisName = None) -> CheckedLosses:
@@ -223,7 +223,7 @@ def _check_losses(losses: Any, argument: str) -> tuple[jax.Array, jax.Array]:
     values = jnp.where(weights > 0, values, 0)
     if checked:
         return values, weights
-    right = nan_unless(jnp.all((weights >= 0) & (weights <= LARGEST)), dtype)
+    right = nan_unless(jnp.all((weights >= 0) & (weights <= LARGEST)))
     return values * right, weights * right
 
 

@@ -115,17 +115,17 @@ def not_negative(scalars: Any, dtype: jnp.dtype) -> Any:
 
     def leaf(value):
         x = jnp.asarray(value, dtype)
-        return x * nan_unless((x >= 0) & (x <= LARGEST), dtype) if isinstance(value, jax.Array) else x
+        return x * nan_unless((x >= 0) & (x <= LARGEST)) if isinstance(value, jax.Array) else x
 
     return jax.tree.map(leaf, scalars)
 
 
-def nan_unless(condition: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """1 where the condition holds, else NaN: a factor, so that the gradient is NaN too.
+def nan_unless(condition: jax.Array) -> jax.Array:
+    """1 where the condition holds, else NaN: a factor of no dtype of its own, so that the gradient is NaN too.
 
     Nothing on the way is NaN or infinite where the condition holds, as ``jax_debug_nans`` and ``jax_debug_infs`` ask.
     """
-    return jnp.sqrt(jnp.where(condition, 1, -1).astype(dtype))
+    return jnp.sqrt(jnp.where(condition, 1.0, -1.0))
 
 
 def _is_real(dtype: jnp.dtype) -> bool:

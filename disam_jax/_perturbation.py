@@ -52,7 +52,7 @@ def perturbation(
 
     norm = _masked_norm(jax.tree.map(stretch, params, gradient), mask, dtype)
     # A finite gradient whose squares overflow has no norm to divide by: nan, where rho / inf would be a silent 0.
-    norm = norm * nan_unless(norm <= jnp.finfo(dtype).max, dtype)
+    norm = norm * nan_unless(norm <= jnp.finfo(dtype).max)
     rho, eps = not_negative((rho, eps), dtype)
     # Both branches of a select are differentiated, so the one that is not taken must be finite too.
     length = as_real(

@@ -171,7 +171,7 @@ def disam(
         now = _at_step(config, state.count)
         if isinstance(refresh_every, jax.core.Tracer):  # its value was not known when it was checked
             dtype = jnp.result_type(float)
-            now = now._replace(rho=jnp.asarray(now.rho, dtype) * nan_unless(refresh_every >= 1, dtype))
+            now = now._replace(rho=jnp.asarray(now.rho, dtype) * nan_unless(refresh_every >= 1))
 
         def refresh(_):
             ascent, losses, grads = two_passes(passes, params, now)
