@@ -43,10 +43,8 @@ if QUICK_TO_COMPILE:
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("fixed")
 
-# Programs that the processes of a test run, not tests.
-collect_ignore = ["checkpoint_worker.py", "mutation", "two_processes.py"]
-# Nor is there a doctest in a conftest; several of one name could not be collected side by side.
-collect_ignore_glob = ["*/conftest.py"]
+# Programs, and what several tests share.
+collect_ignore = ["mutation", "support"]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from support import slow
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 from benchmarks import __main__ as command
 from benchmarks import baseline, clock, counts, hlo, report, torch_peer, workloads
 from benchmarks.steps import SIDES
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

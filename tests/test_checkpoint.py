@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-WORKER = pathlib.Path(__file__).parent / "checkpoint_worker.py"
+WORKER = pathlib.Path(__file__).parent / "support" / "checkpoint_worker.py"
 STEPS = 9
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("orbax") is None, reason="needs orbax-checkpoint")

@@ -8,8 +8,6 @@ two turns in a body tells what a turn is, and M of them are held against a plain
 
 import functools
 import itertools
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +16,6 @@ import optax
 import pytest
 
 import disam_jax
-
-# The benchmarks stand beside the package, not in it.
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks import baseline, hlo
 from benchmarks.counts import abstract
 from benchmarks.steps import SIDES

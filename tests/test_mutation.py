@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from mutation import equivalents
-from mutation.__main__ import TESTS, parse, rate, sample, table
-from mutation.harness import Outcome
-from mutation.operators import Mutant, mutants
+
+from tests.mutation import equivalents
+from tests.mutation.__main__ import TESTS, parse, rate, sample, table
+from tests.mutation.harness import Outcome
+from tests.mutation.operators import Mutant, mutants
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -156,8 +157,8 @@ def test_the_command_takes_its_modules_from_the_table():
 TOY = """
 import pathlib, sys
 import pytest, xdist
-from mutation.harness import Fault, Order, Run, run_all
-from mutation.operators import mutants
+from tests.mutation.harness import Fault, Order, Run, run_all
+from tests.mutation.operators import mutants
 
 root = pathlib.Path(sys.argv[1])
 path = root / "toy" / "sums.py"
@@ -204,7 +205,7 @@ def test_a_fault_that_tests_notice_is_killed_and_one_that_means_the_same_survive
         [sys.executable, "-c", TOY, str(tmp_path), *expected],
         capture_output=True,
         text=True,
-        cwd=ROOT / "tests",
+        cwd=ROOT,
         check=True,
     )
     assert {

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 from support import slow
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 from benchmarks import __main__ as command
 from benchmarks import trace
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

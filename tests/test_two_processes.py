@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-WORKER = pathlib.Path(__file__).parent / "two_processes.py"
+WORKER = pathlib.Path(__file__).parent / "support" / "two_processes.py"
 
 
 def free_port():

@@ -1,7 +1,7 @@
 """Makes data/token_ids.json: texts and their ids by two tokenizers that share no code with ours.
 
     pip install instant-clip-tokenizer==0.1.1 && pip install --no-deps openai-clip==1.0.1 && pip install ftfy regex
-    python tests/peft/make_token_ids.py
+    python tests/support/make_token_ids.py
 
 One is instant-clip-tokenizer (Rust), the other OpenAI's simple_tokenizer.py, read from the package openai-clip as a
 file. The program stops at a text on which they differ.
@@ -60,7 +60,7 @@ def main():
         if ids != second.encode(text):
             raise SystemExit(f"{text!r}: {ids} and {second.encode(text)}")
         found[text] = ids
-    out = pathlib.Path(__file__).parent / "data" / "token_ids.json"
+    out = pathlib.Path(__file__).parents[1] / "dg" / "pretrained" / "data" / "token_ids.json"
     out.parent.mkdir(exist_ok=True)
     lines = [f" {json.dumps(text, ensure_ascii=False)}: {ids}" for text, ids in found.items()]
     out.write_text("{\n" + ",\n".join(lines) + "\n}\n")

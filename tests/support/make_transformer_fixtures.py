@@ -1,6 +1,6 @@
 """Makes the checkpoints of CLIP and ViT in data/ and what transformers computes with them.
 
-Run with torch and transformers: `python tests/pretrained/make_transformer_fixtures.py`. Those in the repository were
+Run with torch and transformers: `python tests/support/make_transformer_fixtures.py`. Those in the repository were
 made with torch 2.13.0, transformers 5.23.0 and safetensors 0.8.0 on Python 3.11; each expected.npz says its own.
 
 Every weight is random and large enough to matter, normalisations and biases too: a wrong layout, a forgotten bias or an
@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification, ViTModel
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "dg" / "pretrained" / "data"
 VOCABULARY, CONTEXT = 100, 16
 START, END = 98, 99
 TEXT = {

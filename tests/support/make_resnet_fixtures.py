@@ -1,6 +1,6 @@
 """Tiny random ResNets in the layouts of transformers and torchvision, and what torch computes with them.
 
-    python tests/pretrained/make_resnet_fixtures.py
+    python tests/support/make_resnet_fixtures.py
 
 needs torch and transformers, which the library and its tests do without; the fixtures are kept beside it.
 `versions.json` says which versions made them. Transformers' layout comes from its own classes; torchvision's from a
@@ -29,7 +29,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "dg" / "pretrained" / "data"
 CLASSES = 7
 # Odd and even, not square: padding and strides show.
 HEIGHT, WIDTH = 33, 40

@@ -10,7 +10,7 @@ from flax import nnx
 from disam_jax.dg.pretrained.files import read_checkpoint
 from disam_jax.dg.pretrained.keymap import fill
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "dg" / "pretrained" / "data"
 TOLERANCE = 1e-5
 
 
