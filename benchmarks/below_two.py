@@ -179,7 +179,7 @@ def cheaper(way: Way, params, examples: int, classes: int, steps: int) -> Method
 # What a step costs.
 
 
-def step_of(network: Network, setting, way: Way | None):
+def step_of(network: Network, config, way: Way | None):
     """A whole training step with AdamW, as a user writes it; None is the plain one."""
 
     def domain_losses(params, batch):
@@ -196,7 +196,7 @@ def step_of(network: Network, setting, way: Way | None):
         tx = optax.adamw(1e-3)
     else:
         tx = optax.chain(
-            disam_jax.disam(setting.rho * way.longer, 1.0, refresh_every=way.refresh_every),
+            disam_jax.disam(config.rho * way.longer, 1.0, refresh_every=way.refresh_every),
             optax.adamw(1e-3),
         )
 
@@ -205,7 +205,7 @@ def step_of(network: Network, setting, way: Way | None):
             grads = jax.grad(lambda params: domain_losses(params, batch).mean())(params)
             updates, state = tx.update(grads, state, params)
         elif way.alone:
-            gradient = disam_jax.subset_value_and_grad(domain_losses, setting.rho, 1.0, fraction=way.fraction)
+            gradient = disam_jax.subset_value_and_grad(domain_losses, config.rho, 1.0, fraction=way.fraction)
             updates, state = tx.update(gradient(params, batch)[1], state, params)
         else:
             updates, state = tx.update(
@@ -220,9 +220,9 @@ def step_of(network: Network, setting, way: Way | None):
     return tx, step
 
 
-def flops(network: Network, setting, way: Way | None, params, batch) -> float:
+def flops(network: Network, config, way: Way | None, params, batch) -> float:
     """Of one step, as XLA counts them; of a held perturbation, the mean over the steps that share it."""
-    tx, step = step_of(network, setting, way)
+    tx, step = step_of(network, config, way)
     every = 1 if way is None else way.refresh_every
 
     def at(count):
@@ -238,11 +238,11 @@ def flops(network: Network, setting, way: Way | None, params, batch) -> float:
     return at(0) if every == 1 else (at(0) + (every - 1) * at(1)) / every
 
 
-def seconds(ways, network, setting, params, batch, rounds: int, steps: int = 10) -> dict[str, list[float]]:
+def seconds(ways, network, config, params, batch, rounds: int, steps: int = 10) -> dict[str, list[float]]:
     """Seconds of `steps` steps of each way, in turn in every round, after a round that is not counted."""
     programs = {}
     for name, way in ways.items():
-        tx, step = step_of(network, setting, way)
+        tx, step = step_of(network, config, way)
         programs[name] = (jax.jit(step, donate_argnums=(0, 1)), tx)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -258,7 +258,7 @@ def seconds(ways, network, setting, params, batch, rounds: int, steps: int = 10)
     return {name: each[1:] for name, each in taken.items()}
 
 
-def costs(data, setting, sources: int, per_domain: int, rounds: int) -> tuple[dict[str, dict[str, float]], str]:
+def costs(data, config, sources: int, per_domain: int, rounds: int) -> tuple[dict[str, dict[str, float]], str]:
     """FLOPs and seconds, over a plain step's, of a multilayer perceptron wide enough for its time to be arithmetic."""
     hidden = 512
     network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(hidden, hidden))
@@ -268,8 +268,8 @@ def costs(data, setting, sources: int, per_domain: int, rounds: int) -> tuple[di
     batch = (jnp.asarray(inputs), jnp.zeros((sources, per_domain), jnp.int32))
     programs = {name: way for name, way in WAYS.items() if way.longer == 1 and not way.begin}
     ways = {"plain": None, "DISAM": Way()} | programs
-    counted = {name: flops(network, setting, way, params, batch) for name, way in ways.items()}
-    taken = seconds(ways, network, setting, params, batch, rounds)
+    counted = {name: flops(network, config, way, params, batch) for name, way in ways.items()}
+    taken = seconds(ways, network, config, params, batch, rounds)
     found = {}
     for name in ways:
         ratios = [own / plain for own, plain in zip(taken[name], taken["plain"], strict=True)]
@@ -294,14 +294,14 @@ def table(results, cost, network: str, command: str, seeds: int) -> tuple[str, d
     by_seed = {name: np.asarray(getattr(scores, name)).mean(2) for name in QUANTITIES}  # [K, S]
     names = list(results.methods)
     full = names.index("DISAM")
-    setting = results.header["setting"]
+    config = results.header["setting"]
     lines = [
         f"# Below two, {results.header['data']['name']}",
         "",
         f"    {command}",
         "",
-        f"{seeds} seeds x {len(results.targets)} targets, leave one domain out, {setting['steps']} steps, "
-        f"rho {setting['rho']}, lam 1, {setting['per_domain']} examples of each source domain; last step.",
+        f"{seeds} seeds x {len(results.targets)} targets, leave one domain out, {config['steps']} steps, "
+        f"rho {config['rho']}, lam 1, {config['per_domain']} examples of each source domain; last step.",
         "",
         "| | FLOPs | time | " + " | ".join(text for text, _ in QUANTITIES.values()) + " |",
         "|---|---:|---:|" + "---:|" * len(QUANTITIES),
@@ -360,32 +360,32 @@ def main():
 
     with progress() as (show, _):
         data = open_data(options.data)
-        setting = default_config(data)
-        setting = dataclasses.replace(setting, steps=options.steps or setting.steps)
+        config = default_config(data)
+        config = dataclasses.replace(config, steps=options.steps or config.steps)
         sources, classes = len(data.domain_names) - 1, len(data.class_names)
-        plain = make_network(setting.model, data.inputs.shape[1:], classes, hidden=(setting.hidden,))
+        plain = make_network(config.model, data.inputs.shape[1:], classes, hidden=(config.hidden,))
         params, state = jax.tree.map(jnp.zeros_like, plain.init(jax.random.key(0)))
         assert not jax.tree.leaves(state)  # `cheaper` hands none on
         methods = {name: METHODS[name] for name in ("ERM", "SAM", "DISAM")}
         chosen = {name: WAYS[name] for name in options.ways}
         methods |= {
-            name: cheaper(way, params, setting.per_domain, classes, setting.steps) for name, way in chosen.items()
+            name: cheaper(way, params, config.per_domain, classes, config.steps) for name, way in chosen.items()
         }
         plan = Plan(
-            {name: [search.default_hyper(method, setting)] for name, method in methods.items()},
+            {name: [search.default_hparams(method, config)] for name, method in methods.items()},
             tuple(range(sources + 1)),
             tuple(range(options.first_seed, options.first_seed + options.seeds)),
         )
         results, _ = run_sweep(
             data,
             on_parts(plain, sources),
-            setting,
+            config,
             methods,
             plan,
             options.work / f"{data.name}_{options.first_seed}",
             on_progress=show,
         )
-    cost, network = costs(data, setting, sources, options.per_domain, options.rounds)
+    cost, network = costs(data, config, sources, options.per_domain, options.rounds)
     command = f"python benchmarks/below_two.py --data {data.name}"
     name = data.name
     if options.first_seed or options.ways != list(FIRST):

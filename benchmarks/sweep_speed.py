@@ -45,13 +45,13 @@ def main():
     options = parser.parse_args()
 
     data, method = load_digits(), METHODS["DISAM"]
-    setting = TrainConfig(steps=options.steps)
+    config = TrainConfig(steps=options.steps)
     seeds = tuple(range(10))
-    arrays = make_arrays(data, tuple(split(data, seed) for seed in seeds), setting.standardise)
-    candidates = search.random_candidates(method, setting, -(-options.runs // (len(seeds) * 6)), seed=0)
+    arrays = make_arrays(data, tuple(split(data, seed) for seed in seeds), config.standardise)
+    candidates = search.random_candidates(method, config, -(-options.runs // (len(seeds) * 6)), seed=0)
     runs = sweep.Plan({"DISAM": candidates}, tuple(range(6)), seeds).runs[: options.runs]
-    network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(setting.hidden,))
-    program = InMemoryRunner(network, method, setting, arrays, seeds, setting.probe if setting.probe < 200 else 200)
+    network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(config.hidden,))
+    program = InMemoryRunner(network, method, config, arrays, seeds, config.probe if config.probe < 200 else 200)
 
     blocks = [runs[first : first + options.block] for first in range(0, len(runs), options.block)]
     blocks = [block for block in blocks if len(block) == options.block]
@@ -82,7 +82,7 @@ def main():
     count = len(blocks) * options.block
     found = {
         "runs": count,
-        "steps": setting.steps,
+        "steps": config.steps,
         "runs_at_once": options.block,
         "runs_per_minute": 60.0 * count / sum(together),
         "runs_per_minute_alone": 60.0 * count / sum(alone),
@@ -96,7 +96,7 @@ def main():
         "",
         "    python benchmarks/sweep_speed.py",
         "",
-        f"{count} runs of DISAM on the digits ({setting.steps} steps, measured {setting.evaluations} times), "
+        f"{count} runs of DISAM on the digits ({config.steps} steps, measured {config.evaluations} times), "
         f"{options.block} in one program against one after the other, in turn, without compilation:",
         "",
         "| | runs per minute |",

@@ -17,14 +17,14 @@ class Run(NamedTuple):
         target: index of the domain that is held out.
         seed: decides the split, the initial weights and the batches, together with the target.
         candidate: which choice of hyperparameters, counted from 0 for each method.
-        hyper: the hyperparameters' values by name ("rho", "lam", "learning_rate", ...).
+        hparams: the hyperparameters' values by name ("rho", "lam", "learning_rate", ...).
     """
 
     method: str
     target: int
     seed: int
     candidate: int
-    hyper: Mapping[str, float]
+    hparams: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ def toy_results(*methods: str, losses: float = 1.0) -> Results:
     """
     data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": list(CLASSES)}
     header = {"command": "", "data": data, "methods": {name: {} for name in methods}}
-    runs = tuple(Run(name, target=1, seed=0, candidate=0, hyper={}) for name in methods)
+    runs = tuple(Run(name, target=1, seed=0, candidate=0, hparams={}) for name in methods)
     ones = np.ones((len(methods), 2, 2, 2))
     probe = ones[:, 0]
     return Results(header, runs, np.arange(2), ones, losses * ones, probe, probe, sharpness=probe[:, 0])

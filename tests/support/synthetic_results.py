@@ -45,11 +45,11 @@ def make_results(
         factor = (spread_factor or {}).get(method, 1.0)
         for target in targets:
             for s in range(seeds):
-                for candidate, hyper in enumerate(grid):
-                    own = dict(hyper)
+                for candidate, hparams in enumerate(grid):
+                    own = dict(hparams)
                     if method == "ERM":
-                        own = {**hyper, **{name: 0.0 for name in ("rho", "lam") if name in hyper}}
-                    elif method == "SAM" and "lam" in hyper:
+                        own = {**hparams, **{name: 0.0 for name in ("rho", "lam") if name in hparams}}
+                    elif method == "SAM" and "lam" in hparams:
                         own["lam"] = 0.0
                     runs.append(Run(method, target, s, candidate, own))
                     bump = 0.04 - 0.5 * (own.get("rho", 0.1) - 0.1) ** 2 + 0.01 * own.get("lam", 0.0)
@@ -100,13 +100,13 @@ def make_plan(
 ):
     """Header and plan of a sweep over a data set without any sense."""
     data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
-    setting, found = TrainConfig(steps=steps, evaluations=2), find_methods(methods)
+    config, found = TrainConfig(steps=steps, evaluations=2), find_methods(methods)
     plan = Plan(
-        {name: random_candidates(method, setting, candidates, 0) for name, method in found.items()},
+        {name: random_candidates(method, config, candidates, 0) for name, method in found.items()},
         tuple(range(len(domains))),
         tuple(range(seeds)),
     )
-    return make_header(data, setting, found, plan, [], command), plan
+    return make_header(data, config, found, plan, [], command), plan
 
 
 def write_results(out, *, at_once=3, seed=0, leave=0, select="validation", **options):

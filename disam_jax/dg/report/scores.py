@@ -82,7 +82,7 @@ def ever_diverged(results: Results) -> np.ndarray:
 
     Example:
         >>> from disam_jax.dg.results import Run
-        >>> runs = tuple(Run("ERM", target=0, seed=seed, candidate=0, hyper={}) for seed in range(2))
+        >>> runs = tuple(Run("ERM", target=0, seed=seed, candidate=0, hparams={}) for seed in range(2))
         >>> losses, rest = np.ones((2, 3, 2, 2)), np.ones((2, 3, 2))
         >>> losses[1, 2] = np.nan
         >>> results = Results({}, runs, np.arange(3), losses, losses, rest, rest, rest[:, 0])

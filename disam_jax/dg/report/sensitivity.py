@@ -71,14 +71,14 @@ def grids(results: Results) -> tuple[Grid, ...]:
     plain = _by_seed(results, accuracy, PLAIN, 0) if PLAIN in results.methods else None
     found = []
     for method in results.methods:
-        hyper = {run.candidate: run.hyper for run in results.runs if run.method == method}
-        if 0 not in hyper:
+        hparams = {run.candidate: run.hparams for run in results.runs if run.method == method}
+        if 0 not in hparams:
             continue
-        rest = _rest(hyper[0])
+        rest = _rest(hparams[0])
         points: dict[tuple[float, float], int] = {}
-        for candidate in sorted(hyper):
-            if _rest(hyper[candidate]) == rest:
-                at = (float(hyper[candidate].get("rho", 0.0)), float(hyper[candidate].get("lam", 0.0)))
+        for candidate in sorted(hparams):
+            if _rest(hparams[candidate]) == rest:
+                at = (float(hparams[candidate].get("rho", 0.0)), float(hparams[candidate].get("lam", 0.0)))
                 points.setdefault(at, candidate)
         if len(points) < 2:
             continue
@@ -97,8 +97,8 @@ def grids(results: Results) -> tuple[Grid, ...]:
     return tuple(found)
 
 
-def _rest(hyper: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in hyper.items() if name not in GRID}
+def _rest(hparams: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in hparams.items() if name not in GRID}
 
 
 def _by_seed(results: Results, accuracy: np.ndarray, method: str, candidate: int) -> np.ndarray:

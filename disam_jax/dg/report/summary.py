@@ -140,7 +140,7 @@ def title(results: Results) -> str:
     """
     parts = [f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}", f"{results.steps[-1]} steps"]
     for name in ("rho", "lam"):
-        values = {float(run.hyper[name]) for run in results.runs if run.hyper.get(name, 0.0) != 0.0}
+        values = {float(run.hparams[name]) for run in results.runs if run.hparams.get(name, 0.0) != 0.0}
         if len(values) == 1:
             parts.append(f"{name} {values.pop():g}")
     return f"{results.header['data']['name']}, leave one domain out: {', '.join(parts)}"

@@ -245,14 +245,14 @@ def runs_csv(results: Results) -> str:
     every = np.arange(len(results.runs))
     last = score(results, Selected(every, np.full(len(every), len(results.steps) - 1)))
     chosen = {criterion: _chosen(results, criterion) for criterion in CRITERIA}
-    hyper = list(dict.fromkeys(name for run in results.runs for name in run.hyper))
-    header = ["method", "target", "seed", "candidate", *hyper, *QUANTITIES]
+    hparams = list(dict.fromkeys(name for run in results.runs for name in run.hparams))
+    header = ["method", "target", "seed", "candidate", *hparams, *QUANTITIES]
     header += [f"{what}_{criterion}" for criterion in CRITERIA for what in ("accuracy", "step")]
     of_new = open_by_run(results)
     lines = [[*header, *of_new, "diverged"]]
     for index, run in enumerate(results.runs):
         fields = [run.method, results.domain_names[run.target], str(run.seed), str(run.candidate)]
-        fields += [formats.csv_number(run.hyper.get(name)) for name in hyper]
+        fields += [formats.csv_number(run.hparams.get(name)) for name in hparams]
         fields += [formats.csv_number(float(getattr(last, quantity)[index])) for quantity in QUANTITIES]
         for reported in chosen.values():
             accuracy, step = reported.get(index, (None, None))

@@ -139,9 +139,9 @@ def found(points: Sequence[Metrics], sharpness: np.ndarray, runs: Sequence[Run])
     return {**arrays, "metrics": metrics} if metrics else arrays
 
 
-def weights(states: RunState, setting: TrainConfig) -> tuple[Any, Any]:
+def weights(states: RunState, config: TrainConfig) -> tuple[Any, Any]:
     """Parameters and running statistics that are measured: the moving average if there is one."""
-    if setting.averaging == "ema":
+    if config.averaging == "ema":
         return states.average
     return states.params, states.state
 

@@ -53,7 +53,7 @@ class InMemoryRunner:
     Args:
         network: Network to train.
         method: Method that computes the gradients.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
         arrays: Data set.
         seeds: S seeds, in the order of the splits in `arrays`.
         probe: Number of examples of each domain on which w + e is measured.
@@ -65,20 +65,20 @@ class InMemoryRunner:
         self,
         network: Network,
         method: Method,
-        setting: TrainConfig,
+        config: TrainConfig,
         arrays: Arrays,
         seeds: Sequence[int],
         probe: int,
         new_network: Network | None = None,
         new: Arrays | None = None,
     ):
-        self.setting, self.seeds = setting, tuple(seeds)
+        self.config, self.seeds = config, tuple(seeds)
         networks = Networks(network, new_network)
         self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
-        fixed = {"networks": networks, "method": method, "setting": setting}
+        fixed = {"networks": networks, "method": method, "config": config}
         self._start = jax.jit(functools.partial(start_all, **fixed))
         self._measure = jax.jit(functools.partial(measure_all, **fixed, probe=probe))
-        self._sharpness = jax.jit(functools.partial(sharpness_all, networks=networks, setting=setting, probe=probe))
+        self._sharpness = jax.jit(functools.partial(sharpness_all, networks=networks, config=config, probe=probe))
         self._segment = jax.jit(functools.partial(segment, **fixed, probe=probe), donate_argnums=0)
         self._step = functools.partial(step_all, **fixed)
         self._compiled: dict[int, Any] = {}
@@ -92,7 +92,7 @@ class InMemoryRunner:
             key=jax.vmap(keys.run_key)(seeds, targets),
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
-            hparams={name: jnp.asarray([run.hyper[name] for run in runs], jnp.float32) for name in runs[0].hyper},
+            hparams={name: jnp.asarray([run.hparams[name] for run in runs], jnp.float32) for name in runs[0].hparams},
         )
         return jax.device_put(specs, over_runs(len(runs)))
 
@@ -135,14 +135,14 @@ class InMemoryRunner:
         states = jax.device_put(self._start(specs, shared), over_runs(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
-        for first in self.setting.measured_at:
+        for first in self.config.measured_at:
             states, measured = compiled(states, specs, jnp.int32(first), shared)
             points.append(jax.device_get(measured))
-            if self.setting.averaging == "swad" and first < self.setting.steps:
+            if self.config.averaging == "swad" and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
             if on_segment is not None:
                 on_segment()
-        params, state = weights(states, self.setting)
+        params, state = weights(states, self.config)
         if averages:
             params, state = swad_weights(averages, points, [run.target for run in runs])
             points[-1] = jax.device_get(self._measure(params, state, specs, shared))
@@ -160,11 +160,11 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
 
 
-def start_all(specs: RunSpec, shared: Shared, *, networks: Networks, method: Method, setting: TrainConfig) -> RunState:
+def start_all(specs: RunSpec, shared: Shared, *, networks: Networks, method: Method, config: TrainConfig) -> RunState:
     """R runs before their first step."""
     network = networks.given(shared).trained
     sources = len(shared.arrays.counts) - 1
-    begin = functools.partial(start, network=network, method=method, setting=setting, num_sources=sources)
+    begin = functools.partial(start, network=network, method=method, config=config, num_sources=sources)
     return jax.vmap(begin)(specs)
 
 
@@ -176,21 +176,21 @@ def measure_all(
     *,
     networks: Networks,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
     probe: int,
 ) -> Metrics:
     """What is measured of R runs; see `measure`."""
     network, new_network = networks.given(shared)
-    fixed = {"network": network, "method": method, "setting": setting, "probe": probe}
+    fixed = {"network": network, "method": method, "config": config, "probe": probe}
     one = functools.partial(measure, **fixed, new_network=new_network, new=shared.new)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 
 
 def sharpness_all(
-    params: Any, state: Any, specs: RunSpec, shared: Shared, *, networks: Networks, setting: TrainConfig, probe: int
+    params: Any, state: Any, specs: RunSpec, shared: Shared, *, networks: Networks, config: TrainConfig, probe: int
 ) -> jax.Array:
     """Sharpness of each domain of R runs; see `domain_sharpness`."""
-    one = functools.partial(domain_sharpness, network=networks.given(shared).trained, setting=setting, probe=probe)
+    one = functools.partial(domain_sharpness, network=networks.given(shared).trained, config=config, probe=probe)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 
 
@@ -202,14 +202,14 @@ def step_all(
     *,
     networks: Networks,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
 ) -> RunState:
     """A step of R runs, each on its own batch."""
     network = networks.given(shared).trained
 
     def one(run: RunState, spec: RunSpec) -> RunState:
-        inputs, labels = draw(spec, step, shared.arrays, setting.per_domain)
-        return train_step(run, spec, step, inputs, labels, network=network, method=method, setting=setting)
+        inputs, labels = draw(spec, step, shared.arrays, config.per_domain)
+        return train_step(run, spec, step, inputs, labels, network=network, method=method, config=config)
 
     return jax.vmap(one)(states, specs)
 
@@ -222,7 +222,7 @@ def segment(
     *,
     networks: Networks,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
     probe: int,
 ) -> tuple[RunState, Metrics]:
     """Measures R runs, then trains each up to the next point at which they are measured.
@@ -234,20 +234,20 @@ def segment(
         shared: Arrays that the runs share.
         networks: Networks to train and to measure.
         method: Method that computes the gradients.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
         probe: Number of examples of each domain on which w + e is measured.
 
     Returns:
-        The runs after `min(setting.segment, setting.steps - first)` more steps, and what was measured before these.
+        The runs after `min(config.segment, config.steps - first)` more steps, and what was measured before these.
     """
-    fixed = {"networks": networks, "method": method, "setting": setting}
-    measured = measure_all(*weights(states, setting), specs, shared, **fixed, probe=probe)
+    fixed = {"networks": networks, "method": method, "config": config}
+    measured = measure_all(*weights(states, config), specs, shared, **fixed, probe=probe)
 
     def body(runs: RunState, step: jax.Array) -> tuple[RunState, None]:
         # The last segment may reach past the end of training; skipping there keeps its length, and with it the
         # compiled program, the same for all segments.
         advance = lambda runs: step_all(runs, specs, step, shared, **fixed)
-        return jax.lax.cond(step < setting.steps, advance, lambda runs: runs, runs), None
+        return jax.lax.cond(step < config.steps, advance, lambda runs: runs, runs), None
 
-    states, _ = jax.lax.scan(body, states, first + jnp.arange(setting.segment, dtype=jnp.int32))
+    states, _ = jax.lax.scan(body, states, first + jnp.arange(config.segment, dtype=jnp.int32))
     return states, measured

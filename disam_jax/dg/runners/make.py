@@ -16,7 +16,7 @@ from disam_jax.dg.training.step import make_arrays
 
 def runner_factory(
     data: Domains,
-    setting: TrainConfig,
+    config: TrainConfig,
     splits: tuple[Split, ...],
     seeds: Sequence[int],
     probe: int,
@@ -26,7 +26,7 @@ def runner_factory(
 
     Args:
         data: Data set; `StreamedImages` stay in their files.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
         splits: Splits of the data, one for each seed.
         seeds: S seeds.
         probe: Number of examples of each domain on which w + e is measured.
@@ -40,10 +40,10 @@ def runner_factory(
         images = None if new is None else new.data
         assert images is None or isinstance(images, StreamedImages)
         return lambda name, network, method: StreamingRunner(
-            network, method, setting, data, splits, seeds, probe, new_network(name), images
+            network, method, config, data, splits, seeds, probe, new_network(name), images
         )
-    arrays = make_arrays(data, splits, setting.standardise)
+    arrays = make_arrays(data, splits, config.standardise)
     examples = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
     return lambda name, network, method: InMemoryRunner(
-        network, method, setting, arrays, seeds, probe, new_network(name), examples
+        network, method, config, arrays, seeds, probe, new_network(name), examples
     )

@@ -58,7 +58,7 @@ class StreamingRunner:
     Args:
         network: Network to train.
         method: Method that computes the gradients.
-        setting: Configuration that all runs share; `standardise` is for features and not used.
+        config: Configuration that all runs share; `standardise` is for features and not used.
         data: Images.
         splits: Splits of the images, one for each seed.
         seeds: S seeds.
@@ -73,7 +73,7 @@ class StreamingRunner:
         self,
         network: Network,
         method: Method,
-        setting: TrainConfig,
+        config: TrainConfig,
         data: StreamedImages,
         splits: Sequence[Split],
         seeds: Sequence[int],
@@ -82,16 +82,16 @@ class StreamingRunner:
         new: StreamedImages | None = None,
         threads: int | None = None,
     ):
-        self.setting, self.data, self.probe = setting, data, probe
+        self.config, self.data, self.probe = config, data, probe
         self.threads = threads or os.cpu_count() or 1
         self.splits = dict(zip(seeds, splits, strict=True))
         domains = len(data.counts)
-        self.batch = (domains - 1, setting.per_domain, *data.inputs.shape[1:])
-        self.length = stack_length(setting.segment, math.prod(self.batch))
-        self.block = min(setting.block, len(data.labels))
+        self.batch = (domains - 1, config.per_domain, *data.inputs.shape[1:])
+        self.length = stack_length(config.segment, math.prod(self.batch))
+        self.block = min(config.block, len(data.labels))
         self.weights = (network.weights, new_network.weights if new_network else ())
         self.new = new
-        fixed = {"method": method, "setting": setting}
+        fixed = {"method": method, "config": config}
         begin = functools.partial(start, **fixed, num_sources=domains - 1)
         sums = functools.partial(block_sums, groups=2 * domains)
         # What follows the weights has no axis of runs but for the run's own and its hyperparameters.
@@ -101,7 +101,7 @@ class StreamingRunner:
         self._step = with_weights(network, step, (0, OVER_RUNS, None, None, None))
         self._evaluate = with_weights(network, sums, (0, 0, OVER_RUNS, None, None, None))
         self._probe = with_weights(network, functools.partial(measure_probe, **fixed), (0, 0, OVER_RUNS, None, None))
-        sharpness = functools.partial(each_domain, functools.partial(sharpness_of, setting=setting))
+        sharpness = functools.partial(each_domain, functools.partial(sharpness_of, config=config))
         self._sharpness = jax.jit(with_weights(network, sharpness, (0, 0, OVER_RUNS, None, None)))
         if new_network is not None:
             sums = functools.partial(block_sums, groups=domains)
@@ -123,7 +123,7 @@ class StreamingRunner:
             key=keys.run_key(run.seed, run.target),
             place=jnp.int32(list(self.splits).index(run.seed)),
             target=jnp.int32(run.target),
-            hparams={name: jnp.asarray([each.hyper[name] for each in runs], jnp.float32) for name in run.hyper},
+            hparams={name: jnp.asarray([each.hparams[name] for each in runs], jnp.float32) for name in run.hparams},
         )
         return jax.device_put(specs, RunSpec._make((everywhere, everywhere, everywhere, apart)))
 
@@ -147,7 +147,7 @@ class StreamingRunner:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=apart),
                 jax.eval_shape(self._start, own, specs),
             )
-            params, state = weights(states, self.setting)
+            params, state = weights(states, self.config)
             image, per_domain = self.batch[2:], (self.batch[0] + 1, self.probe)
             integers = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere)
             images = lambda *shape: jax.ShapeDtypeStruct((*shape, *image), np.uint8, sharding=everywhere)
@@ -198,26 +198,26 @@ class StreamingRunner:
 
     def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
         """See `Runner`."""
-        run, setting = runs[0], self.setting
+        run, config = runs[0], self.config
         specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), layout(len(runs))
         own, _ = self.weights_for(everywhere)
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
         averages: list[Any] = []
         with self._stream(run) as stream:
-            for first in setting.measured_at:
-                points.append(self._measure(*weights(states, setting), specs, runs))
-                last = min(first + setting.segment, setting.steps)
+            for first in config.measured_at:
+                points.append(self._measure(*weights(states, config), specs, runs))
+                last = min(first + config.segment, config.steps)
                 for step, stack in stacks(stream, first, last, self.length):
                     waiting = jax.device_put(stack, everywhere)
                     # One stack on the device, one that waits: decoding must not run away from training.
                     jax.block_until_ready(states)
                     states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(last), *waiting)
-                if setting.averaging == "swad" and first < setting.steps:
+                if config.averaging == "swad" and first < config.steps:
                     averages.append(jax.device_get(states.average))
                 if on_segment is not None:
                     on_segment()
-        params, state = weights(states, setting)
+        params, state = weights(states, config)
         if averages:
             params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
             points[-1] = self._measure(params, state, specs, runs)
@@ -231,8 +231,8 @@ class StreamingRunner:
             tuple(domain for domain in range(len(self.data.counts)) if domain != run.target),
             run.seed,
             run.target,
-            self.setting.per_domain,
-            self.setting.steps,
+            self.config.per_domain,
+            self.config.steps,
             image_size=self.data.image_size,
             threads=self.threads,
             prefetch=max(self.length, self.threads),
@@ -341,7 +341,7 @@ def advance(
     *,
     network: Network,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
 ) -> RunState:
     """Trains R runs over a stack of batches.
 
@@ -355,12 +355,12 @@ def advance(
         labels: int32 [K, M, n].
         network: Network to train.
         method: Method that computes the gradients.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
 
     Returns:
         The states after the stack.
     """
-    one = functools.partial(train_step, network=network.given(own), method=method, setting=setting)
+    one = functools.partial(train_step, network=network.given(own), method=method, config=config)
 
     def body(runs: RunState, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[RunState, None]:
         step = batch[0]

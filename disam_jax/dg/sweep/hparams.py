@@ -32,12 +32,12 @@ def shared_ranges(config: TrainConfig) -> Mapping[str, Hyperparameter]:
     return optimizer.large_ranges if large else optimizer.ranges
 
 
-def default_hyper(method: Method, config: TrainConfig) -> dict[str, float]:
+def default_hparams(method: Method, config: TrainConfig) -> dict[str, float]:
     """A method's hyperparameters, and the optimizer's, by default.
 
     Example:
         >>> from disam_jax.dg.methods import METHODS
-        >>> default_hyper(METHODS["SAM"], TrainConfig(rho=0.05))
+        >>> default_hparams(METHODS["SAM"], TrainConfig(rho=0.05))
         {'learning_rate': 0.1, 'weight_decay': 0.0, 'rho': 0.05}
     """
     defaults = config.defaults
@@ -64,7 +64,7 @@ def random_candidates(method: Method, config: TrainConfig, number: int, seed: in
         [0.5, 0.083, 0.338]
     """
     ranges = {**shared_ranges(config), **method.hparams}
-    candidates = [default_hyper(method, config)]
+    candidates = [default_hparams(method, config)]
     for place in range(1, number):
         drawn = {
             # A generator for each name, so that what else a method has does not change its draws.
@@ -97,7 +97,7 @@ def grid_candidates(method: Method, config: TrainConfig, grid: Mapping[str, Sequ
         >>> [each["rho"] for each in candidates]
         [0.5, 0.25, 1.0]
     """
-    start = default_hyper(method, config)
+    start = default_hparams(method, config)
     names = [name for name in grid if name in start]
     times = {name: method.hparams[name].times if name in method.hparams else 1.0 for name in names}
     candidates = [start]

@@ -49,7 +49,7 @@ def select(results: Results, criterion: str) -> Selected:
 
     Example:
         >>> from disam_jax.dg.results import Run
-        >>> runs = tuple(Run("ERM", target=0, seed=0, candidate=candidate, hyper={}) for candidate in range(2))
+        >>> runs = tuple(Run("ERM", target=0, seed=0, candidate=candidate, hparams={}) for candidate in range(2))
         >>> accuracy, losses, rest = np.zeros((2, 3, 2, 2)), np.ones((2, 3, 2, 2)), np.zeros((2, 3, 2))
         >>> accuracy[1, 2, VALIDATION, 1] = 0.75
         >>> results = Results({"methods": ["ERM"]}, runs, np.arange(3), accuracy, losses, rest, rest, rest[:, 0])
@@ -126,7 +126,7 @@ def runs_table(results: Results) -> np.ndarray:
 
     Example:
         >>> from disam_jax.dg.results import Run
-        >>> runs = tuple(Run("ERM", target, seed=0, candidate=0, hyper={}) for target in range(3))
+        >>> runs = tuple(Run("ERM", target, seed=0, candidate=0, hparams={}) for target in range(3))
         >>> results = Results({"methods": ["ERM"]}, runs, np.array([0]), *[np.zeros(0)] * 5)
         >>> runs_table(results).tolist()
         [[[[0], [1], [2]]]]

@@ -26,6 +26,7 @@ from disam_jax.dg.sweep.schema import (
     CHECKSUM,
     MEASURED,
     OPTIONAL,
+    RUN,
     Name,
     WrongError,
     check_chunk,
@@ -415,7 +416,7 @@ def _results(
     methods = {name: {**each, **programs.get(name, {})} for name, each in header["methods"].items()}
     names = (*MEASURED, *(name for name in OPTIONAL if name in records[0]))
     arrays = {name: np.stack([_array(record[name]) for record in records]) for name in names}
-    runs = tuple(Run(*name_of(record), hyper=dict(record["hyper"])) for record in records)
+    runs = tuple(Run(*name_of(record), hparams=dict(record["hyper"])) for record in records)
     metrics = {
         name: np.stack([_array(record["metrics"][name]) for record in records]) for name in header.get("metrics", ())
     }
@@ -476,8 +477,7 @@ class Store:
         """
         records = [
             {
-                **run._asdict(),
-                "hyper": dict(run.hyper),
+                **dict(zip(RUN, run._replace(hparams=dict(run.hparams)), strict=True)),
                 **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
                 **(
                     {"metrics": {name: plain(values[place]) for name, values in measured["metrics"].items()}}

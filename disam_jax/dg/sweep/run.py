@@ -50,8 +50,8 @@ class Plan:
     def runs_of(self, method: str) -> list[Run]:
         """The runs of a method, in the order in which they are trained."""
         return [
-            Run(method, target, seed, place, hyper)
-            for place, hyper in enumerate(self.candidates[method])
+            Run(method, target, seed, place, hparams)
+            for place, hparams in enumerate(self.candidates[method])
             for target in self.targets
             for seed in self.seeds
         ]
@@ -162,11 +162,11 @@ def run_sweep(
         >>> import tempfile
         >>> from disam_jax.dg.methods import METHODS
         >>> from disam_jax.dg.models.registry import make_network
-        >>> from disam_jax.dg.sweep.hparams import default_hyper
+        >>> from disam_jax.dg.sweep.hparams import default_hparams
         >>> from disam_jax.dg.testing import toy
         >>> data = toy()
         >>> config, methods = TrainConfig(steps=4, evaluations=2, per_domain=2), {"DISAM": METHODS["DISAM"]}
-        >>> plan = Plan({"DISAM": [default_hyper(methods["DISAM"], config)]}, targets=(2,), seeds=(0, 1))
+        >>> plan = Plan({"DISAM": [default_hparams(methods["DISAM"], config)]}, targets=(2,), seeds=(0, 1))
         >>> network = make_network("mlp", data.inputs.shape[1:], len(data.class_names), hidden=(4,))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     results, cost = run_sweep(data, network, config, methods, plan, Path(folder))

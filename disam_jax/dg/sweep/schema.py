@@ -6,8 +6,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from disam_jax.dg.reading import brief
-from disam_jax.dg.results import Run
 
+# The fields of a Run as files name them, which have called the hyperparameters "hyper" since the first schema.
+RUN = ("method", "target", "seed", "candidate", "hyper")
 MEASURED = ("accuracy", "losses", "probe_losses", "perturbed_losses", "sharpness")
 # Only if some classes are not trained on.
 OPTIONAL = ("new_accuracy",)
@@ -223,7 +224,7 @@ def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any
     """Checks one run against what the header says of all of them."""
     optional = OPTIONAL if "new_classes" in header["data"] else ()
     metrics = header.get("metrics", ())
-    check_keys(record, (*Run._fields, *MEASURED, *optional, *(["metrics"] if metrics else [])), (), where)
+    check_keys(record, (*RUN, *MEASURED, *optional, *(["metrics"] if metrics else [])), (), where)
     if record["method"] != method:
         wrong(f"{where} is of {brief(record['method'], 40)} in a chunk of {method}")
     names = list(header["data"]["domains"])
@@ -233,8 +234,8 @@ def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any
     if _whole(record["seed"], "seed") not in header["seeds"]:
         wrong(f"seed {record['seed']} is none of the seeds")
     candidates = header["candidates"][method]
-    hyper = candidates[_whole(record["candidate"], "candidate", 0, len(candidates))]
-    if _named(record["hyper"], "hyper", _number, 0) != hyper:
+    hparams = candidates[_whole(record["candidate"], "candidate", 0, len(candidates))]
+    if _named(record["hyper"], "hyper", _number, 0) != hparams:
         wrong(f"hyper is not that of candidate {record['candidate']} of {method}")
     points, number = len(header["steps"]), len(names)
     shapes = {

@@ -269,12 +269,12 @@ def find_optimizer(name: str) -> Optimizer:
     return OPTIMIZERS[name]
 
 
-def make_optimizer(config: TrainConfig, hyper: HParams) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, hparams: HParams) -> optax.GradientTransformation:
     """The optimizer behind every method.
 
     Args:
         config: Configuration, of which the optimizer is used.
-        hyper: "learning_rate" and "weight_decay", which may be traced.
+        hparams: "learning_rate" and "weight_decay", which may be traced.
 
     Returns:
         Weight decay added to the gradient, then stochastic gradient descent or Adam, as PyTorch's and DomainBed's are.
@@ -287,5 +287,5 @@ def make_optimizer(config: TrainConfig, hyper: HParams) -> optax.GradientTransfo
         >>> updates.tolist()
         [-1.5]
     """
-    descend = OPTIMIZERS[config.optimizer].make(hyper["learning_rate"], config)
-    return optax.chain(optax.add_decayed_weights(hyper["weight_decay"]), descend)
+    descend = OPTIMIZERS[config.optimizer].make(hparams["learning_rate"], config)
+    return optax.chain(optax.add_decayed_weights(hparams["weight_decay"]), descend)

@@ -120,7 +120,7 @@ def measure(
     *,
     network: Network,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
     probe: int,
     new_network: Network | None = None,
     new: Arrays | None = None,
@@ -134,7 +134,7 @@ def measure(
         arrays: Data set.
         network: Network to evaluate.
         method: Method whose perturbation gives w + e.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
         probe: Number of examples of each domain on which w + e is measured.
         new_network: Network that classifies new classes with the parameters of the run, if there are any.
         new: Their examples.
@@ -150,18 +150,18 @@ def measure(
         >>> data = domains.join_domains("toy", [jnp.zeros((4, 3))] * 2, [jnp.zeros(4)] * 2, ["a", "b"], ["cat", "dog"])
         >>> arrays = training.make_arrays(data, (splits.split(data, seed=0),), standardise=False)
         >>> network, spec = make_network("linear", (3,), 2), RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
-        >>> options = {"network": network, "method": methods.METHODS["SAM"], "setting": TrainConfig(), "probe": 2}
+        >>> options = {"network": network, "method": methods.METHODS["SAM"], "config": TrainConfig(), "probe": 2}
         >>> measured = jax.jit(lambda: measure(*network.init(spec.key), spec, arrays, **options))()
         >>> measured.accuracy.tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    values = evaluate(params, state, spec, arrays, network=network, block=setting.block)
+    values = evaluate(params, state, spec, arrays, network=network, block=config.block)
     means = {name: by_domain_and_split(each, spec, arrays) for name, each in values.items()}
     rows = probe_rows(spec, arrays, probe)
     inputs = standardised(arrays.inputs[rows.reshape(-1)], spec, arrays)
     inputs = inputs.reshape(*rows.shape, *inputs.shape[1:])
     plain, perturbed = measure_probe(
-        params, state, spec, inputs, arrays.labels[rows], network=network, method=method, setting=setting
+        params, state, spec, inputs, arrays.labels[rows], network=network, method=method, config=config
     )
     return Metrics(
         means["accuracy"],
@@ -170,7 +170,7 @@ def measure(
         perturbed,
         None
         if new is None or new_network is None
-        else new_accuracy(params, state, spec, new, network=new_network, block=setting.block),
+        else new_accuracy(params, state, spec, new, network=new_network, block=config.block),
         {name: means[name] for name in extra_metrics()},
     )
 
@@ -206,7 +206,7 @@ def measure_probe(
     *,
     network: Network,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """Losses of the probe at w and at w + e.
 
@@ -218,7 +218,7 @@ def measure_probe(
         labels: int32 [D, n].
         network: Network to evaluate.
         method: Method whose perturbation gives w + e.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
 
     Returns:
         float32 [D] each. The held-out domain is absent from the perturbation and 0 at w + e.
@@ -228,7 +228,7 @@ def measure_probe(
         >>> from disam_jax.dg.models.registry import make_network
         >>> network = make_network("linear", (3,), 2)
         >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
-        >>> options = {"network": network, "method": METHODS["SAM"], "setting": TrainConfig(rho=0.1)}
+        >>> options = {"network": network, "method": METHODS["SAM"], "config": TrainConfig(rho=0.1)}
         >>> inputs, labels = jnp.zeros((2, 1, 3)), jnp.zeros((2, 1), jnp.int32)
         >>> losses = jax.jit(lambda: measure_probe(*network.init(spec.key), spec, inputs, labels, **options))()
         >>> [[round(loss, 3) for loss in each.tolist()] for each in losses]
@@ -243,7 +243,7 @@ def measure_probe(
         losses = example_losses(logits, labels.reshape(-1))
         return disam_jax.DomainLosses(losses.reshape(number, size).mean(1), is_source)
 
-    rho = spec.hparams.get("rho", jnp.float32(setting.rho))
+    rho = spec.hparams.get("rho", jnp.float32(config.rho))
     lam = spec.hparams.get("lam", 0.0)
     at_perturbed = disam_jax.value_and_grad(domain_losses, rho, lam, with_info=True, **method.ascent(spec.hparams))
     (_, info), _ = at_perturbed(params)
@@ -251,7 +251,7 @@ def measure_probe(
 
 
 def domain_sharpness(
-    params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, setting: TrainConfig, probe: int
+    params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, config: TrainConfig, probe: int
 ) -> jax.Array:
     """Sharpness of each domain, the held-out one too: L_d(w + e_d) - L_d(w), e_d = rho g_d / ||g_d||.
 
@@ -261,7 +261,7 @@ def domain_sharpness(
         spec: Seed, target and hyperparameters of the run.
         arrays: Data set.
         network: Network to evaluate.
-        setting: Configuration with `sharpness_rho`, the same for every method.
+        config: Configuration with `sharpness_rho`, the same for every method.
         probe: Number of training examples of each domain.
 
     Returns:
@@ -275,7 +275,7 @@ def domain_sharpness(
         >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
         >>> network = make_network("linear", (3,), 2)
         >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
-        >>> options = {"network": network, "setting": TrainConfig(sharpness_rho=0.05), "probe": 2}
+        >>> options = {"network": network, "config": TrainConfig(sharpness_rho=0.05), "probe": 2}
         >>> sharpness = domain_sharpness(*network.init(spec.key), spec, arrays, **options)
         >>> [round(each, 3) for each in sharpness.tolist()]
         [0.036]
@@ -283,7 +283,7 @@ def domain_sharpness(
 
     def one(rows: jax.Array) -> jax.Array:
         inputs = standardised(arrays.inputs[rows], spec, arrays)
-        return sharpness_of(params, state, spec, inputs, arrays.labels[rows], network=network, setting=setting)
+        return sharpness_of(params, state, spec, inputs, arrays.labels[rows], network=network, config=config)
 
     return jax.lax.map(one, probe_rows(spec, arrays, probe))
 
@@ -296,7 +296,7 @@ def sharpness_of(
     labels: jax.Array,
     *,
     network: Network,
-    setting: TrainConfig,
+    config: TrainConfig,
 ) -> jax.Array:
     """Sharpness of one domain.
 
@@ -307,7 +307,7 @@ def sharpness_of(
         inputs: Examples of the domain as the network gets them, [n, ...].
         labels: int32 [n].
         network: Network to evaluate.
-        setting: Configuration with `sharpness_rho`.
+        config: Configuration with `sharpness_rho`.
 
     Returns:
         float32 [], in nats.
@@ -317,7 +317,7 @@ def sharpness_of(
         >>> network = make_network("linear", (3,), 2)
         >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(0), {})
         >>> inputs, labels = jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32)
-        >>> options = {"network": network, "setting": TrainConfig(sharpness_rho=0.05)}
+        >>> options = {"network": network, "config": TrainConfig(sharpness_rho=0.05)}
         >>> sharpness = jax.jit(lambda: sharpness_of(*network.init(spec.key), spec, inputs, labels, **options))()
         >>> round(float(sharpness), 3)
         0.036
@@ -326,6 +326,6 @@ def sharpness_of(
     def loss(params: Params) -> jax.Array:
         return example_losses(network.apply(params, state, inputs, spec.key, False).logits, labels).mean()
 
-    at_perturbed = disam_jax.value_and_grad(loss, setting.sharpness_rho, 0.0, with_info=True)
+    at_perturbed = disam_jax.value_and_grad(loss, config.sharpness_rho, 0.0, with_info=True)
     (_, info), _ = at_perturbed(params)
     return info.domain_sharpness.reshape(())

@@ -146,15 +146,15 @@ def standardised(inputs: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
     return (inputs - arrays.shift[spec.place, spec.target][None]) / arrays.scale[spec.place, spec.target][None]
 
 
-def start(spec: RunSpec, network: Network, method: Method, setting: TrainConfig, num_sources: int) -> RunState:
+def start(spec: RunSpec, network: Network, method: Method, config: TrainConfig, num_sources: int) -> RunState:
     """A run before its first step. Its weights depend on seed and target alone, not on the method."""
     params, state = network.init(keys.init_key(spec.key))
     return RunState(
         params,
         state,
-        make_optimizer(setting, spec.hparams).init(params),
+        make_optimizer(config, spec.hparams).init(params),
         method.state(num_sources),
-        None if setting.averaging == "none" else (params, state),
+        None if config.averaging == "none" else (params, state),
     )
 
 
@@ -172,7 +172,7 @@ def train_step(
     *,
     network: Network,
     method: Method,
-    setting: TrainConfig,
+    config: TrainConfig,
 ) -> RunState:
     """One optimizer step of one run.
 
@@ -184,7 +184,7 @@ def train_step(
         labels: int32 [M, n].
         network: Network to train.
         method: Method that computes the gradient.
-        setting: Configuration that all runs share.
+        config: Configuration that all runs share.
 
     Returns:
         The run after the step.
@@ -193,7 +193,7 @@ def train_step(
         MethodError: If the method breaks its contract, see `method_gradient`.
     """
     key = keys.step_key(spec.key, step)
-    if setting.augment:
+    if config.augment:
         flat = inputs.reshape(labels.size, *inputs.shape[2:])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
     batch = Batch(inputs, labels, keys.method_key(key))
@@ -212,11 +212,11 @@ def train_step(
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
     grads, state, method_state = method_gradient(method, run.params, batch, forward, spec.hparams, run.method_state)
-    updates, optimizer = make_optimizer(setting, spec.hparams).update(grads, run.optimizer, run.params)
+    updates, optimizer = make_optimizer(config, spec.hparams).update(grads, run.optimizer, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average
-    if setting.averaging == "ema":
-        average = moving_average(average, (params, state), step, setting.ema_decay)
-    elif setting.averaging == "swad":
-        average = moving_average(average, (params, state), step % setting.segment, 1.0)
+    if config.averaging == "ema":
+        average = moving_average(average, (params, state), step, config.ema_decay)
+    elif config.averaging == "swad":
+        average = moving_average(average, (params, state), step % config.segment, 1.0)
     return RunState(params, state, optimizer, method_state, average)

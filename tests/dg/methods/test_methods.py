@@ -89,10 +89,10 @@ def hparams_of(name, learning_rate=0.1, weight_decay=0.0, **values):
     return {each: jnp.float32(value) for each, value in own.items()}
 
 
-def train(name, number, setting, **values):
+def train(name, number, config, **values):
     """A run before and after each of some steps on the same batch."""
     data, spec = problem(), RunSpec(KEY, jnp.int32(0), jnp.int32(3), hparams_of(name, **values))
-    fixed = {"network": network_of(data), "method": METHODS[name], "setting": setting}
+    fixed = {"network": network_of(data), "method": METHODS[name], "config": config}
     runs = [start(spec, **fixed, num_sources=3)]
     for step in range(number):
         runs.append(train_step(runs[-1], spec, jnp.int32(step), data.batch["x"], data.batch["y"], **fixed))
@@ -344,8 +344,8 @@ def test_the_optimizer_in_numpy(optimizer):
     gradients = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     w, first, second = np.linspace(-1, 1, 5), np.zeros(5), np.zeros(5)
     params, rate, decay = jnp.asarray(w, jnp.float32), 0.2, 0.05
-    hyper = {"learning_rate": jnp.float32(rate), "weight_decay": jnp.float32(decay)}
-    transformation = make_optimizer(TrainConfig(optimizer=optimizer, momentum=0.7), hyper)
+    hparams = {"learning_rate": jnp.float32(rate), "weight_decay": jnp.float32(decay)}
+    transformation = make_optimizer(TrainConfig(optimizer=optimizer, momentum=0.7), hparams)
     # Optax's adam relies on promotion.
     with jax.numpy_dtype_promotion("strict" if optimizer == "sgd" else "standard"):
         state = transformation.init(params)
@@ -473,7 +473,7 @@ def test_any_objective_can_be_perturbed(objective, hparams):
 def broken(gradient, state=lambda num_sources: ()):
     """Why a step with such a method cannot be traced."""
     data, spec = problem(), RunSpec(KEY, jnp.int32(0), jnp.int32(3), hparams_of("ERM"))
-    fixed = {"network": network_of(data), "method": Method(gradient, state=state), "setting": TrainConfig()}
+    fixed = {"network": network_of(data), "method": Method(gradient, state=state), "config": TrainConfig()}
     run = start(spec, **fixed, num_sources=3)
     with pytest.raises(MethodError) as caught:
         jax.eval_shape(lambda: train_step(run, spec, jnp.int32(0), data.batch["x"], data.batch["y"], **fixed))
@@ -534,7 +534,7 @@ def test_a_method_may_take_a_part_of_the_batch():
     data, spec = problem(), RunSpec(KEY, jnp.int32(0), jnp.int32(3), hparams_of("ERM"))
     half = from_objective(lambda o, b, h, s: (o.losses, s))
     method = Method(lambda p, b, f, h, s: half(p, b, lambda p: f(p, b.x[1:, :3], b.y[1:, :3]), h, s))
-    fixed = {"network": network_of(data), "method": method, "setting": TrainConfig(momentum=0.0)}
+    fixed = {"network": network_of(data), "method": method, "config": TrainConfig(momentum=0.0)}
     run = start(spec, **fixed, num_sources=3)
     after = train_step(run, spec, jnp.int32(0), data.batch["x"], data.batch["y"], **fixed)
     part = problems.Problem(data.params, {"x": data.batch["x"][1:, :3], "y": data.batch["y"][1:, :3]})

@@ -28,7 +28,7 @@ from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.pretrained.tiny import write_tiny_clip, write_tiny_vit
 from disam_jax.dg.pretrained.tokenizer import class_prompts, load_tokenizer
 from disam_jax.dg.sweep import run as sweep
-from disam_jax.dg.sweep.hparams import default_hyper
+from disam_jax.dg.sweep.hparams import default_hparams
 from disam_jax.dg.training.config import PRETRAINED, FineTuneConfig
 
 DATA = Path(__file__).parents[1] / "pretrained" / "data"
@@ -196,7 +196,7 @@ def clip_accuracy(path, data, names):
 def run(data, pretrained, peft, out, names, cached, new_names=(), **options):
     """DISAM, and CLIP as it is, on tiny settings."""
     how = FineTuneConfig(peft, context=2, cache_features=cached)
-    setting = dataclasses.replace(
+    config = dataclasses.replace(
         PRETRAINED,
         **FINETUNING[peft].training,
         model="clip",
@@ -210,7 +210,7 @@ def run(data, pretrained, peft, out, names, cached, new_names=(), **options):
     )
     network, as_it_is = finetuning.make_networks(pretrained, how, names)
     methods = {ZERO_SHOT: zero_shot, **find_methods(["disam"])}
-    plan = sweep.Plan({name: [default_hyper(m, setting)] for name, m in methods.items()}, (0, 2), (0,))
+    plan = sweep.Plan({name: [default_hparams(m, config)] for name, m in methods.items()}, (0, 2), (0,))
     new = None
     if new_names:
         other, other_as_it_is = finetuning.make_networks(pretrained, how, new_names)
@@ -219,7 +219,7 @@ def run(data, pretrained, peft, out, names, cached, new_names=(), **options):
         new = sweep.NewClasses(classes.take_classes(whole, new_names), networks)
     own = {ZERO_SHOT: as_it_is}
     results, _ = sweep.run_sweep(
-        data, network, setting, methods, plan, out, own_networks=own, new=new, memory_budget=2**30, **options
+        data, network, config, methods, plan, out, own_networks=own, new=new, memory_budget=2**30, **options
     )
     return results
 

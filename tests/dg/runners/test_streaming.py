@@ -34,7 +34,7 @@ from disam_jax.dg.training.metrics import METRICS, Metric
 
 SIZE = 8
 # Seven steps in segments of three, the last one shorter; blocks of ten, the last one filled up.
-SETTING = TrainConfig(
+CONFIG = TrainConfig(
     model="conv", steps=7, learning_rate=0.1, rho=0.3, lam=0.5, per_domain=3, evaluations=3, block=10, probe=5
 )
 
@@ -75,14 +75,14 @@ def data(root):
 
 @pytest.fixture
 def small_stacks(monkeypatch):
-    """Stacks of two batches of `SETTING`, so that a segment of three steps has two of them."""
-    monkeypatch.setattr(stacks, "STACK_BYTES", 2 * 2 * SETTING.per_domain * SIZE**2 * 3)
+    """Stacks of two batches of `CONFIG`, so that a segment of three steps has two of them."""
+    monkeypatch.setattr(stacks, "STACK_BYTES", 2 * 2 * CONFIG.per_domain * SIZE**2 * 3)
 
 
-def run(data, out, methods=("erm",), setting=SETTING, network=LINEAR, candidates=2, targets=(0, 2), **options):
+def run(data, out, methods=("erm",), config=CONFIG, network=LINEAR, candidates=2, targets=(0, 2), **options):
     found = find_methods(methods)
-    chosen = {name: hparams.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
-    return sweep.run_sweep(data, network, setting, found, sweep.Plan(chosen, targets, (0, 1)), out, **options)
+    chosen = {name: hparams.random_candidates(method, config, candidates, 0) for name, method in found.items()}
+    return sweep.run_sweep(data, network, config, found, sweep.Plan(chosen, targets, (0, 1)), out, **options)
 
 
 def assert_same(one, other):
@@ -133,7 +133,7 @@ CONV = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch", dropo
     ],
 )
 def test_the_results_of_a_network_with_all_options_are_those_in_memory(data, tmp_path, small_stacks, methods, changes):
-    options = {"methods": methods, "setting": dataclasses.replace(SETTING, **changes), "network": CONV}
+    options = {"methods": methods, "config": dataclasses.replace(CONFIG, **changes), "network": CONV}
     results, _ = run(data, tmp_path / "streamed", **options, runs_at_once=2)
     wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, runs_at_once=1)
     assert_same(results, wanted)
@@ -246,9 +246,9 @@ def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_p
 # Memory.
 
 
-def make_program(data, setting=SETTING, seeds=(0, 1)):
+def make_program(data, config=CONFIG, seeds=(0, 1)):
     splits = [split(data, seed) for seed in seeds]
-    return streamed.StreamingRunner(LINEAR, find_methods(["erm"])["ERM"], setting, data, splits, seeds, probe=5)
+    return streamed.StreamingRunner(LINEAR, find_methods(["erm"])["ERM"], config, data, splits, seeds, probe=5)
 
 
 RUNS = [Run("ERM", 0, 0, k, {"learning_rate": 0.1, "weight_decay": 0.0}) for k in range(3)]

@@ -5,7 +5,7 @@ import pytest
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS, find_methods
-from disam_jax.dg.sweep.hparams import check_grid, default_hyper, grid_candidates, random_candidates
+from disam_jax.dg.sweep.hparams import check_grid, default_hparams, grid_candidates, random_candidates
 from disam_jax.dg.training.config import TrainConfig
 
 SMALL = TrainConfig(learning_rate=0.25, weight_decay=0.5, rho=0.125)
@@ -13,12 +13,12 @@ ADAM = TrainConfig(optimizer="adam", learning_rate=1e-3)
 RESNET = TrainConfig(model="resnet18", optimizer="adam", learning_rate=5e-5)
 
 
-def values(name, hyper, setting=SMALL, number=30, seed=0):
-    return np.array([each[hyper] for each in random_candidates(METHODS[name], setting, number, seed)])
+def values(name, hparam, config=SMALL, number=30, seed=0):
+    return np.array([each[hparam] for each in random_candidates(METHODS[name], config, number, seed)])
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "own"),
+    ("name", "config", "own"),
     [
         ("ERM", SMALL, {}),
         ("SAM", SMALL, {"rho": 0.125}),
@@ -38,17 +38,17 @@ def values(name, hyper, setting=SMALL, number=30, seed=0):
         ("SD", SMALL, {"sd_reg": 0.1}),
     ],
 )
-def test_the_defaults_come_first(name, setting, own):
-    optimizer = {"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay}
-    default = default_hyper(METHODS[name], setting)
+def test_the_defaults_come_first(name, config, own):
+    optimizer = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+    default = default_hparams(METHODS[name], config)
     assert default == pytest.approx({**optimizer, **own})
     as_float32 = {each: float(np.float32(value)) for each, value in default.items()}
     for number in (1, 4):
-        candidates = random_candidates(METHODS[name], setting, number, seed=3)
+        candidates = random_candidates(METHODS[name], config, number, seed=3)
         assert len(candidates) == number
         assert candidates[0] == as_float32
         assert all(list(each) == list(candidates[0]) for each in candidates)
-    assert grid_candidates(METHODS[name], setting, {"learning_rate": [0.5]})[0] == as_float32
+    assert grid_candidates(METHODS[name], config, {"learning_rate": [0.5]})[0] == as_float32
 
 
 def test_candidates_are_a_matter_of_seed_and_place():
@@ -64,13 +64,13 @@ def test_candidates_are_a_matter_of_seed_and_place():
     assert len(np.unique(ranks, axis=0)) == 3
 
 
-@pytest.mark.parametrize("setting", [SMALL, ADAM, RESNET])
-def test_methods_share_their_draws(setting):
-    first = random_candidates(METHODS["DISAM"], setting, 5, seed=0)
+@pytest.mark.parametrize("config", [SMALL, ADAM, RESNET])
+def test_methods_share_their_draws(config):
+    first = random_candidates(METHODS["DISAM"], config, 5, seed=0)
     # Those of the penalty "std" are from another range.
     lam = {"DISAM-control": -1.0, "CORAL+DISAM": 1.0, "ASAM+DISAM": 1.0, "GSAM+DISAM": 1.0, "SAGM+DISAM": 1.0}
     for name, method in METHODS.items():
-        for mine, other in zip(random_candidates(method, setting, 5, seed=0), first, strict=True):
+        for mine, other in zip(random_candidates(method, config, 5, seed=0), first, strict=True):
             assert (mine["learning_rate"], mine["weight_decay"]) == (other["learning_rate"], other["weight_decay"])
             if "rho" in method.hparams:
                 assert mine["rho"] == pytest.approx(other["rho"] * (10.0 if "ASAM" in name else 1.0))
@@ -80,14 +80,14 @@ def test_methods_share_their_draws(setting):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_signs_are_the_methods(name):
-    for hyper in METHODS[name].hparams:
-        negative = METHODS[name].control and hyper == "lam"
-        assert (np.sign(values(name, hyper, number=4)) == (-1 if negative else 1)).all()
+    for hparam in METHODS[name].hparams:
+        negative = METHODS[name].control and hparam == "lam"
+        assert (np.sign(values(name, hparam, number=4)) == (-1 if negative else 1)).all()
 
 
 # Powers of ten. The first are those of DomainBed's `hparams_registry`, the others ours.
 @pytest.mark.parametrize(
-    ("name", "hyper", "setting", "low", "high"),
+    ("name", "hparam", "config", "low", "high"),
     [
         ("ERM", "learning_rate", ADAM, -4.5, -2.5),
         ("ERM", "learning_rate", RESNET, -5.0, -3.5),
@@ -111,16 +111,16 @@ def test_signs_are_the_methods(name):
         ("SAGM", "alpha", SMALL, -4.0, -2.0),
     ],
 )
-def test_draws_are_log_uniform_over_the_range(name, hyper, setting, low, high):
-    drawn = np.sort((np.log10(values(name, hyper, setting, 401)[1:]) - low) / (high - low))
+def test_draws_are_log_uniform_over_the_range(name, hparam, config, low, high):
+    drawn = np.sort((np.log10(values(name, hparam, config, 401)[1:]) - low) / (high - low))
     assert -1e-6 < drawn[0] < drawn[-1] < 1 + 1e-6
     # Kolmogorov's test at one in a thousand.
     assert np.abs(drawn - (np.arange(400) + 0.5) / 400).max() < 1.95 / np.sqrt(400)
 
 
-@pytest.mark.parametrize("setting", [SMALL, ADAM])
-def test_weight_decay_is_drawn_for_large_images_only(setting):
-    assert (values("ERM", "weight_decay", setting) == np.float32(setting.weight_decay)).all()
+@pytest.mark.parametrize("config", [SMALL, ADAM])
+def test_weight_decay_is_drawn_for_large_images_only(config):
+    assert (values("ERM", "weight_decay", config) == np.float32(config.weight_decay)).all()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.metrics import METRICS, Metric
 from disam_jax.dg.training.step import example_losses, make_arrays
 
-SETTING = TrainConfig(
+CONFIG = TrainConfig(
     steps=7, learning_rate=0.1, rho=0.3, lam=0.5, hidden=5, per_domain=3, standardise=True, evaluations=3, block=10
 )
 NETWORK = make_network("mlp", (4,), 3, hidden=(5,))
@@ -40,16 +40,16 @@ FIELDS = results_file.MEASURED
 FLOPS = program.InMemoryRunner.flops
 
 
-def plan_of(methods, setting=SETTING, seeds=2, targets=(0, 1, 2), candidates=1):
+def plan_of(methods, config=CONFIG, seeds=2, targets=(0, 1, 2), candidates=1):
     found = find_methods(methods)
-    chosen = {name: hparams.random_candidates(method, setting, candidates, 0) for name, method in found.items()}
+    chosen = {name: hparams.random_candidates(method, config, candidates, 0) for name, method in found.items()}
     return found, sweep.Plan(chosen, targets, tuple(range(seeds)))
 
 
-def run(data, out, methods=("erm", "sam", "disam"), setting=SETTING, on_progress=None, **options):
+def run(data, out, methods=("erm", "sam", "disam"), config=CONFIG, on_progress=None, **options):
     keys = ("seeds", "targets", "candidates")
-    found, plan = plan_of(methods, setting, **{key: options.pop(key) for key in keys if key in options})
-    return sweep.run_sweep(data, NETWORK, setting, found, plan, out, on_progress=on_progress, **options)[0]
+    found, plan = plan_of(methods, config, **{key: options.pop(key) for key in keys if key in options})
+    return sweep.run_sweep(data, NETWORK, config, found, plan, out, on_progress=on_progress, **options)[0]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +128,7 @@ def test_all_methods_start_from_the_same_weights_and_different_seeds_do_not(whol
 @pytest.mark.slow
 def test_methods_see_the_same_batches(toy, tmp_path):
     """With rho 0 the sharpness-aware ones are ERM, run for run."""
-    results = run(toy, tmp_path, setting=dataclasses.replace(SETTING, rho=0.0), targets=(1,))
+    results = run(toy, tmp_path, config=dataclasses.replace(CONFIG, rho=0.0), targets=(1,))
     one, two, three = (results.losses[[of(results, name, 1, s) for s in range(2)]] for name in results.methods)
     np.testing.assert_allclose(two, one, rtol=2e-6)
     np.testing.assert_allclose(three, one, rtol=2e-6)
@@ -170,7 +170,7 @@ def test_nothing_of_the_held_out_domain_is_used(whole, toy, tmp_path):
 @pytest.mark.slow
 def test_training_sees_only_the_training_split(whole, toy, tmp_path):
     """Other inputs in a source's validation split change what is measured there and nothing else."""
-    of_seed = split(toy, 0, SETTING.holdout)
+    of_seed = split(toy, 0, CONFIG.holdout)
     rows = np.concatenate(
         [of_seed.order[s + n : s + c] for s, n, c in zip(toy.starts, of_seed.train_counts, toy.counts, strict=True)]
     )
@@ -193,7 +193,7 @@ def test_the_steps_are_one_scan(toy):
     found, plan = plan_of(["disam"])
     splits = tuple(split(toy, seed, 0.2) for seed in plan.seeds)
     arrays = make_arrays(toy, splits, True)
-    it = program.InMemoryRunner(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
+    it = program.InMemoryRunner(NETWORK, found["DISAM"], CONFIG, arrays, plan.seeds, probe=4)
     specs = it.specs(plan.runs[:2])
     jaxpr = jax.make_jaxpr(it._segment)(it._start(specs, it.shared), specs, jnp.int32(0), it.shared)
     lengths = [
@@ -202,7 +202,7 @@ def test_the_steps_are_one_scan(toy):
         for each in equation.params.get("jaxpr", jaxpr).eqns
         if each.primitive.name == "scan"
     ]
-    assert SETTING.segment in lengths
+    assert CONFIG.segment in lengths
 
 
 @pytest.mark.slow
@@ -210,12 +210,12 @@ def test_flops_of_the_methods(toy):
     """A perturbed step costs two plain ones."""
     found, plan = plan_of(["erm", "sam", "disam"])
     arrays = make_arrays(toy, tuple(split(toy, seed, 0.2) for seed in plan.seeds), True)
-    setting = dataclasses.replace(SETTING, per_domain=64)
+    config = dataclasses.replace(CONFIG, per_domain=64)
     flops = {}
     for name, method in found.items():
         # Wide enough that products outweigh what is done once for each weight.
         wide = make_network("mlp", (4,), 3, hidden=(256, 256))
-        it = program.InMemoryRunner(wide, method, setting, arrays, plan.seeds, probe=4)
+        it = program.InMemoryRunner(wide, method, config, arrays, plan.seeds, probe=4)
         flops[name] = FLOPS(it, plan.runs_of(name)[0])
     assert flops["SAM"] == pytest.approx(2.0 * flops["ERM"], rel=0.05)
     assert flops["DISAM"] == pytest.approx(flops["SAM"], rel=0.01)
@@ -399,7 +399,7 @@ def test_the_complete_part(toy, tmp_path):
 def test_fewer_runs_go_into_a_program_that_may_take_less_memory(toy, tmp_path, whole):
     found, plan = plan_of(["disam"], seeds=4)
     arrays = make_arrays(toy, tuple(split(toy, seed, 0.2) for seed in plan.seeds), True)
-    it = program.InMemoryRunner(NETWORK, found["DISAM"], SETTING, arrays, plan.seeds, probe=4)
+    it = program.InMemoryRunner(NETWORK, found["DISAM"], CONFIG, arrays, plan.seeds, probe=4)
     needed = {number: memory.program_bytes(it.compile(plan.runs[:number])) for number in (1, 3)}
     assert needed[1] < needed[3]
     assert it.runs_at_once(plan.runs, 3, needed[3]) == 3
@@ -418,8 +418,8 @@ def test_parts_are_even_and_fill_the_devices(total, most, size):
 @pytest.mark.slow
 @pytest.mark.usefixtures("nans_allowed")
 def test_a_run_that_diverges_is_a_row_with_nan(toy, tmp_path):
-    setting = dataclasses.replace(SETTING, learning_rate=1e30)
-    results = run(toy, tmp_path, methods=["erm", "sam"], setting=setting)
+    config = dataclasses.replace(CONFIG, learning_rate=1e30)
+    results = run(toy, tmp_path, methods=["erm", "sam"], config=config)
     assert len(results.runs) == 12
     assert np.isnan(results.losses[:, -1]).any((-2, -1)).all()
     assert np.isfinite(results.losses[:, 0]).all()
@@ -428,8 +428,8 @@ def test_a_run_that_diverges_is_a_row_with_nan(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("averaging", ["ema", "swad"])
 def test_averages_are_what_is_measured(whole, toy, tmp_path, averaging):
-    setting = dataclasses.replace(SETTING, averaging=averaging)
-    results = run(toy, tmp_path, methods=["sam"], setting=setting, targets=(0,), seeds=2)
+    config = dataclasses.replace(CONFIG, averaging=averaging)
+    results = run(toy, tmp_path, methods=["sam"], config=config, targets=(0,), seeds=2)
     plain = whole.losses[[of(whole, "SAM", 0, seed) for seed in range(2)]]
     np.testing.assert_allclose(results.losses[:, 0], plain[:, 0], rtol=2e-6)
     # SWAD's weights are known only at the end.
@@ -442,7 +442,7 @@ def test_averages_are_what_is_measured(whole, toy, tmp_path, averaging):
 def test_candidates_are_runs_of_their_own(toy, tmp_path):
     results = run(toy, tmp_path, methods=["erm", "sam"], candidates=3, targets=(0,), seeds=1)
     assert [each.candidate for each in results.runs] == [0, 1, 2] * 2
-    rates = [each.hyper["learning_rate"] for each in results.runs]
+    rates = [each.hparams["learning_rate"] for each in results.runs]
     assert rates[:3] == rates[3:]
     assert len(set(rates)) == 3
     assert len(np.unique(results.losses[:3, -1, 0, 1])) == 3
@@ -461,13 +461,13 @@ def test_candidates_are_runs_of_their_own(toy, tmp_path):
 )
 def test_settings_that_make_no_sense(toy, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
-        run(toy, tmp_path / "out", setting=dataclasses.replace(SETTING, **change))
+        run(toy, tmp_path / "out", config=dataclasses.replace(CONFIG, **change))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_a_domain_with_fewer_examples_than_the_batch_is_named(toy, tmp_path):
-    results = run(toy, tmp_path, methods=["erm"], targets=(1,), setting=dataclasses.replace(SETTING, per_domain=6))
+    results = run(toy, tmp_path, methods=["erm"], targets=(1,), config=dataclasses.replace(CONFIG, per_domain=6))
     assert [note[:36] for note in results.header["notes"]] == ["Domain a has 4 training examples, fe"]
 
 

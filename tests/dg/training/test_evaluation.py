@@ -21,7 +21,7 @@ from disam_jax.dg.training.metrics import METRICS, Metric, measure_examples
 from disam_jax.dg.training.step import RunSpec, make_arrays, sources_of, standardised
 
 SEEDS, PROBE = (0, 1, 2), 4
-SETTING = TrainConfig(rho=0.2, sharpness_rho=0.15, block=10)
+CONFIG = TrainConfig(rho=0.2, sharpness_rho=0.15, block=10)
 
 
 def apply(params, state, x, key, train):
@@ -41,9 +41,9 @@ def splits_of(data):
     return tuple(split(data, seed) for seed in SEEDS)
 
 
-def spec_of(place=1, target=0, **hyper):
-    hyper = {name: jnp.float32(value) for name, value in hyper.items()}
-    return RunSpec(jax.random.key(0), jnp.int32(place), jnp.int32(target), hyper)
+def spec_of(place=1, target=0, **hparams):
+    hparams = {name: jnp.float32(value) for name, value in hparams.items()}
+    return RunSpec(jax.random.key(0), jnp.int32(place), jnp.int32(target), hparams)
 
 
 def trains(data, place):
@@ -180,7 +180,7 @@ def test_the_probe_is_training_examples_of_each_domain(place, toy):
 @functools.cache
 def compiled(name):
     """Measures runs of a method, compiled once."""
-    fixed = {"network": NETWORK, "method": METHODS[name], "setting": SETTING, "probe": PROBE}
+    fixed = {"network": NETWORK, "method": METHODS[name], "config": CONFIG, "probe": PROBE}
     return jax.jit(functools.partial(measure, **fixed))
 
 
@@ -245,7 +245,7 @@ def test_the_sharpness_of_a_domain_is_along_its_own_gradient(target, toy, params
     arrays = make_arrays(toy, splits_of(toy), standardise=True)
     # The method's own rho is not what sharpness is measured with.
     spec = spec_of(1, target, rho=0.7)
-    found = domain_sharpness(params, {}, spec, arrays, network=NETWORK, setting=SETTING, probe=PROBE)
+    found = domain_sharpness(params, {}, spec, arrays, network=NETWORK, config=CONFIG, probe=PROBE)
     w, plain = problems.flatten(params), reference(params, toy, 1, target, [0, 1, 2])
     for domain, slope in enumerate(plain.gradients_at(w)):
         at_perturbed = plain.losses_at(w + 0.15 * slope / np.linalg.norm(slope))
