@@ -289,8 +289,7 @@ def check_ids(domain_ids: jax.typing.ArrayLike, num_domains: int) -> Any:
         )
     if isinstance(ids, np.ndarray) and ids.size:
         # Python integers: a bound that the dtype of the ids cannot hold compares as it should.
-        wide = ids if ids.dtype.kind in "iu" else ids.astype(np.int64)
-        lowest, highest = int(wide.min()), int(wide.max())
+        lowest, highest = int(ids.min()), int(ids.max())
         if lowest < 0 or highest >= num_domains:
             raise ValueError(
                 f"domain_ids must be in 0..{num_domains - 1} for num_domains={num_domains}, got {lowest}..{highest}. "

@@ -159,10 +159,10 @@ def passes_from_gradients(
 def passes_by_scan(
     loss_fn: LossFn,
     batch: Examples,
-    ascent_loss_fn: LossFn | None = None,
+    ascent_loss_fn: LossFn | None,
     *,
-    has_aux: bool = False,
-    axis_name: AxisName = None,
+    has_aux: bool,
+    axis_name: AxisName,
 ) -> Passes:
     """Passes that take one domain at a time, from ``loss_fn(params, one_domains_batch)``.
 

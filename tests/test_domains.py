@@ -180,6 +180,12 @@ def test_group_by_domain_keeps_the_order_and_the_pairs():
         np.testing.assert_array_equal(got["x"][i], batch["x"][ids == i])
 
 
+@pytest.mark.parametrize("shape", [(), (2, 2), (4, 1)])
+def test_group_by_domain_wants_one_id_for_each_example(shape):
+    with pytest.raises(ValueError, match=r"domain_ids must be \[N\], got \("):
+        disam_jax.group_by_domain(np.arange(4), np.zeros(shape, np.int32), 1)
+
+
 def test_group_by_domain_takes_the_first_or_draws():
     ids = np.array([0, 0, 0, 1, 1])
     n = np.arange(5)

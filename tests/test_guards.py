@@ -680,6 +680,11 @@ def still_computed(value):
     return found
 
 
+def one_update(rho=0.1, lam=0.1):
+    tx, w = disam_jax.disam(rho, lam, num_domains=2), jnp.ones(2)
+    return tx.update(None, tx.init(w), w, domain_loss_fn=lambda w: w**2)[0]
+
+
 @pytest.mark.usefixtures("nans_allowed")
 @pytest.mark.parametrize(
     "use",
@@ -688,8 +693,10 @@ def still_computed(value):
         lambda number: disam_jax.domain_weights(
             disam_jax.DomainLosses(jnp.array([1.0, 2.0]), jnp.stack([number] * 2)), 0.1
         ),
+        lambda number: one_update(rho=lambda step: number),
+        lambda number: one_update(lam=lambda step: number),
     ],
-    ids=["lam", "weights"],
+    ids=["lam", "weights", "scheduled rho", "scheduled lam"],
 )
 def test_no_call_waits_for_a_device_to_check_a_number(use):
     wrong = still_computed(jnp.inf)

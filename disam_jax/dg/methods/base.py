@@ -151,9 +151,9 @@ def count_steps(num_sources: int) -> jax.Array:
     return jnp.zeros((), jnp.int32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
-    """A way to compute the gradient of a step.
+    """A way to compute the gradient of a step. Equal to itself alone, so that it can be hashed as it is.
 
     Attributes:
         gradient: `(params, batch, forward, hparams, state) -> (gradient, state of the network, state)`. The gradient

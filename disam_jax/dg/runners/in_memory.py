@@ -17,6 +17,7 @@ from disam_jax.dg.runners.devices import over_runs, put_once
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
+from disam_jax.dg.training.metrics import METRICS, Metric
 from disam_jax.dg.training.step import Arrays, RunSpec, RunState, sources_of, standardised, start, train_step
 
 
@@ -45,6 +46,28 @@ class Networks(NamedTuple):
     def given(self, shared: Shared) -> "Networks":
         """With the weights of a program's arguments."""
         return Networks(self.trained.given(shared.weights), self.new and self.new.given(shared.new_weights))
+
+    def without_weights(self) -> "Networks":
+        """The functions alone, which can be compared and hashed."""
+        return Networks(self.trained._replace(weights=()), self.new and self.new._replace(weights=()))
+
+
+class Fixed(NamedTuple):
+    """What is fixed in a compiled program; it can be hashed.
+
+    Attributes:
+        networks: Networks to train and to measure, without their weights.
+        method: Method that computes the gradients.
+        config: Configuration that all runs share.
+        probe: Number of examples of each domain on which w + e is measured.
+        metrics: What is measured of every example, by name: `METRICS` when the program was made.
+    """
+
+    networks: Networks
+    method: Method
+    config: TrainConfig
+    probe: int
+    metrics: tuple[tuple[str, Metric], ...]
 
 
 class InMemoryRunner:
@@ -75,12 +98,11 @@ class InMemoryRunner:
         self.config, self.seeds = config, tuple(seeds)
         networks = Networks(network, new_network)
         self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
-        fixed = {"networks": networks, "method": method, "config": config}
-        self._start = jax.jit(functools.partial(start_all, **fixed))
-        self._measure = jax.jit(functools.partial(measure_all, **fixed, probe=probe))
-        self._sharpness = jax.jit(functools.partial(sharpness_all, networks=networks, config=config, probe=probe))
-        self._segment = jax.jit(functools.partial(segment, **fixed, probe=probe), donate_argnums=0)
-        self._step = functools.partial(step_all, **fixed)
+        self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()))
+        # Static arguments, and not closures over them: a second runner of the same method finds what jax has traced.
+        jit = functools.partial(jax.jit, static_argnames="fixed")
+        self._start, self._measure, self._sharpness = jit(start_all), jit(measure_all), jit(sharpness_all)
+        self._segment = jit(segment, donate_argnums=0)
         self._compiled: dict[int, Any] = {}
         self._placed: dict[Any, Shared] = {}
 
@@ -113,9 +135,10 @@ class InMemoryRunner:
         number = len(runs)
         if number not in self._compiled:
             specs, shared = self.specs(runs), self.shared_for(number)
-            states = jax.device_put(self._start(specs, shared), over_runs(number))
+            states = jax.device_put(self._start(specs, shared, fixed=self._fixed), over_runs(number))
             with naming(runs):
-                self._compiled[number] = self._segment.lower(states, specs, jnp.int32(0), shared).compile()
+                lowered = self._segment.lower(states, specs, jnp.int32(0), shared, fixed=self._fixed)
+                self._compiled[number] = lowered.compile()
         return self._compiled[number]
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
@@ -125,14 +148,15 @@ class InMemoryRunner:
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
         specs, shared = self.specs([run]), self.shared_for(1)
-        states = jax.eval_shape(self._start, specs, shared)
+        states = jax.eval_shape(functools.partial(start_all, fixed=self._fixed), specs, shared)
         with naming([run]):
-            return flops_of(jax.jit(self._step), states, specs, jnp.int32(0), shared)
+            step = jax.jit(functools.partial(step_all, fixed=self._fixed))
+            return flops_of(step, states, specs, jnp.int32(0), shared)
 
     def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
-        states = jax.device_put(self._start(specs, shared), over_runs(len(runs)))
+        states = jax.device_put(self._start(specs, shared, fixed=self._fixed), over_runs(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
         for first in self.config.measured_at:
@@ -145,8 +169,9 @@ class InMemoryRunner:
         params, state = weights(states, self.config)
         if averages:
             params, state = swad_weights(averages, points, [run.target for run in runs])
-            points[-1] = jax.device_get(self._measure(params, state, specs, shared))
-        return found(points, jax.device_get(self._sharpness(params, state, specs, shared)), runs)
+            points[-1] = jax.device_get(self._measure(params, state, specs, shared, fixed=self._fixed))
+        sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)
+        return found(points, jax.device_get(sharpness), runs)
 
 
 def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
@@ -160,56 +185,37 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
 
 
-def start_all(specs: RunSpec, shared: Shared, *, networks: Networks, method: Method, config: TrainConfig) -> RunState:
+def start_all(specs: RunSpec, shared: Shared, *, fixed: Fixed) -> RunState:
     """R runs before their first step."""
-    network = networks.given(shared).trained
+    network = fixed.networks.given(shared).trained
     sources = len(shared.arrays.counts) - 1
-    begin = functools.partial(start, network=network, method=method, config=config, num_sources=sources)
+    begin = functools.partial(start, network=network, method=fixed.method, config=fixed.config, num_sources=sources)
     return jax.vmap(begin)(specs)
 
 
-def measure_all(
-    params: Any,
-    state: Any,
-    specs: RunSpec,
-    shared: Shared,
-    *,
-    networks: Networks,
-    method: Method,
-    config: TrainConfig,
-    probe: int,
-) -> Metrics:
+def measure_all(params: Any, state: Any, specs: RunSpec, shared: Shared, *, fixed: Fixed) -> Metrics:
     """What is measured of R runs; see `measure`."""
-    network, new_network = networks.given(shared)
-    fixed = {"network": network, "method": method, "config": config, "probe": probe}
-    one = functools.partial(measure, **fixed, new_network=new_network, new=shared.new)
+    network, new_network = fixed.networks.given(shared)
+    options = {"method": fixed.method, "config": fixed.config, "probe": fixed.probe}
+    one = functools.partial(measure, network=network, **options, new_network=new_network, new=shared.new)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 
 
-def sharpness_all(
-    params: Any, state: Any, specs: RunSpec, shared: Shared, *, networks: Networks, config: TrainConfig, probe: int
-) -> jax.Array:
+def sharpness_all(params: Any, state: Any, specs: RunSpec, shared: Shared, *, fixed: Fixed) -> jax.Array:
     """Sharpness of each domain of R runs; see `domain_sharpness`."""
-    one = functools.partial(domain_sharpness, network=networks.given(shared).trained, config=config, probe=probe)
+    network = fixed.networks.given(shared).trained
+    one = functools.partial(domain_sharpness, network=network, config=fixed.config, probe=fixed.probe)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 
 
-def step_all(
-    states: RunState,
-    specs: RunSpec,
-    step: jax.Array,
-    shared: Shared,
-    *,
-    networks: Networks,
-    method: Method,
-    config: TrainConfig,
-) -> RunState:
+def step_all(states: RunState, specs: RunSpec, step: jax.Array, shared: Shared, *, fixed: Fixed) -> RunState:
     """A step of R runs, each on its own batch."""
-    network = networks.given(shared).trained
+    network = fixed.networks.given(shared).trained
+    options = {"network": network, "method": fixed.method, "config": fixed.config}
 
     def one(run: RunState, spec: RunSpec) -> RunState:
-        inputs, labels = draw(spec, step, shared.arrays, config.per_domain)
-        return train_step(run, spec, step, inputs, labels, network=network, method=method, config=config)
+        inputs, labels = draw(spec, step, shared.arrays, fixed.config.per_domain)
+        return train_step(run, spec, step, inputs, labels, **options)
 
     return jax.vmap(one)(states, specs)
 
@@ -220,10 +226,7 @@ def segment(
     first: jax.Array,
     shared: Shared,
     *,
-    networks: Networks,
-    method: Method,
-    config: TrainConfig,
-    probe: int,
+    fixed: Fixed,
 ) -> tuple[RunState, Metrics]:
     """Measures R runs, then trains each up to the next point at which they are measured.
 
@@ -232,21 +235,18 @@ def segment(
         specs: Seeds, targets and hyperparameters of the runs, leaves [R, ...].
         first: Number of steps already made, int32 [].
         shared: Arrays that the runs share.
-        networks: Networks to train and to measure.
-        method: Method that computes the gradients.
-        config: Configuration that all runs share.
-        probe: Number of examples of each domain on which w + e is measured.
+        fixed: What all runs have in common.
 
     Returns:
         The runs after `min(config.segment, config.steps - first)` more steps, and what was measured before these.
     """
-    fixed = {"networks": networks, "method": method, "config": config}
-    measured = measure_all(*weights(states, config), specs, shared, **fixed, probe=probe)
+    config = fixed.config
+    measured = measure_all(*weights(states, config), specs, shared, fixed=fixed)
 
     def body(runs: RunState, step: jax.Array) -> tuple[RunState, None]:
         # The last segment may reach past the end of training; skipping there keeps its length, and with it the
         # compiled program, the same for all segments.
-        advance = lambda runs: step_all(runs, specs, step, shared, **fixed)
+        advance = lambda runs: step_all(runs, specs, step, shared, fixed=fixed)
         return jax.lax.cond(step < config.steps, advance, lambda runs: runs, runs), None
 
     states, _ = jax.lax.scan(body, states, first + jnp.arange(config.segment, dtype=jnp.int32))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -195,7 +196,8 @@ def test_the_steps_are_one_scan(toy):
     arrays = make_arrays(toy, splits, True)
     it = program.InMemoryRunner(NETWORK, found["DISAM"], CONFIG, arrays, plan.seeds, probe=4)
     specs = it.specs(plan.runs[:2])
-    jaxpr = jax.make_jaxpr(it._segment)(it._start(specs, it.shared), specs, jnp.int32(0), it.shared)
+    segment = functools.partial(it._segment, fixed=it._fixed)
+    jaxpr = jax.make_jaxpr(segment)(it._start(specs, it.shared, fixed=it._fixed), specs, jnp.int32(0), it.shared)
     lengths = [
         each.params["length"]
         for equation in jaxpr.eqns
