@@ -178,7 +178,7 @@ class EfficientNetLite(nnx.Module):
         rngs: Random streams.
 
     Example:
-        >>> make = lambda: EfficientNetLite(SCALES["efficientnet_lite0"], 7, rngs=nnx.Rngs(0))
+        >>> make = lambda: EfficientNetLite(Scale(0.5, 0.25, 64), 7, rngs=nnx.Rngs(0))  # smaller than SCALES
         >>> apply = lambda x: make()(x, jax.random.key(0))
         >>> [each.shape for each in jax.eval_shape(apply, jnp.ones((2, 64, 64, 3)))]
         [(2, 7), (2, 1280)]

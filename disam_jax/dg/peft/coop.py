@@ -44,8 +44,9 @@ class CoOp(nnx.Module):
         ...     vision_hidden=8, text_width=8, text_layers=1, text_heads=2, text_hidden=8, vocab_size=50, embed_dim=4,
         ...     eos_token_id=49)
         >>> class_ids = np.array([[48, 7, 49, 0], [48, 7, 8, 49]])
-        >>> model = CoOp(CLIP(config, rngs=nnx.Rngs(0)), class_ids, 4, rngs=nnx.Rngs(1))
-        >>> logits, features = jax.eval_shape(lambda x: model(x, jax.random.key(0)), jnp.ones((3, 8, 8, 3)))
+        >>> model = nnx.eval_shape(lambda: CoOp(CLIP(config, rngs=nnx.Rngs(0)), class_ids, 4, rngs=nnx.Rngs(1)))
+        >>> apply = lambda model, x: model(x, jax.random.key(0))
+        >>> logits, features = nnx.eval_shape(apply, model, jnp.ones((3, 8, 8, 3)))
         >>> logits.shape, features.shape, model.context.shape
         ((3, 2), (3, 4), (4, 8))
 

@@ -21,9 +21,10 @@ class LinearProbe(nnx.Module):
 
     Example:
         >>> from disam_jax.dg.models.vit import ViT, ViTConfig
-        >>> tower = ViT(ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8), rngs=nnx.Rngs(0))
-        >>> probe = LinearProbe(tower, 3, nnx.Rngs(1))
-        >>> logits, features = probe(jax.numpy.ones((5, 8, 8, 3)), jax.random.key(0))
+        >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
+        >>> make = lambda: LinearProbe(ViT(config, rngs=nnx.Rngs(0)), 3, nnx.Rngs(1))
+        >>> apply = lambda x: make()(x, jax.random.key(0))
+        >>> logits, features = jax.eval_shape(apply, jax.numpy.ones((5, 8, 8, 3)))
         >>> logits.shape, features.shape
         ((5, 3), (5, 8))
     """

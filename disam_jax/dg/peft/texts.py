@@ -33,8 +33,9 @@ class TextClassifier(nnx.Module):
         >>> config = CLIPConfig(image_size=8, patch_size=4, vision_width=8, vision_layers=1, vision_heads=2,
         ...     vision_hidden=8, text_width=8, text_layers=1, text_heads=2, text_hidden=8, vocab_size=50, embed_dim=4,
         ...     eos_token_id=49)
-        >>> classifier = TextClassifier(CLIP(config, rngs=nnx.Rngs(0)), np.array([[48, 7, 49, 0], [48, 7, 8, 49]]))
-        >>> logits, features = classifier(jnp.ones((3, 8, 8, 3)), jax.random.key(0))
+        >>> class_ids = np.array([[48, 7, 49, 0], [48, 7, 8, 49]])
+        >>> make = lambda: TextClassifier(CLIP(config, rngs=nnx.Rngs(0)), class_ids)
+        >>> logits, features = jax.eval_shape(lambda x: make()(x, jax.random.key(0)), jnp.ones((3, 8, 8, 3)))
         >>> logits.shape, features.shape
         ((3, 2), (3, 4))
 

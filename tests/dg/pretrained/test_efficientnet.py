@@ -87,14 +87,19 @@ def timm_tensors(module):
     return tensors
 
 
-@pytest.fixture(scope="module")
-def lite():
-    """A Lite0 with random weights and statistics, of which no two arrays are alike."""
-    module = nnx.eval_shape(lambda: EfficientNetLite(SCALES["efficientnet_lite0"], 5, rngs=nnx.Rngs(0)))
+def filled(make):
+    """A module with random numbers for all its variables, which compiles nothing."""
+    module = nnx.eval_shape(make)
     rng = np.random.default_rng(0)
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     nnx.update(module, jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.1, 1.0, x.shape).astype(np.float32)), state))
     return module
+
+
+@pytest.fixture(scope="module")
+def lite():
+    """A Lite0 with random weights and statistics, of which no two arrays are alike."""
+    return filled(lambda: EfficientNetLite(SCALES["efficientnet_lite0"], 5, rngs=nnx.Rngs(0)))
 
 
 def small(**options):
@@ -164,7 +169,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, lite, model, config, change, wh
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_running_statistics_move_in_training_unless_they_are_frozen(frozen):
-    module = small(frozen_norm=frozen)
+    module = filled(lambda: small(frozen_norm=frozen))
     module.train()
     before = jax.tree.leaves(nnx.state(module, nnx.BatchStat))
     logits, features = nnx.jit(lambda module, x: module(x, jax.random.key(0)))(module, jnp.ones((2, 32, 32, 3)))
