@@ -42,6 +42,12 @@ def test_in_axes_says_where_the_domains_are(in_axes, arrange):
     np.testing.assert_allclose(losses, x.sum(-1).mean(-1))
 
 
+@pytest.mark.parametrize("in_axes", [(None,), (None, 0, 0)])
+def test_as_many_axes_as_arguments_or_the_error_is_that_of_vmap(in_axes):
+    with pytest.raises(ValueError, match="vmap in_axes must be"):
+        disam_jax.per_domain(lambda w, x: w * x.mean(), in_axes=in_axes)(jnp.ones(()), jnp.ones((3, 4)))
+
+
 def test_mean_by_domain_keeps_a_nan_in_its_domain(nans_allowed):
     out = disam_jax.mean_by_domain(jnp.array([1.0, np.nan, 5.0]), jnp.array([0, 1, 2]), 3)
     np.testing.assert_array_equal(out.values, [1.0, np.nan, 5.0])

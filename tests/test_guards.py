@@ -660,6 +660,12 @@ def test_the_largest_float_is_a_weight_like_others(traced):
     assert np.isfinite((jax.jit(of) if traced else of)(weights)).all()
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_largest_float_is_a_rho_like_others(traced):
+    of = lambda rho: disam_jax.value_and_grad(lambda w: w, rho, 0.1, eps=0.0)(jnp.float32(1.0))[1]
+    assert (jax.jit(of) if traced else of)(jnp.finfo(jnp.float32).max) == 1
+
+
 def test_a_variant_may_return_plain_numbers():
     halt = variants.Variant(scale=lambda rho, norm: rho / norm, combine=lambda base, perturbed: 0.0)
     _, gradient = disam_jax.value_and_grad(lambda w: w**2, 0.1, variant=halt)(jnp.float32(2.0))
