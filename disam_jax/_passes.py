@@ -186,9 +186,8 @@ def passes_by_scan(
     def add(total, grads, factor):
         return jax.tree.map(lambda t, g: t + cast(factor, t.dtype) * cast(g, t.dtype), total, grads)
 
-    def mean(total, params):
-        grads = jax.tree.map(lambda t, w: cast(t / num_domains, w.dtype), total, params)
-        return mean_over_axis(grads, axis_name)
+    def mean(total):
+        return mean_over_axis(jax.tree.map(lambda t: t / num_domains, total), axis_name)
 
     def ascent(params, weigh):
         value_and_grad = of_one_domain(loss_fn if ascent_loss_fn is None else ascent_loss_fn)
@@ -213,7 +212,7 @@ def passes_by_scan(
         shift = (first - weights.largest) - weights.offset
         constant, slope = 1 - weights.slope * shift, weights.slope
         combined = jax.tree.map(lambda p, s: cast(constant, p.dtype) * p - cast(slope, s.dtype) * s, plain_sum, by_loss)
-        return AscentPass(losses, aux, weights, mean(combined, params), lambda: mean(plain_sum, params))
+        return AscentPass(losses, aux, weights, mean(combined), lambda: mean(plain_sum))
 
     def plain(params):
         value_and_grad = of_one_domain(loss_fn)
@@ -225,7 +224,7 @@ def passes_by_scan(
         # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
         zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
         plain_sum, values = jax.lax.scan(body, zeros, batch)
-        return PlainPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum, params))
+        return PlainPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum))
 
     return Passes(ascent, plain)
 
