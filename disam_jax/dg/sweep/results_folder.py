@@ -7,21 +7,15 @@ not in it belongs to the user and is never written over, moved or removed.
 import contextlib
 import json
 import os
-import shutil
-import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, is_folder, read_json, reason, shown
 from disam_jax.dg.sweep.model_selection import CRITERIA
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock.
-    fcntl = None
+from disam_jax.dg.unfinished import remove_unfinished, unfinished_folder
 
 RESULTS = "results.jsonl"
 MANIFEST = "report.json"
@@ -51,7 +45,6 @@ NAMES = (
     *(f"{name}.{suffix}" for name in TABLES for suffix in ("tex", "csv")),
     *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
 )
-UNFINISHED = ".unfinished-"
 
 
 class Manifest(NamedTuple):
@@ -266,72 +259,13 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out)
-        # Beside their final places, so that moving them there is one step of the file system.
-        with _unfinished(out) as unfinished:
+        with unfinished_folder(out) as unfinished:
             for name, content in contents.items():
                 Path(unfinished, name).write_bytes(content)
             for name in contents:
                 os.replace(Path(unfinished, name), out / name)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write to {shown(out)}: {reason(error)}") from error
-
-
-@contextlib.contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder for files that are being written, locked for as long as this process is at it."""
-    while True:
-        folder = Path(tempfile.mkdtemp(dir=out, prefix=UNFINISHED))
-        with _lock(folder):
-            # Another process may have taken it for a left-over before it was locked.
-            if folder.exists():
-                try:
-                    yield folder
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
-                return
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Whether the folder could be locked; the lock ends with the context, or with the process however it ends."""
-    if fcntl is None:
-        yield False
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
-def remove_unfinished(out: Path) -> None:
-    """Removes what a process left that was killed while it wrote files, and nothing of a process that still writes.
-
-    Args:
-        out: Folder, which must exist.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, ".unfinished-1").mkdir()
-        ...     remove_unfinished(Path(folder))
-        ...     list(Path(folder).iterdir())
-        []
-    """
-    for folder in out.glob(f"{UNFINISHED}*"):
-        if not stat.S_ISDIR(folder.lstat().st_mode):
-            continue
-        with _lock(folder) as left_over:
-            if left_over:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside(out: Path) -> Path:
