@@ -7,7 +7,6 @@ not in it belongs to the user and is never written over, moved or removed.
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +71,7 @@ def read_manifest(out: Path) -> Manifest | None:
         InputError: If a file of its name is something else.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(Path(folder), {"table.md": b"# Title"}, "last")
         ...     read_manifest(Path(folder))
@@ -114,6 +114,7 @@ def check_out(out: Path) -> None:
         InputError: If a path stands in the way, or a file that is not ours has the name of one that we write.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     check_out(Path(folder, "new"))
         ...     Path(folder, "new").exists()
@@ -171,6 +172,7 @@ def report_folder(out: Path, select: str) -> Path:
         Folder, which need not exist.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     claim(Path(folder), "last")
         ...     [report_folder(Path(folder), each).name for each in ("oracle", "validation")]
@@ -189,6 +191,7 @@ def claim(out: Path, select: str, anew: bool = False) -> None:
         anew: Whether no run is finished, so that what was settled without a report does not count.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     claim(Path(folder), "last")
         ...     claim(Path(folder), "oracle")
@@ -219,6 +222,7 @@ def write_report(out: Path, contents: Mapping[str, bytes], select: str) -> None:
         InputError: If the system refuses, or a file that is not ours stands in the way.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(Path(folder), {"table.md": b"1", "differences.png": b"1"}, "last")
         ...     write_report(Path(folder), {"table.md": b"2"}, "last")
@@ -251,6 +255,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
         InputError: If the system refuses.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_files(Path(folder, "new"), {"table.md": b"# Title"})
         ...     [(path.name, path.read_bytes()) for path in Path(folder, "new").iterdir()]
@@ -281,6 +286,7 @@ def set_aside(out: Path) -> Path:
         InputError: If the system refuses.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, RESULTS).write_text("")
         ...     write_report(Path(folder), {"table.md": b"1"}, "last")

@@ -43,13 +43,13 @@ _OF_ANOTHER_REPOSITORY = (
 _FULL = re.compile("no space left|disk quota exceeded", re.IGNORECASE)
 _NO_COMMIT = re.compile("not our ref|unadvertised object|couldn't find remote ref", re.IGNORECASE)
 _NO_NETWORK = re.compile(
-    "could not resolve|couldn't resolve|failed to connect|couldn't connect|could not connect|connection (timed out|refused|reset)|"
-    "unreachable|timed out|too slow|early eof|remote end hung up|unable to look up",
+    "could(n't| not) (resolve|connect)|failed to connect|connection (refused|reset)|unreachable|timed out|too slow|"
+    "early eof|remote end hung up|unable to look up",
     re.IGNORECASE,
 )
 _NO_REPOSITORY = re.compile(
-    "not appear to be a git repository|not a git repository|not found|does not exist|could not read (username|password)|"
-    "terminal prompts disabled|authentication failed|dubious ownership|unable to find remote helper",
+    "not appear to be a git repository|not a git repository|not found|does not exist|could not read (username|password)"
+    "|terminal prompts disabled|authentication failed|dubious ownership|unable to find remote helper",
     re.IGNORECASE,
 )
 
@@ -95,7 +95,9 @@ def fetch_commit(
                 on_fetch()
             _fetch(url, commit, repository, time_limit)
             if not has_commit(repository, commit):
-                raise InputError(f"{url} gave other files than those of commit {commit}: try again, or another --source")
+                raise InputError(
+                    f"{url} gave other files than those of commit {commit}: try again, or another --source"
+                )
             if exists(place):
                 os.replace(place, folder / "damaged")
             os.replace(repository, place)

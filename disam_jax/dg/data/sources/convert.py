@@ -98,7 +98,7 @@ def write_data_set(
     arrays = source.arrays(checkout)
     check_counts(name, count(zip(arrays["domain"].tolist(), arrays["y"].tolist(), strict=True)), source.counts)
     file = f"{name}.npz"
-    np.savez_compressed(folder / file, **arrays)
+    np.savez_compressed(folder / file, x=arrays["x"], y=arrays["y"], domain=arrays["domain"])
     return file
 
 

@@ -22,8 +22,7 @@ class Fetched(NamedTuple):
 
     Attributes:
         name: Name of the source.
-        source: What is known of it, with the counts that were found.
-        url: Where it was fetched from.
+        source: What is known of it; the counts are those that were found.
         data: What to give as `--data`.
         checksum: `convert.tree_checksum` of what was written.
         expected: The same of what the source is known to be; empty if nothing is known of it.
@@ -31,7 +30,6 @@ class Fetched(NamedTuple):
 
     name: str
     source: Source
-    url: str
     data: Path
     checksum: str
     expected: str
@@ -97,7 +95,7 @@ def get_data_set(
                 f"{name}: what was made of commit {source.commit} has the SHA-256 {checksum}, expected {expected}; "
                 f"nothing is written. Remove {shown(place)} and try again"
             )
-    return Fetched(name, source, where, to / data, checksum, expected)
+    return Fetched(name, source, to / data, checksum, expected)
 
 
 def default_cache() -> Path:

@@ -29,8 +29,8 @@ SOURCES = {
         commit="d586a6cf3db84896fb6cc465c7bf51bdaf6d65d8",
         megabytes=175,
         counts={domain: dict(zip(_CLASSES, counts, strict=True)) for domain, counts in _COUNTS.items()},
-        licence="None is stated; for research. The images are from Caltech256, Sketchy, TU-Berlin and Google Images and "
-        "belong to those who made them.",
+        licence="None is stated; for research. The images are from Caltech256, Sketchy, TU-Berlin and Google Images "
+        "and belong to those who made them.",
         citation="Da Li, Yongxin Yang, Yi-Zhe Song and Timothy M. Hospedales. Deeper, Broader and Artier Domain "
         "Generalization. ICCV 2017.",
         images=_images,

@@ -28,10 +28,14 @@ def _arrays(checkout: Path) -> dict[str, np.ndarray]:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     words = HashingVectorizer(n_features=_FEATURES, norm="l2", stop_words="english", alternate_sign=False)
+
+    def hashed(texts: list[str]) -> np.ndarray:
+        return np.asarray(words.transform(texts).todense()).astype(np.float16)
+
     inputs, labels = {}, {}
     for domain in _DOMAINS:
         texts = {name: _texts(checkout / "data" / domain / f"{name}.review") for name in _CLASSES}
-        inputs[domain] = np.concatenate([words.transform(each).toarray().astype(np.float16) for each in texts.values()])
+        inputs[domain] = np.concatenate([hashed(each) for each in texts.values()])
         labels[domain] = [name for name, each in texts.items() for _ in each]
     return labelled(inputs, labels)
 
@@ -44,8 +48,8 @@ SOURCES = {
         megabytes=5,
         counts={domain: dict.fromkeys(_CLASSES, 1000) for domain in _DOMAINS},
         licence="None is stated; for research. The reviews belong to those who wrote them.",
-        citation="John Blitzer, Mark Dredze and Fernando Pereira. Biographies, Bollywood, Boom-boxes and Blenders: Domain "
-        "Adaptation for Sentiment Classification. ACL 2007.",
+        citation="John Blitzer, Mark Dredze and Fernando Pereira. Biographies, Bollywood, Boom-boxes and Blenders: "
+        "Domain Adaptation for Sentiment Classification. ACL 2007.",
         arrays=_arrays,
         checksum="0c344f3e092576db3121889bfdbc9a0a18d1241504216a377a10801e5d19f4a1",
         depends_on="scikit-learn",

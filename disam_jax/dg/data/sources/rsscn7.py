@@ -41,8 +41,8 @@ SOURCES = {
         megabytes=349,
         counts={scale: dict.fromkeys(_FOLDERS, _OF_SCALE) for scale in _SCALES},
         licence="None is stated; for research. The images belong to those who made them.",
-        citation="Qin Zou, Lihao Ni, Tong Zhang and Qian Wang. Deep Learning Based Feature Selection for Remote Sensing "
-        "Scene Classification. IEEE Geoscience and Remote Sensing Letters 12(11), 2015.",
+        citation="Qin Zou, Lihao Ni, Tong Zhang and Qian Wang. Deep Learning Based Feature Selection for Remote "
+        "Sensing Scene Classification. IEEE Geoscience and Remote Sensing Letters 12(11), 2015.",
         images=_images,
         checksum="9431c33fa266d002af7a3dd1220c5408a166b666369d60eb0e879bcc963dea0c",
     )
