@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.data.load import expand
-from disam_jax.dg.data.sources import registry
 from disam_jax.dg.data.sources.checkout import TIME_LIMIT, fetch_commit
 from disam_jax.dg.data.sources.convert import tree_checksum, write_data_set
-from disam_jax.dg.data.sources.registry import Source, find_source
+from disam_jax.dg.data.sources.registry import SOURCES, Source, find_source
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.ranges import check_range
 from disam_jax.dg.reading import exists, is_folder, reason, shown
@@ -72,7 +71,7 @@ def get_data_set(
         disam_jax.dg.errors.InputError: no data set cifar to fetch: write PACS, OfficeCaltech10, RSSCN7, heart, reviews
     """
     name = find_source(name)
-    source = registry.SOURCES[name]
+    source = SOURCES[name]
     if image_size is not None:
         check_range("image_size", image_size)
         if source.images is None:
