@@ -71,12 +71,17 @@ def facts(made: "Fetched") -> dict[str, str]:
     Returns:
         Lines of text.
     """
+    from disam_jax.dg.data.registry import find_data_set
+
+    path = str(made.data)
+    # A name goes before a path of the same name.
+    path = path if find_data_set(path) is None else f"./{path}"
     return {
         "source": f"{made.source.url}, commit {made.source.commit}",
         "SHA-256": f"{made.checksum}, {compared(made)}",
         "licence": made.source.licence,
         "cite": made.source.citation,
-        "next": f"disam-jax compare --data {shown(shlex.quote(str(made.data)))}",
+        "next": f"disam-jax compare --data {shown(shlex.quote(path))}",
     }
 
 

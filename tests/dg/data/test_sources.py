@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import stat
@@ -396,8 +397,10 @@ def test_two_images_that_would_be_one_file_are_named(toy):
 
 def test_a_commit_is_fetched_once_without_its_history(toy):
     made = toy("heart")
-    (made.folder / "later.txt").write_text("a later commit\n")
+    (made.folder / "second.txt").write_text("the second of three commits\n")
+    made.commit()
     wanted = made.head
+    (made.folder / "later.txt").write_text("a later commit\n")
     commit(made.folder)
     told = []
     made.get(on_fetch=told.append)
@@ -676,6 +679,15 @@ def test_the_command_prints_what_is_to_be_known(toy, capsys):
     assert f"licence: {made.source.licence}" in lines
     assert f"cite: {made.source.citation}" in lines
     assert lines[-1] == f"next: disam-jax compare --data '{to}/heart.npz'"
+
+
+def test_the_next_command_reads_the_folder_and_not_a_data_set_of_its_name(toy, tmp_path, capsys, monkeypatch):
+    made = toy("PACS")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "PACS", "--to", "PACS", "--cache", str(made.cache)]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert command[:3] == ["disam-jax", "compare", "--data"]
+    assert load.open_data(command[3], image_size=8).counts.tolist() == [7] * 4
 
 
 def test_the_checksum_of_scaled_images_is_not_compared(toy, capsys):
