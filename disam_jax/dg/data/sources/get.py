@@ -112,7 +112,7 @@ def default_cache() -> Path:
 
 
 def _address(url: str) -> str:
-    """An address as it is, and a path from the root on, because git runs in another folder."""
+    """An address as it is, and a path from the root on, which git cannot take for an address."""
     path = expand(Path(url))
     if exists(path):
         return str(path.absolute())
