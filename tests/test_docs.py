@@ -210,7 +210,8 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
     from disam_jax.dg.cli import checks
     from disam_jax.dg.cli import main as cli
     from disam_jax.dg.cli.compare import chosen_methods, with_own_checkpoint
-    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.cli.options import Compare, Data
+    from disam_jax.dg.data.sources.registry import find_source
     from disam_jax.dg.sweep import hparams
 
     for arguments in commands(text_of(page)):
@@ -219,6 +220,8 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
                 cli.parse(arguments)
             continue
         options = cli.parse(arguments)
+        if isinstance(options, Data):
+            find_source(options.name)
         if isinstance(options, Compare):
             options = with_own_checkpoint(options)
             checks.check_numbers(options)
@@ -247,7 +250,7 @@ def test_the_tables_of_the_benchmark_page_are_those_of_the_registries(monkeypatc
 
 def test_there_are_commands_on_the_pages():
     found = [arguments for page in PAGES for arguments in commands(text_of(page))]
-    assert {arguments[0] for arguments in found} == {"compare", "sweep", "report", "list"}
+    assert {arguments[0] for arguments in found} == {"compare", "sweep", "report", "data", "list"}
     assert len(found) > 30
 
 

@@ -16,6 +16,8 @@ INTERNAL_MODULES = {
     "disam_jax.dg.data.images",
     "disam_jax.dg.data.names",
     "disam_jax.dg.data.npz",
+    "disam_jax.dg.data.sources.checkout",
+    "disam_jax.dg.data.sources.convert",
     "disam_jax.dg.data.streaming",
     "disam_jax.dg.data.walk",
     # Its public names are those of the package.
@@ -38,6 +40,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.sweep.results_folder",
     "disam_jax.dg.sweep.schema",
     "disam_jax.dg.training.step",
+    "disam_jax.dg.unfinished",
 }
 # Public by name, for the other modules of the library only.
 INTERNAL_NAMES = {"disam_jax.dg.methods.method_gradient", "disam_jax.variants.as_variant"}

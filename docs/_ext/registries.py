@@ -45,6 +45,17 @@ def data_sets() -> str:
     return table("`--data`", {option_name(name): data_set.summary for name, data_set in DATASETS.items()})
 
 
+def sources() -> str:
+    """Name and description of each data set that can be fetched."""
+    from disam_jax.dg.data.sources.registry import SOURCES
+
+    rows = [
+        f"| `{name}` | {source.summary} | {source.megabytes} MB | [{source.url.rpartition('/')[2]}]({source.url}) |"
+        for name, source in SOURCES.items()
+    ]
+    return "\n".join(["| `disam-jax data` | what it is | to fetch | repository |", "|---|---|---:|---|", *rows])
+
+
 def finetuning() -> str:
     """Name and description of each way of fine-tuning."""
     from disam_jax.dg.peft.registry import FINETUNING
@@ -64,6 +75,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "networks": networks,
     "data sets": data_sets,
+    "data sets to fetch": sources,
     "ways of fine-tuning": finetuning,
 }
 

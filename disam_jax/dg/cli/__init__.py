@@ -1,1 +1,1 @@
-"""The command line: `disam-jax compare`, `sweep`, `report` and `list`."""
+"""The command line: `disam-jax compare`, `sweep`, `report`, `data` and `list`."""

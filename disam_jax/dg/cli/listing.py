@@ -26,9 +26,10 @@ def registries() -> "dict[str, tuple[Registry[Any], Callable[[Any], str]]]":
 
     Example:
         >>> list(registries())
-        ['methods', 'networks', 'data sets', 'metrics', 'ways of fine-tuning']
+        ['methods', 'networks', 'data sets', 'data sets to fetch', 'metrics', 'ways of fine-tuning']
     """
     from disam_jax.dg.data.registry import DATASETS
+    from disam_jax.dg.data.sources.registry import SOURCES
     from disam_jax.dg.methods import METHODS
     from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.peft.registry import FINETUNING
@@ -38,6 +39,7 @@ def registries() -> "dict[str, tuple[Registry[Any], Callable[[Any], str]]]":
         "methods": (METHODS, describe),
         "networks": (MODELS, lambda model: model.summary),
         "data sets": (DATASETS, lambda data_set: data_set.summary),
+        "data sets to fetch": (SOURCES, lambda source: source.summary),
         "metrics": (METRICS, lambda metric: metric.note),
         "ways of fine-tuning": (FINETUNING, lambda way: way.summary),
     }

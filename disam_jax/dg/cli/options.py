@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import literal_type_from_choices
 
 from disam_jax.dg.data.registry import DATASETS, option_name
+from disam_jax.dg.data.sources.registry import SOURCES
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.sweep.model_selection import CRITERIA
@@ -271,6 +272,32 @@ class Report:
     ] = None
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Fetch a data set from its public Git repository and write it as --data reads it.
+
+    One commit is fetched and kept in the cache. The counts of the examples and the checksum of what is written are
+    compared with those that are known, and printed with the licence and the papers to cite. Needs the program git.
+    """
+
+    name: Annotated[Positional[str], arg(metavar=_braces(SOURCES))]
+    """Data set to fetch. See `disam-jax list`."""
+
+    to: Annotated[Path, arg(metavar="DIR")]
+    """Folder to write to, empty or new: DIR/domain/class/image, or DIR/name.npz for a table."""
+
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: as they are)")] = None
+    """Side to which images are scaled, to be JPEG files of quality 88."""
+
+    source: Annotated[
+        str | None, arg(metavar="URL|DIR", help_behavior_hint="(default: where the data set is known to lie)")
+    ] = None
+    """Another copy of the repository, for example a clone; it must have the same commit."""
+
+    cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: ~/.cache/disam-jax)")] = None
+    """Folder in which fetched commits are kept."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -36,7 +36,7 @@ DECODER_ERRORS = (
 )
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
+def read_image(path: Path, size: int, resample: Literal["bilinear", "lanczos"] = "bilinear") -> np.ndarray:
     """Reads an image and scales it to a square.
 
     Of an animation this is the first frame. The orientation in EXIF data is ignored, as in DomainBed. A truncated image
@@ -45,9 +45,10 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Args:
         path: Path of the image.
         size: Pixels on each side of the result.
+        resample: Filter to scale with.
 
     Returns:
-        uint8 [size, size, 3], scaled bilinearly with antialiasing.
+        uint8 [size, size, 3], scaled with antialiasing.
 
     Raises:
         InputError: If the file is not a complete image of 8 bits per colour, or has more pixels than Pillow takes for
@@ -72,7 +73,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
             # Palettes and transparency only become colours by way of RGBA.
             if image.mode == "P" or "transparency" in image.info:
                 image = image.convert("RGBA")
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling[resample.upper()]))
     except UnidentifiedImageError as error:
         text = f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
         raise InputError(f"cannot read image {shown(path)}: {text}") from error

@@ -7,21 +7,14 @@ not in it belongs to the user and is never written over, moved or removed.
 import contextlib
 import json
 import os
-import shutil
-import stat
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, is_folder, read_json, reason, shown
 from disam_jax.dg.sweep.model_selection import CRITERIA
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock.
-    fcntl = None
+from disam_jax.dg.unfinished import remove_unfinished, unfinished_folder
 
 RESULTS = "results.jsonl"
 MANIFEST = "report.json"
@@ -51,7 +44,6 @@ NAMES = (
     *(f"{name}.{suffix}" for name in TABLES for suffix in ("tex", "csv")),
     *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
 )
-UNFINISHED = ".unfinished-"
 
 
 class Manifest(NamedTuple):
@@ -79,6 +71,7 @@ def read_manifest(out: Path) -> Manifest | None:
         InputError: If a file of its name is something else.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(Path(folder), {"table.md": b"# Title"}, "last")
         ...     read_manifest(Path(folder))
@@ -121,6 +114,7 @@ def check_out(out: Path) -> None:
         InputError: If a path stands in the way, or a file that is not ours has the name of one that we write.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     check_out(Path(folder, "new"))
         ...     Path(folder, "new").exists()
@@ -178,6 +172,7 @@ def report_folder(out: Path, select: str) -> Path:
         Folder, which need not exist.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     claim(Path(folder), "last")
         ...     [report_folder(Path(folder), each).name for each in ("oracle", "validation")]
@@ -196,6 +191,7 @@ def claim(out: Path, select: str, anew: bool = False) -> None:
         anew: Whether no run is finished, so that what was settled without a report does not count.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     claim(Path(folder), "last")
         ...     claim(Path(folder), "oracle")
@@ -226,6 +222,7 @@ def write_report(out: Path, contents: Mapping[str, bytes], select: str) -> None:
         InputError: If the system refuses, or a file that is not ours stands in the way.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(Path(folder), {"table.md": b"1", "differences.png": b"1"}, "last")
         ...     write_report(Path(folder), {"table.md": b"2"}, "last")
@@ -258,6 +255,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
         InputError: If the system refuses.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_files(Path(folder, "new"), {"table.md": b"# Title"})
         ...     [(path.name, path.read_bytes()) for path in Path(folder, "new").iterdir()]
@@ -266,72 +264,13 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out)
-        # Beside their final places, so that moving them there is one step of the file system.
-        with _unfinished(out) as unfinished:
+        with unfinished_folder(out) as unfinished:
             for name, content in contents.items():
                 Path(unfinished, name).write_bytes(content)
             for name in contents:
                 os.replace(Path(unfinished, name), out / name)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write to {shown(out)}: {reason(error)}") from error
-
-
-@contextlib.contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder for files that are being written, locked for as long as this process is at it."""
-    while True:
-        folder = Path(tempfile.mkdtemp(dir=out, prefix=UNFINISHED))
-        with _lock(folder):
-            # Another process may have taken it for a left-over before it was locked.
-            if folder.exists():
-                try:
-                    yield folder
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
-                return
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Whether the folder could be locked; the lock ends with the context, or with the process however it ends."""
-    if fcntl is None:
-        yield False
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
-def remove_unfinished(out: Path) -> None:
-    """Removes what a process left that was killed while it wrote files, and nothing of a process that still writes.
-
-    Args:
-        out: Folder, which must exist.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, ".unfinished-1").mkdir()
-        ...     remove_unfinished(Path(folder))
-        ...     list(Path(folder).iterdir())
-        []
-    """
-    for folder in out.glob(f"{UNFINISHED}*"):
-        if not stat.S_ISDIR(folder.lstat().st_mode):
-            continue
-        with _lock(folder) as left_over:
-            if left_over:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside(out: Path) -> Path:
@@ -347,6 +286,7 @@ def set_aside(out: Path) -> Path:
         InputError: If the system refuses.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, RESULTS).write_text("")
         ...     write_report(Path(folder), {"table.md": b"1"}, "last")

@@ -46,8 +46,8 @@ def test_a_failing_write_leaves_the_older_files(tmp_path, monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from disam_jax.dg.sweep import results_folder
-with results_folder._unfinished(Path(sys.argv[1])) as unfinished:
+from disam_jax.dg.unfinished import unfinished_folder
+with unfinished_folder(Path(sys.argv[1])) as unfinished:
     (unfinished / "table.md").write_bytes(b"half")
     print("begun", flush=True)
     sys.stdin.readline()
