@@ -193,7 +193,9 @@ def explicit_step(form, w, x):
     if form == "ascent part":
         of_a_part = lambda w, x: grouped(w, disam_jax.ascent_subset(x, 0.25))
         return disam_jax.value_and_grad(grouped, RHO, LAM, ascent_loss_fn=of_a_part)(w, x)[1]
-    tx = disam_jax.disam(RHO, LAM, num_domains=len(x), refresh_every=2 if form == "refreshed" else 1)
+    # Of a variant that uses the length of the ascent gradient, not its direction alone.
+    variant, refresh_every = disam_jax.variants.gsam(0.5), 2 if form == "refreshed" else 1
+    tx = disam_jax.disam(RHO, LAM, num_domains=len(x), variant=variant, refresh_every=refresh_every)
     state = tx.init(w)
     if form == "stacked":
         losses, grads = disam_jax.per_domain_value_and_grad(one_loss)(w, x)

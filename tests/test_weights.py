@@ -112,6 +112,13 @@ def test_equal_losses_give_exactly_the_shares(penalty, value, num_domains):
     np.testing.assert_array_equal(weights, np.full(num_domains, np.float32(1) / np.float32(num_domains)))
 
 
+@pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_weights_of_equal_losses_have_finite_derivatives(penalty, derivative):
+    of = lambda losses: disam_jax.domain_weights(losses, 0.5, penalty=penalty)
+    assert np.isfinite(derivative(of)(jnp.ones(3))).all()
+
+
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_one_domain_has_weight_one_for_every_lam(penalty):
     for lam in (0.0, 0.1, 5.0, -1.0):
