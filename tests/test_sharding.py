@@ -235,7 +235,9 @@ def test_an_explicit_mesh_gives_the_numbers_of_one_device_and_keeps_shardings(fo
                 step(w, x)
             return
         got = (jax.jit(step) if jit else step)(w, x)
-    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
+    # Sums over the devices round with the size of the largest entry.
+    largest = max(np.abs(leaf).max() for leaf in want.values())
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5 * largest)
     for name, leaf in got.items():
         assert leaf.sharding.is_equivalent_to(w[name].sharding, leaf.ndim)
 
