@@ -7,7 +7,7 @@ import numpy as np
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import ImageIndex
-from disam_jax.dg.data.load import StreamedImages, stream_images
+from disam_jax.dg.data.load import CachedFeatures, StreamedImages, stream_images
 from disam_jax.dg.data.names import hint
 from disam_jax.dg.errors import InputError
 
@@ -65,6 +65,8 @@ def take_classes(data: Domains, class_names: Sequence[str]) -> Domains:
     if isinstance(data, StreamedImages):
         return stream_images(_listing_of(data.listing, place, tuple(class_names)), data.image_size)
     rows = np.flatnonzero(np.isin(data.labels, list(place)))
+    if isinstance(data, CachedFeatures):
+        data = replace(data, views=tuple(view[rows] for view in data.views))
     return replace(
         data,
         inputs=data.inputs[rows],

@@ -33,13 +33,15 @@ class StreamedImages(Domains):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CachedFeatures(Domains):
-    """What a frozen tower makes of the images of a data set.
+    """What a frozen tower, or the front of one, makes of the images of a data set.
 
     Attributes:
         origin: tells the images and the weights of the tower apart from others.
+        views: what it makes of augmented views of the images, K arrays like `inputs`, for training.
     """
 
     origin: str
+    views: tuple[np.ndarray, ...] = ()
 
 
 def open_data(

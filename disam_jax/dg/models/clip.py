@@ -121,6 +121,7 @@ class ImageTower(nnx.Module):
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         width, count = config.vision_width, (config.image_size // config.patch_size) ** 2
         self.image_size = config.image_size
+        self.num_features = config.embed_dim
         self.patch_size = config.patch_size
         self.patch = make_linear(3 * config.patch_size**2, width, rngs, use_bias=False)
         self.class_token = nnx.Param(token_init(rngs.params(), (width,), jnp.float32))

@@ -156,8 +156,36 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
         spec.key, step, arrays.order[spec.place], arrays.train_counts, arrays.starts, sources, per_domain
     )
     flat = rows.reshape(-1)
-    inputs = standardised(arrays.inputs[flat], spec, arrays)
+    if arrays.views:
+        inputs = draw_views(keys.augmentation_key(keys.step_key(spec.key, step)), flat, arrays.views)
+    else:
+        inputs = standardised(arrays.inputs[flat], spec, arrays)
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
+
+
+def draw_views(key: jax.Array, rows: jax.Array, views: tuple[jax.Array, ...]) -> jax.Array:
+    """For each row one of its views, drawn uniformly.
+
+    Args:
+        key: From `keys.augmentation_key`.
+        rows: int32 [B].
+        views: K arrays [N, ...].
+
+    Returns:
+        [B, ...].
+
+    Example:
+        >>> views = (jnp.zeros((4, 2)), jnp.ones((4, 2)))
+        >>> drawn = draw_views(jax.random.key(0), jnp.arange(4), views)
+        >>> drawn.shape, sorted(set(drawn[:, 0].tolist())) == sorted(set(drawn[:, 1].tolist()))
+        ((4, 2), True)
+    """
+    chosen = jax.random.randint(key, rows.shape, 0, len(views), jnp.int32)
+    found = views[0][rows]
+    for number, view in enumerate(views[1:], start=1):
+        this = (chosen == number).reshape(-1, *(1,) * (view.ndim - 1))
+        found = jnp.where(this, view[rows], found)
+    return found
 
 
 def start_all(specs: RunSpec, shared: Shared, *, networks: Networks, method: Method, config: TrainConfig) -> RunState:

@@ -19,6 +19,7 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.models.stages import CLASSIFIER
 from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
@@ -306,7 +307,8 @@ def default_runs_at_once(config: TrainConfig) -> int:
         >>> default_runs_at_once(TrainConfig(model="mlp"))
         256
     """
-    cached = config.finetune is not None and config.finetune.cache_features
+    finetune = config.finetune
+    cached = finetune is not None and (finetune.cache_features or finetune.train_from == CLASSIFIER)
     model = MODELS.get(config.model)
     if model is not None and model.one_at_a_time_on_cpu and not cached and jax.default_backend() == "cpu":
         return jax.device_count()
