@@ -38,10 +38,23 @@ class CachedFeatures(Domains):
     Attributes:
         origin: tells the images and the weights of the tower apart from others.
         views: what it makes of augmented views of the images, K arrays like `inputs`, for training.
+        streamed: whether all this stays on disk and is read as it is needed.
     """
 
     origin: str
     views: tuple[np.ndarray, ...] = ()
+    streamed: bool = False
+
+
+def is_streamed(data: Domains) -> bool:
+    """Whether the inputs of a data set stay on disk and are read as they are needed.
+
+    Example:
+        >>> from disam_jax.dg.testing import toy
+        >>> is_streamed(toy())
+        False
+    """
+    return isinstance(data, StreamedImages) or (isinstance(data, CachedFeatures) and data.streamed)
 
 
 def open_data(

@@ -19,7 +19,7 @@ from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures, StreamedImages, fingerprint
 from disam_jax.dg.data.streaming import eval_blocks
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.models.stages import front, in_front, rest, stage_names, without_front
+from disam_jax.dg.models.stages import front, in_front, rest, without_front
 from disam_jax.dg.progress import duration
 from disam_jax.dg.reading import shown
 
@@ -84,7 +84,7 @@ def activations_of(
         views: Number K of augmented views of each image, beside the plain one.
         key: Random key of the views; needed if there are any.
         block: Number of images at a time.
-        most_bytes: The most that all arrays together may take; None for no limit.
+        most_bytes: Above this the arrays stay on disk and are read as they are needed; None for no limit.
         on_progress: Called with the number of images that are done, and of all that are to be computed.
         say: Called with lines: what memory it takes before the work starts, how long it takes after the first block.
 
@@ -93,7 +93,7 @@ def activations_of(
 
     Raises:
         ValueError: If there is no such stage or type, or views without a key.
-        InputError: If the arrays take too much, the folder cannot be used, or an activation is beyond float16.
+        InputError: If the folder cannot be used, or an activation is beyond float16.
 
     Example:
         >>> import tempfile
@@ -119,17 +119,14 @@ def activations_of(
         origin = {**program.origin, "image_size": list(data.inputs.shape[1:]), "data": of_data, **drawn}
         wanted.append(Wanted(f"{_file_name(data.name)}-{stage}", origin, shape, dtype))
     needed = sum(each.bytes for each in wanted)
-    if most_bytes is not None and needed > most_bytes:
-        raise InputError(
-            f"--train-from {stage} takes {in_words(needed)} and --memory allows {in_words(most_bytes)}: allow more, "
-            f"cut at a later stage of {', '.join(stage_names(tower))}, or write --cache-dtype float16 or fewer --views"
-        )
+    streamed = most_bytes is not None and needed > most_bytes
     found = [stored(cache, each, say) for each in wanted]
     missing = [view for view, array in enumerate(found) if array is None]
     size, total = in_words(wanted[0].bytes), f", {in_words(needed)} with {views} views" if views else ""
     say(
         f"activations before {stage}: {shape[0]:,} x {' x '.join(map(str, shape[1:]))} {dtype} take {size}{total}, "
         f"{'are computed once and kept' if missing else 'are there already'} in {shown(cache)}"
+        f"{', and stay on disk' if streamed else ''}"
     )
     if missing:
         for name, different in differences(cache, wanted[missing[0]]).items():
@@ -154,6 +151,7 @@ def activations_of(
         notes=data.notes,
         origin=" ".join(each.key for each in wanted),
         views=tuple(others),
+        streamed=streamed,
     )
 
 

@@ -157,30 +157,29 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
     )
     flat = rows.reshape(-1)
     if arrays.views:
-        inputs = draw_views(keys.augmentation_key(keys.step_key(spec.key, step)), flat, arrays.views)
+        chosen = sampling.step_views(spec.key, step, len(flat), len(arrays.views))
+        inputs = take_views(arrays.views, flat, chosen)
     else:
         inputs = standardised(arrays.inputs[flat], spec, arrays)
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
 
 
-def draw_views(key: jax.Array, rows: jax.Array, views: tuple[jax.Array, ...]) -> jax.Array:
-    """For each row one of its views, drawn uniformly.
+def take_views(views: tuple[jax.Array, ...], rows: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Of each row one of its views.
 
     Args:
-        key: From `keys.augmentation_key`.
-        rows: int32 [B].
         views: K arrays [N, ...].
+        rows: int32 [B].
+        chosen: Number of the view, int32 [B], 0..K - 1.
 
     Returns:
         [B, ...].
 
     Example:
-        >>> views = (jnp.zeros((4, 2)), jnp.ones((4, 2)))
-        >>> drawn = draw_views(jax.random.key(0), jnp.arange(4), views)
-        >>> drawn.shape, sorted(set(drawn[:, 0].tolist())) == sorted(set(drawn[:, 1].tolist()))
-        ((4, 2), True)
+        >>> views = (jnp.array([[0.0], [1.0]]), jnp.array([[10.0], [11.0]]))
+        >>> take_views(views, jnp.array([0, 1, 1]), jnp.array([1, 0, 1])).tolist()
+        [[10.0], [1.0], [11.0]]
     """
-    chosen = jax.random.randint(key, rows.shape, 0, len(views), jnp.int32)
     found = views[0][rows]
     for number, view in enumerate(views[1:], start=1):
         this = (chosen == number).reshape(-1, *(1,) * (view.ndim - 1))

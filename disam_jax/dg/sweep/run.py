@@ -12,7 +12,7 @@ import numpy as np
 
 import disam_jax
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.load import StreamedImages, fingerprint
+from disam_jax.dg.data.load import fingerprint, is_streamed
 from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
@@ -92,7 +92,7 @@ def make_header(
             "domains": dict(zip(data.domain_names, data.counts.tolist(), strict=True)),
             "classes": list(data.class_names),
             "shape": list(data.inputs.shape[1:]),
-            "streamed": isinstance(data, StreamedImages),
+            "streamed": is_streamed(data),
             "fingerprint": fingerprint(data),
             **new_classes,
         },

@@ -15,7 +15,9 @@ import disam_jax
 from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.classes import take_classes
 from disam_jax.dg.data.domains import join_domains
-from disam_jax.dg.data.load import fingerprint
+from disam_jax.dg.data.load import CachedFeatures, fingerprint, is_streamed
+from disam_jax.dg.data.splits import split
+from disam_jax.dg.data.streaming import MappedBatches
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_weights
 from disam_jax.dg.models.clip import CLIP, CLIPConfig
@@ -27,8 +29,9 @@ from disam_jax.dg.models.vit import ViT, ViTConfig
 from disam_jax.dg.peft import LinearProbe, TextClassifier
 from disam_jax.dg.peft.cut import activations_of
 from disam_jax.dg.peft.finetuning import Normalize, Pretrained, cut_at, make_networks
-from disam_jax.dg.runners.in_memory import draw_views
+from disam_jax.dg.runners.in_memory import draw
 from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
+from disam_jax.dg.training.step import RunSpec, make_arrays
 
 KEY = jax.random.key(0)
 CLIP_CONFIG = CLIPConfig(
@@ -253,10 +256,11 @@ def test_float16_is_rounded_and_what_it_cannot_hold_is_refused(tmp_path):
     assert list((tmp_path / "large").iterdir()) == []
 
 
-def test_what_does_not_fit_is_refused_before_the_work(tmp_path):
-    with pytest.raises(InputError, match=r"KiB and --memory allows .* KiB: allow more, cut at a later"):
-        kept(pretrained("vit"), pictures(), tmp_path, views=2, key=KEY, most_bytes=7199)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(("most", "streamed"), [(2399, True), (2400, False), (None, False)])
+def test_what_does_not_fit_stays_on_disk(tmp_path, most, streamed):
+    found, said = kept(pretrained("vit"), pictures(), tmp_path, most_bytes=most)
+    assert is_streamed(found) == streamed
+    assert said[0].endswith("and stay on disk") == streamed
 
 
 # Views.
@@ -289,14 +293,36 @@ def test_views_are_drawn_by_their_keys_whatever_the_block(tmp_path):
     np.testing.assert_array_equal(few.views[1], found.views[1][rows])
 
 
-def test_a_step_draws_one_view_for_each_example():
-    rows = jnp.asarray(np.random.default_rng(0).integers(0, 20, 3000), jnp.int32)
-    views = tuple(jnp.asarray(1000 * view + np.arange(20.0)[:, None], jnp.float32) for view in range(3))
-    drawn = np.asarray(jax.jit(draw_views)(KEY, rows, views))[:, 0]
-    np.testing.assert_array_equal(drawn % 1000, rows)
-    counts = np.bincount((drawn // 1000).astype(int), minlength=3)
-    # Six standard deviations of a binomial number of 3000 and a third.
-    assert np.abs(counts - 1000).max() < 6 * np.sqrt(3000 * 2 / 9)
+def of_numbers(number_of_views):
+    """Activations that say which example and which view they are."""
+    data = pictures()
+    rows = np.arange(15, dtype=np.float32)[:, None]
+    views = tuple(1000.0 + 100 * view + rows for view in range(number_of_views))
+    fields = {each.name: getattr(data, each.name) for each in dataclasses.fields(data)}
+    return CachedFeatures(**(fields | {"inputs": rows}), origin="numbers", views=views)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_batches_from_disk_and_in_memory_have_the_same_views(number):
+    data = of_numbers(number)
+    of_seeds = tuple(split(data, seed, 0.2) for seed in (0, 1))
+    arrays = make_arrays(data, of_seeds, standardise=False)
+    spec = RunSpec(keys.run_key(1, 2), jnp.int32(1), jnp.int32(2), {})
+    in_memory = jax.jit(lambda step: draw(spec, step, arrays, per_domain=200))
+    with MappedBatches(data, of_seeds[1], (0, 1), seed=1, target=2, per_domain=200, steps=5) as batches:
+        for step, batch in enumerate(batches):
+            x, y = in_memory(jnp.int32(step))
+            np.testing.assert_array_equal(batch.x, x)
+            np.testing.assert_array_equal(batch.y, y)
+    assert step == 4
+    rows, drawn = x[..., 0] % 100, (np.asarray(x)[..., 0] - 1000) // 100
+    np.testing.assert_array_equal(data.labels[np.asarray(rows, int)], y)
+    if number == 0:
+        assert x.max() < 15
+    else:
+        counts = np.bincount(drawn.astype(int).reshape(-1), minlength=number)
+        # Six standard deviations of a binomial number of 400 and a third.
+        assert np.abs(counts - 400 / number).max() < 6 * np.sqrt(400 * 2 / 9)
 
 
 def test_views_need_a_key(tmp_path):

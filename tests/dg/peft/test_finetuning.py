@@ -367,10 +367,6 @@ def refused(capsys, *arguments):
             "--cache-features and --train-from exclude each other",
         ),
         (
-            ["--model", "vit", "--checkpoint", "{vit}", "--train-from", "layers.0", "--memory", "1e-6"],
-            "--train-from layers.0 takes 5.6 KiB and --memory allows",
-        ),
-        (
             ["--model", "clip", "--checkpoint", "{clip}", "--peft", "full", "--train-from", "classifier"],
             "--train-from classifier leaves nothing to train with --peft full",
         ),
