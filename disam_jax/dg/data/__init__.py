@@ -11,6 +11,7 @@ folder      images in `DIR/domain/class/*.jpg`
 domainbed   PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed stores them
 arrays      `{"x", "y", "domain"}` in an npz file
 npz         the format of npz files, checked before memory is taken
+array_cache arrays that take long to compute, on disk
 features    an image as 176 numbers
 splits      which examples of a domain train and which validate
 keys        random keys, from the seed, the target and the step of a run

@@ -110,7 +110,7 @@ def activations_of(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if views and key is None:
         raise ValueError(f"views={views} are drawn from a key: give key=jax.random.key(0)")
-    program = Front(tower, prepare, stage, dtype)
+    program = _Front(tower, prepare, stage, dtype)
     shape = (len(data.labels), *program.shape(data))
     of_data = fingerprint(data)
     wanted = []
@@ -155,7 +155,7 @@ def activations_of(
     )
 
 
-class Front:
+class _Front:
     """The frozen front of a tower as a program over blocks of images.
 
     Args:
