@@ -31,7 +31,8 @@ from disam_jax.dg.models.resnet import BasicBlock, ResNet
 from disam_jax.dg.models.stages import in_front
 from disam_jax.dg.models.vit import ViT, ViTConfig
 from disam_jax.dg.peft import LinearProbe, TextClassifier
-from disam_jax.dg.peft.cut import activations_of
+from disam_jax.dg.peft.cut import Rest, activations_of
+from disam_jax.dg.peft.features import tower_features
 from disam_jax.dg.peft.finetuning import Normalize, Pretrained, cut_at, make_networks
 from disam_jax.dg.runners.in_memory import draw
 from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
@@ -236,6 +237,15 @@ def test_the_last_layer_and_dropout_are_not_part_of_what_is_kept(tmp_path):
     module.dropout = nnx.Dropout(0.7)
     first = run(whole.module)
     np.testing.assert_array_equal(run(module, on_progress=pytest.fail).inputs, first.inputs)
+
+
+def test_dropout_comes_after_the_cut():
+    module, ones = pretrained("resnet").module, jnp.ones((4, 8))
+    for train, least, most in ((True, 1, 31), (False, 0, 0)):
+        behind = Rest(module, "classifier")
+        behind.train() if train else behind.eval()
+        found = tower_features(behind, ones, KEY)
+        assert least <= (found == 0).sum() <= most
 
 
 def test_the_front_uses_running_statistics_whatever_the_batch(tmp_path):
