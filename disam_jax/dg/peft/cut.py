@@ -30,7 +30,8 @@ class Rest(nnx.Module):
     """What follows a cut: a tower from one of its stages on, which is called with activations in the place of images.
 
     Args:
-        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite` with its weights. The rest is a copy.
+        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite` with its weights. The rest is a copy. Its running
+            statistics stay as they are in training if the tower was made with `frozen_norm`.
         stage: One of `models.stages.stage_names(tower)`.
 
     Raises:

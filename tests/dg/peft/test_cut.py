@@ -143,8 +143,7 @@ def leaves(params, prefix):
     ("kind", "sharpness_aware"),
     [
         ("vit", False),
-        ("resnet", False),
-        *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in ("efficientnet", "clip")),
+        *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in ("resnet", "efficientnet", "clip")),
         *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in MODULES),
     ],
 )
