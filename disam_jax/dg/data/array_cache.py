@@ -73,6 +73,30 @@ class Wanted(NamedTuple):
         return folder / f"{self.name}-{self.key[:16]}.npy"
 
 
+class RowsOnDisk:
+    """Some rows of an array that is mapped into memory, which are read when they are asked for.
+
+    Args:
+        array: [N, ...].
+        rows: int [K].
+
+    Example:
+        >>> some = RowsOnDisk(np.array([[0.0], [1.0], [2.0]]), np.array([2, 0]))
+        >>> some.shape, some[np.array([0, 0, 1])].tolist()
+        ((2, 1), [[2.0], [2.0], [0.0]])
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray):
+        self.array, self.rows = array, rows
+        self.shape, self.dtype, self.ndim = (len(rows), *array.shape[1:]), array.dtype, array.ndim
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+        return self.array[self.rows[chosen]]
+
+
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """The folder for such arrays where none is given: `disam-jax` in the user's folder for caches.
 

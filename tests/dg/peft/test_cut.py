@@ -16,11 +16,12 @@ import disam_jax
 from disam_jax.dg.cli.compare import load_checkpoint
 from disam_jax.dg.cli.options import Compare
 from disam_jax.dg.data import augment, keys
+from disam_jax.dg.data.array_cache import RowsOnDisk
 from disam_jax.dg.data.classes import take_classes
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.data.load import CachedFeatures, fingerprint, is_streamed
 from disam_jax.dg.data.splits import split
-from disam_jax.dg.data.streaming import MappedBatches
+from disam_jax.dg.data.streaming import MappedBatches, eval_blocks
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_weights
 from disam_jax.dg.models.clip import CLIP, CLIPConfig
@@ -357,6 +358,23 @@ def test_batches_from_disk_and_in_memory_have_the_same_views(number):
         counts = np.bincount(drawn.astype(int).reshape(-1), minlength=number)
         # Six standard deviations of a binomial number of 400 and a third.
         assert np.abs(counts - 400 / number).max() < 6 * np.sqrt(400 * 2 / 9)
+
+
+def test_classes_of_activations_on_disk_are_read_as_they_are_needed():
+    whole = of_numbers(2)
+    on_disk = dataclasses.replace(whole, streamed=True)
+    want, found = (take_classes(each, ("cow", "dog")) for each in (whole, on_disk))
+    assert isinstance(found.inputs, RowsOnDisk)
+    assert fingerprint(found) == fingerprint(want)
+    assert (found.inputs.shape, found.inputs.dtype) == (want.inputs.shape, want.inputs.dtype)
+    splits = split(found, 0, 0.2)
+    batches = [MappedBatches(each, splits, (0, 1), seed=0, target=2, per_domain=20, steps=2) for each in (want, found)]
+    with batches[0], batches[1]:
+        for one, other in zip(*batches, strict=True):
+            np.testing.assert_array_equal(one.x, other.x)
+    blocks = [list(eval_blocks(each, np.arange(len(want.labels)), 4)) for each in (want, found)]
+    for one, other in zip(*blocks, strict=True):
+        np.testing.assert_array_equal(one.x, other.x)
 
 
 def test_views_need_a_key(tmp_path):
