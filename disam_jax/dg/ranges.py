@@ -40,6 +40,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "image_size": _whole(1, 8192),
         "context": _whole(1, 1000),
         "rank": _whole(1, 100_000),
+        "views": _whole(0, 1000),
         "rho": NOT_NEGATIVE,
         "sharpness_rho": NOT_NEGATIVE,
         "lam": Range(-MOST, MOST, "finite"),

@@ -13,6 +13,7 @@ from sphinx.util import logging
 # Modules that the sweeps are made of and nobody calls: found by reading them, not by their pages.
 INTERNAL_MODULES = {
     "disam_jax.dg.cli",
+    "disam_jax.dg.data.array_cache",
     "disam_jax.dg.data.images",
     "disam_jax.dg.data.names",
     "disam_jax.dg.data.npz",

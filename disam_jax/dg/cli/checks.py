@@ -15,7 +15,7 @@ PACKAGES = ("rich", "matplotlib", "scipy", "sklearn", "skimage", "PIL", "flax", 
 # For models with texts.
 TOKENIZERS = ("tokenizers",)
 # Options that have a meaning with a checkpoint only, beside those of `FineTuneConfig`.
-WITH_CHECKPOINT = ("revision", "open_class", "base_classes")
+WITH_CHECKPOINT = ("revision", "open_class", "base_classes", "cache")
 
 
 def check(options: "Compare") -> None:
@@ -164,11 +164,22 @@ def check_finetuning_options(options: "Compare", peft: str) -> None:
     from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.peft.finetuning import check_finetuning
     from disam_jax.dg.peft.registry import FINETUNING
-    from disam_jax.dg.training.config import FineTuneConfig
+    from disam_jax.dg.training.config import OF_A_CUT, FineTuneConfig
 
     if options.augment and options.cache_features:
         raise InputError("--cache-features and --augment exclude each other: an augmented image has other features")
-    check_finetuning(options.model, FineTuneConfig(peft, cache_features=options.cache_features))
+    for name in (*OF_A_CUT, "cache"):
+        if is_given(options, name) and not options.train_from:
+            raise InputError(f"{flag(name)} is for --train-from STAGE: give that too")
+    if options.train_from and options.augment and not options.views:
+        raise InputError(
+            "--augment with --train-from needs augmented views of the images that are computed beforehand: write "
+            "--views 8 for eight of each image, or leave out --augment"
+        )
+    if options.views and not options.augment:
+        raise InputError("--views are augmented views of the images: write --augment too")
+    cache_features, train_from = options.cache_features, options.train_from
+    check_finetuning(options.model, FineTuneConfig(peft, cache_features=cache_features, train_from=train_from))
     own = {name for way in FINETUNING.values() for name in way.options}
     for name in (each.name for each in fields(FineTuneConfig)):
         if name in own and is_given(options, name) and name not in FINETUNING[peft].options:

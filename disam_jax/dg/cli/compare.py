@@ -67,7 +67,7 @@ def run_compare(options: "Compare", command: str) -> None:
         if pretrained is None:
             runs = from_scratch(data, config, methods)
         else:
-            runs = fine_tuned(pretrained, data, config, methods, options, show)
+            runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget)
         candidates = {
             name: hparams.grid_candidates(method, config, grid)
             if grid and method.tuned
@@ -143,7 +143,7 @@ def finetune_of(options: "Compare") -> "FineTuneConfig | None":
     values = taken(options, FineTuneConfig)
     values["peft"] = options.peft or MODELS[options.model].peft
     # An augmented image has other features at each step.
-    values["cache_features"] = False if options.augment else options.cache_features
+    values["cache_features"] = False if options.augment or options.train_from else options.cache_features
     return check_finetuning(options.model, FineTuneConfig(**values))
 
 
@@ -151,21 +151,23 @@ def load_checkpoint(options: "Compare") -> "Pretrained | None":
     """The pretrained model that the options name, if they do.
 
     Raises:
-        InputError: if it cannot be loaded, or wants images of another size.
+        InputError: if it cannot be loaded, wants images of another size, or has no such stage.
     """
     finetune = finetune_of(options)
     if options.checkpoint is None or finetune is None:
         return None
-    from disam_jax.dg.peft.finetuning import load
+    from disam_jax.dg.peft.finetuning import check_stage, load
     from disam_jax.dg.peft.registry import FINETUNING
 
     pretrained = load(
         options.model,
         options.checkpoint,
         revision=options.revision,
-        frozen_norm=options.frozen_norm or not FINETUNING[finetune.peft].whole,
+        frozen_norm=options.frozen_norm or bool(finetune.train_from) or not FINETUNING[finetune.peft].whole,
         dropout=options.dropout,
     )
+    if finetune.train_from:
+        check_stage(pretrained.tower, finetune.train_from)
     if options.image_size and pretrained.image_size not in (None, options.image_size):
         raise InputError(
             f"--image-size is {options.image_size}, but {options.checkpoint} is for {pretrained.image_size}: leave it "
@@ -215,6 +217,42 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
     return data
 
 
+def frozen_activations(
+    pretrained: "Pretrained",
+    data: "Domains",
+    finetune: "FineTuneConfig",
+    options: "Compare",
+    show: "OnProgress",
+    memory_budget: int | None,
+) -> "Domains":
+    """The data set with what reaches --train-from in the place of images.
+
+    Raises:
+        InputError: If it does not fit into memory or on disk.
+    """
+    import jax
+
+    from disam_jax.dg.data.array_cache import cache_folder
+    from disam_jax.dg.data.load import expand
+    from disam_jax.dg.peft.cut import activations_of
+    from disam_jax.dg.runners.streaming import pixel_budget
+
+    return activations_of(
+        pretrained.tower,
+        pretrained.prepare,
+        data,
+        finetune.train_from,
+        cache_folder() if options.cache is None else expand(options.cache),
+        dtype=finetune.cache_dtype,
+        views=finetune.views,
+        # All methods, seeds and sweeps share the views.
+        key=jax.random.key(0, impl="threefry2x32"),
+        most_bytes=pixel_budget(memory_budget),
+        on_progress=lambda done, total: show(f"activations before {finetune.train_from}", done, total),
+        say=say,
+    )
+
+
 class Runs(NamedTuple):
     """What is trained, on what.
 
@@ -256,11 +294,13 @@ def fine_tuned(
     methods: Mapping[str, "Method"],
     options: "Compare",
     show: "OnProgress",
+    memory_budget: int | None,
 ) -> Runs:
     """A pretrained network; for CLIP, also as it is, and with classes that are not trained on.
 
     Raises:
-        InputError: if classes have no names that can be told apart, or a domain has none of the base classes.
+        InputError: if classes have no names that can be told apart, a domain has none of the base classes, or the
+            activations before a cut do not fit.
     """
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
@@ -279,6 +319,8 @@ def fine_tuned(
     of_new = make_networks(pretrained, finetune, news) if news else None
     if finetune.cache_features:
         data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
+    if finetune.train_from:
+        data = frozen_activations(pretrained, data, finetune, options, show, memory_budget)
     own = {} if untrained is None else {ZERO_SHOT: untrained}
     methods = {**({ZERO_SHOT: zero_shot} if own else {}), **methods}
     new = None

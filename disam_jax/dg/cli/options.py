@@ -135,6 +135,24 @@ class Compare:
     ] = None
     """Compute the features of a frozen image tower once."""
 
+    train_from: Annotated[str, arg(metavar="STAGE", help_behavior_hint="(default: the whole tower is run)")] = (
+        FineTuneConfig.train_from
+    )
+    """Train the image tower from this stage on. What is before it is frozen, and what that makes of the images is
+    computed once and kept on disk. layer1 to layer4 of resnets, blocks.0 to blocks.6 of efficientnets, layers.0,
+    layers.1, ... of vit and clip; head or classifier of any."""
+
+    cache_dtype: Literal["float32", "float16"] = FineTuneConfig.cache_dtype
+    """Type in which that is kept; float16 takes half the memory and is rounded to 3 digits."""
+
+    views: Annotated[int, arg(metavar="K")] = FineTuneConfig.views
+    """Augmented views of each image that are computed for --train-from with --augment."""
+
+    cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: disam-jax in the user's cache)")] = (
+        None
+    )
+    """Folder in which --train-from keeps what it has computed, for later runs too."""
+
     open_class: bool = False
     """Train on base classes, and measure new ones too: base, new and their harmonic mean. For clip."""
 

@@ -12,6 +12,7 @@ domainbed   PACS, VLCS, OfficeHome, TerraIncognita and DomainNet as DomainBed st
 arrays      `{"x", "y", "domain"}` in an npz file
 npz         the format of npz files, checked before memory is taken
 sources     data sets in public Git repositories, fetched and converted
+array_cache arrays that take long to compute, on disk
 features    an image as 176 numbers
 splits      which examples of a domain train and which validate
 keys        random keys, from the seed, the target and the step of a run

@@ -1,13 +1,16 @@
 """Base and new classes: those that training sees, and those that are met for the first time after it."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from disam_jax.dg.data.array_cache import RowsOnDisk
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import ImageIndex
-from disam_jax.dg.data.load import StreamedImages, stream_images
+from disam_jax.dg.data.load import CachedFeatures, StreamedImages, is_streamed, stream_images
 from disam_jax.dg.data.names import hint
 from disam_jax.dg.errors import InputError
 
@@ -65,9 +68,12 @@ def take_classes(data: Domains, class_names: Sequence[str]) -> Domains:
     if isinstance(data, StreamedImages):
         return stream_images(_listing_of(data.listing, place, tuple(class_names)), data.image_size)
     rows = np.flatnonzero(np.isin(data.labels, list(place)))
+    take: Any = functools.partial(RowsOnDisk, rows=rows) if is_streamed(data) else lambda array: array[rows]
+    if isinstance(data, CachedFeatures):
+        data = replace(data, views=tuple(map(take, data.views)))
     return replace(
         data,
-        inputs=data.inputs[rows],
+        inputs=take(data.inputs),
         labels=np.array([place[label] for label in data.labels[rows].tolist()], np.int32),
         domain_ids=data.domain_ids[rows],
         class_names=tuple(class_names),

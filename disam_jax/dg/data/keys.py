@@ -49,6 +49,17 @@ def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(key, step)
 
 
+def view_key(key: jax.Array, view: jax.Array | int, row: jax.Array | int) -> jax.Array:
+    """The key of an augmented view of an image of a data set; `key` is that of all views, which all runs share.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> bool(view_key(key, 1, 5) == view_key(key, 5, 1))
+        False
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, view), row)
+
+
 def rows_key(key: jax.Array) -> jax.Array:
     """What draws the rows of the batch; `key` is the step's.
 

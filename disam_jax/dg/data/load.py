@@ -33,13 +33,28 @@ class StreamedImages(Domains):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CachedFeatures(Domains):
-    """What a frozen tower makes of the images of a data set.
+    """What a frozen tower, or the front of one, makes of the images of a data set.
 
     Attributes:
         origin: tells the images and the weights of the tower apart from others.
+        views: what it makes of augmented views of the images, K arrays like `inputs`, for training.
+        streamed: whether all this stays on disk and is read as it is needed.
     """
 
     origin: str
+    views: tuple[np.ndarray, ...] = ()
+    streamed: bool = False
+
+
+def is_streamed(data: Domains) -> bool:
+    """Whether the inputs of a data set stay on disk and are read as they are needed.
+
+    Example:
+        >>> from disam_jax.dg.testing import toy
+        >>> is_streamed(toy())
+        False
+    """
+    return isinstance(data, StreamedImages) or (isinstance(data, CachedFeatures) and data.streamed)
 
 
 def open_data(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disam_jax.dg.data.keys import rows_key, run_key, step_key
+from disam_jax.dg.data.keys import augmentation_key, rows_key, run_key, step_key
 from disam_jax.dg.data.splits import Split
 
 FORMS = ("grouped", "flat")
@@ -70,6 +70,25 @@ def step_rows(
         [[4, 4, 4]]
     """
     return draw_rows(rows_key(step_key(key, step)), order, train_counts, starts, sources, per_domain)
+
+
+def step_views(key: jax.Array, step: jax.Array | int, number: int, views: int) -> jax.Array:
+    """Which of its views each example of the batch of a step is, drawn uniformly.
+
+    Args:
+        key: of the run.
+        step: counted from 0.
+        number: of examples in the batch.
+        views: K.
+
+    Returns:
+        int32 [number], 0..K - 1.
+
+    Example:
+        >>> step_views(run_key(0, 0), 7, number=3, views=1).tolist()
+        [0, 0, 0]
+    """
+    return jax.random.randint(augmentation_key(step_key(key, step)), (number,), 0, views, jnp.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +151,17 @@ class Plan:
     def rows(self) -> np.ndarray:
         """The rows of all steps on the host, int32 [steps, M, n]."""
         return np.asarray(_all_rows(run_key(self.seed, self.target), *self.arrays(), self.steps, self.per_domain))
+
+    def views(self, number: int) -> np.ndarray:
+        """Which of `number` views each example of every batch is, on the host, int32 [steps, M, n]."""
+        examples = len(self.sources) * self.per_domain
+        chosen = _all_views(run_key(self.seed, self.target), self.steps, examples, number)
+        return np.asarray(chosen).reshape(self.steps, len(self.sources), self.per_domain)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _all_views(key, steps, examples, views):
+    return jax.vmap(lambda step: step_views(key, step, examples, views))(jnp.arange(steps, dtype=jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))

@@ -13,6 +13,7 @@ from disam_jax.dg.data.batches import Batch, ResumableBatches, arrange
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.folder import ImageIndex
 from disam_jax.dg.data.images import read_image
+from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.sampling import Plan, fingerprint
 from disam_jax.dg.data.splits import Split
 from disam_jax.dg.errors import InputError
@@ -20,7 +21,44 @@ from disam_jax.dg.errors import InputError
 T = TypeVar("T")
 
 
-class StreamingBatches(ResumableBatches):
+class _Ahead(ResumableBatches):
+    """Batches that threads make ahead of time.
+
+    Args:
+        plan: which examples.
+        identity: from `fingerprint`.
+        make: makes the batch of a step; no method, since the threads must not keep alive the object whose end is to end
+            them.
+        threads: number of threads.
+        prefetch: number of batches that are made ahead.
+    """
+
+    def __init__(self, plan: Plan, identity: str, make: Callable[[int], Batch], threads: int, prefetch: int):
+        _check_positive(threads=threads, prefetch=prefetch)
+        super().__init__(plan, identity)
+        self._make, self._threads, self._prefetch = make, threads, prefetch
+        self._ahead: Generator[Batch] | None = None
+
+    def _load(self, step: int) -> Batch:
+        return self._make(step)
+
+    def _load_next(self, step: int) -> Batch:
+        if self._ahead is None:
+            self._ahead = _ahead(self._make, step, len(self), self._threads, self._prefetch)
+        try:
+            return next(self._ahead)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stops the threads, each after the batch that it is at; the next batch starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+
+class StreamingBatches(_Ahead):
     """Batches of images in files, byte by byte those of `MemoryBatches` over `folder.load_images`.
 
     The batches are numpy arrays. Threads start with the first batch of an iteration and end with the last, at an
@@ -62,34 +100,52 @@ class StreamingBatches(ResumableBatches):
         threads: int = 4,
         prefetch: int = 8,
     ):
-        _check_positive(image_size=image_size, threads=threads, prefetch=prefetch)
+        _check_positive(image_size=image_size)
         counts = np.array([len(domain) for domain in listing.images], np.int32)
         plan = Plan(counts, split, tuple(sources), seed, target, per_domain, steps, form)
         images = _Images(listing, image_size)
         shape = (image_size, image_size, 3)
-        super().__init__(plan, fingerprint(plan, images.labels, shape, np.uint8, listing.domain_names))
-        # No method: the threads must not keep alive the object whose end is to end them.
-        self._make = functools.partial(_batch, images, plan.rows(), form)
-        self._threads, self._prefetch = threads, prefetch
-        self._ahead: Generator[Batch] | None = None
+        identity = fingerprint(plan, images.labels, shape, np.uint8, listing.domain_names)
+        super().__init__(plan, identity, functools.partial(_batch, images, plan.rows(), form), threads, prefetch)
 
-    def _load(self, step: int) -> Batch:
-        return self._make(step)
 
-    def _load_next(self, step: int) -> Batch:
-        if self._ahead is None:
-            self._ahead = _ahead(self._make, step, len(self), self._threads, self._prefetch)
-        try:
-            return next(self._ahead)
-        except BaseException:
-            self.close()
-            raise
+class MappedBatches(_Ahead):
+    """Grouped batches of activations that stay on disk, those that `MemoryBatches` has of the same arrays.
 
-    def close(self) -> None:
-        """Stops the threads, each after the batch that it is at; the next batch starts them again."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+    Args:
+        data: activations, mapped into memory; of their views one is drawn for each example, if there are any.
+        split: which of them train.
+        sources: M indices of domains.
+        seed: of the run.
+        target: index of the held-out domain.
+        per_domain: n.
+        steps: number of batches.
+        threads: number of threads, each of which reads a batch at a time.
+        prefetch: number of batches that are read ahead.
+
+    Raises:
+        ValueError: if these do not fit together.
+    """
+
+    def __init__(
+        self,
+        data: CachedFeatures,
+        split: Split,
+        sources: Sequence[int],
+        seed: int,
+        target: int,
+        per_domain: int,
+        steps: int,
+        *,
+        threads: int = 4,
+        prefetch: int = 8,
+    ):
+        plan = Plan(data.counts, split, tuple(sources), seed, target, per_domain, steps)
+        arrays = data.views or (data.inputs,)
+        chosen = plan.views(len(arrays))
+        identity = fingerprint(plan, data.labels, data.inputs.shape[1:], data.inputs.dtype, data.domain_names)
+        make = functools.partial(_mapped_batch, arrays, data.labels, plan.rows(), chosen)
+        super().__init__(plan, identity, make, threads, prefetch)
 
 
 class _Images:
@@ -110,6 +166,16 @@ class _Images:
 
 def _batch(images: _Images, rows: np.ndarray, form: str, step: int) -> Batch:
     return arrange(images.read(rows[step]), images.labels[rows[step]], form)
+
+
+def _mapped_batch(
+    arrays: Sequence[np.ndarray], labels: np.ndarray, rows: np.ndarray, chosen: np.ndarray, step: int
+) -> Batch:
+    rows, chosen = rows[step], chosen[step]
+    x = np.empty((*rows.shape, *arrays[0].shape[1:]), arrays[0].dtype)
+    for number, array in enumerate(arrays):
+        x[chosen == number] = array[rows[chosen == number]]
+    return arrange(x, labels[rows], "grouped")
 
 
 def _ahead(make: Callable[[int], T], first: int, last: int, threads: int, prefetch: int) -> Generator[T]:

@@ -2,6 +2,7 @@
 
 network     what the benchmark knows of a network: how to start it and how to apply it
 adapter     a network from an NNX module
+stages      a network as a chain of named stages, which can be cut
 inputs      from what a data set holds to what a network computes on
 mlp         a multilayer perceptron
 convnet     a small convolutional network

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from disam_jax.dg.models.stages import NamedStage, run_stages
 from disam_jax.dg.models.transformer import (
     Block,
     LayerNorm,
@@ -120,6 +121,7 @@ class ImageTower(nnx.Module):
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         width, count = config.vision_width, (config.image_size // config.patch_size) ** 2
         self.image_size = config.image_size
+        self.num_features = config.embed_dim
         self.patch_size = config.patch_size
         self.patch = make_linear(3 * config.patch_size**2, width, rngs, use_bias=False)
         self.class_token = nnx.Param(token_init(rngs.params(), (width,), jnp.float32))
@@ -141,7 +143,29 @@ class ImageTower(nnx.Module):
         self.norm_out = LayerNorm(width, epsilon=config.eps, rngs=rngs)
         self.projection = make_linear(width, config.embed_dim, rngs, use_bias=False)
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    @property
+    def stages(self) -> tuple[NamedStage, ...]:
+        """The embedding of the patches, layers.0, layers.1, ..., and the projected class token."""
+        embedding = NamedStage("embedding", self.embed, (("patch",), ("class_token",), ("positions",), ("norm_in",)))
+        blocks = (NamedStage(f"layers.{place}", block, (("blocks", place),)) for place, block in enumerate(self.blocks))
+        head = NamedStage("head", lambda x: self.projection(self.norm_out(x[:, 0])), (("norm_out",), ("projection",)))
+        return (embedding, *blocks, head)
+
+    def embed(self, pixels: jax.Array) -> jax.Array:
+        """All tokens before the first block.
+
+        Args:
+            pixels: float [N, S, S, 3], as for `features`.
+
+        Returns:
+            float [N, 1 + P, W].
+        """
+        tokens = image_tokens(
+            pixels, self.patch, self.class_token[...], self.positions[...], self.image_size, self.patch_size
+        )
+        return self.norm_in(tokens)
+
+    def features(self, pixels: jax.Array) -> jax.Array:
         """Embeds images.
 
         Args:
@@ -150,13 +174,11 @@ class ImageTower(nnx.Module):
         Returns:
             float [N, E], not of length 1.
         """
-        x = image_tokens(
-            pixels, self.patch, self.class_token[...], self.positions[...], self.image_size, self.patch_size
-        )
-        x = self.norm_in(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.projection(self.norm_out(x[:, 0]))
+        return run_stages(self.stages, pixels)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Embeds images, as `features` does."""
+        return self.features(pixels)
 
 
 class TextTower(nnx.Module):

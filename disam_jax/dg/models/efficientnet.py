@@ -14,6 +14,7 @@ from disam_jax.dg.models.depthwise import depthwise_convolution, same_padding
 from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.norm import make_norm
 from disam_jax.dg.models.resnet import conv_init
+from disam_jax.dg.models.stages import NamedStage, chained, run_stages
 
 NUM_FEATURES = 1280
 STEM = 32
@@ -215,6 +216,22 @@ class EfficientNetLite(nnx.Module):
         self.num_features = NUM_FEATURES
         self.classifier = nnx.data(None if num_classes is None else make_head(NUM_FEATURES, num_classes, rngs))
 
+    @property
+    def stages(self) -> tuple[NamedStage, ...]:
+        """The stem, blocks.0, blocks.1, ..., and the last convolution with the mean over all places."""
+        return (
+            NamedStage("stem", lambda x: jax.nn.relu6(self.bn1(self.conv_stem(x))), (("conv_stem",), ("bn1",))),
+            *(
+                NamedStage(f"blocks.{place}", chained(blocks), (("blocks", place),))
+                for place, blocks in enumerate(self.blocks)
+            ),
+            NamedStage(
+                "head",
+                lambda x: jnp.mean(jax.nn.relu6(self.bn2(self.conv_head(x))), (1, 2)),
+                (("conv_head",), ("bn2",)),
+            ),
+        )
+
     def features(self, x: jax.Array) -> jax.Array:
         """The mean of the last feature maps over all places.
 
@@ -224,11 +241,7 @@ class EfficientNetLite(nnx.Module):
         Returns:
             float [N, 1280].
         """
-        x = jax.nn.relu6(self.bn1(self.conv_stem(x)))
-        for stage in self.blocks:
-            for block in stage:
-                x = block(x)
-        return jnp.mean(jax.nn.relu6(self.bn2(self.conv_head(x))), (1, 2))
+        return run_stages(self.stages, x)
 
     def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and features.

@@ -7,6 +7,7 @@ from flax import nnx
 from disam_jax.dg.models.conv import platform_convolution
 from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.norm import make_norm
+from disam_jax.dg.models.stages import NamedStage, chained, run_stages
 
 # He et al.'s, by the fan-out: keeps the variance of the gradients.
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -179,6 +180,25 @@ class ResNet(nnx.Module):
         self.num_features = channels
         self.fc = nnx.data(None if num_classes is None else make_head(channels, num_classes, rngs))
 
+    @property
+    def stages(self) -> tuple[NamedStage, ...]:
+        """The stem, layer1, layer2, ..., and the mean over all places."""
+        layers = (NamedStage(name, chained(getattr(self, name)), ((name,),)) for name in self.stage_names)
+        stem = NamedStage("stem", self.stem, (("conv1",), ("bn1",)))
+        return (stem, *layers, NamedStage("head", lambda x: jnp.mean(x, (1, 2))))
+
+    def stem(self, x: jax.Array) -> jax.Array:
+        """What comes before the first stage of blocks.
+
+        Args:
+            x: float [N, H, W, in_channels].
+
+        Returns:
+            float [N, H, W, width] for small inputs, otherwise [N, H / 4, W / 4, width].
+        """
+        x = jax.nn.relu(self.bn1(self.conv1(x)))
+        return x if self.small_input else nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
     def features(self, x: jax.Array) -> jax.Array:
         """The mean of the last stage over all places.
 
@@ -188,13 +208,7 @@ class ResNet(nnx.Module):
         Returns:
             float [N, F]; F is 512 for ResNet-18 and 2048 for ResNet-50.
         """
-        x = jax.nn.relu(self.bn1(self.conv1(x)))
-        if not self.small_input:
-            x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for name in self.stage_names:
-            for block in getattr(self, name):
-                x = block(x)
-        return jnp.mean(x, (1, 2))
+        return run_stages(self.stages, x)
 
     def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and features.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from disam_jax.dg.models.linear import make_head
+from disam_jax.dg.models.stages import NamedStage, run_stages
 from disam_jax.dg.models.transformer import (
     Block,
     LayerNorm,
@@ -105,6 +106,27 @@ class ViT(nnx.Module):
         # Held as data even where there is none, so that one can be put there.
         self.head = nnx.data(None if config.num_classes is None else make_head(width, config.num_classes, rngs))
 
+    @property
+    def stages(self) -> tuple[NamedStage, ...]:
+        """The embedding of the patches, layers.0, layers.1, ..., and the normalised class token."""
+        embedding = NamedStage("embedding", self.embed, (("patch",), ("class_token",), ("positions",)))
+        blocks = (NamedStage(f"layers.{place}", block, (("blocks", place),)) for place, block in enumerate(self.blocks))
+        return (embedding, *blocks, NamedStage("head", lambda x: self.norm_out(x[:, 0]), (("norm_out",),)))
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """All tokens before the first block.
+
+        Args:
+            x: float [N, S, S, channels], as for `tokens`.
+
+        Returns:
+            float [N, 1 + P, W].
+        """
+        config = self.config
+        return image_tokens(
+            x, self.patch, self.class_token[...], self.positions[...], config.image_size, config.patch_size
+        )
+
     def tokens(self, x: jax.Array) -> jax.Array:
         """All tokens after the last block, the class token first.
 
@@ -114,13 +136,7 @@ class ViT(nnx.Module):
         Returns:
             float [N, 1 + P, W], not yet normalised by `norm_out`.
         """
-        config = self.config
-        x = image_tokens(
-            x, self.patch, self.class_token[...], self.positions[...], config.image_size, config.patch_size
-        )
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return run_stages(self.stages[:-1], x)
 
     def features(self, x: jax.Array) -> jax.Array:
         """The class token.
@@ -131,7 +147,7 @@ class ViT(nnx.Module):
         Returns:
             float [N, W].
         """
-        return self.norm_out(self.tokens(x)[:, 0])
+        return run_stages(self.stages, x)
 
     def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and the class token.

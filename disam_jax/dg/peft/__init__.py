@@ -7,6 +7,7 @@ of its own.
 
 select      what is trained, by name
 features    what a frozen tower makes of images, once and for all
+cut         what the frozen front of a tower makes of images, kept on disk, and the rest of the tower
 probe       a linear head on a tower
 lora        low-rank updates of linear layers
 coop        learned context vectors in the prompts of CLIP

@@ -13,13 +13,14 @@ from disam_jax.dg.models.efficientnet import EfficientNetLite
 from disam_jax.dg.models.inputs import to_float
 from disam_jax.dg.models.resnet import ResNet
 from disam_jax.dg.models.vit import ViT
+from disam_jax.dg.peft.cut import Rest
 
 
 def feature_size(tower: nnx.Module) -> int:
     """Numbers per image that a tower makes.
 
     Args:
-        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`.
+        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`, or the `Rest` of one.
 
     Returns:
         F.
@@ -27,11 +28,11 @@ def feature_size(tower: nnx.Module) -> int:
     Raises:
         TypeError: on another module.
     """
-    if isinstance(tower, ImageTower):
-        return tower.projection.out_features
+    if isinstance(tower, Rest):
+        return feature_size(tower.tower)
     if isinstance(tower, ViT):
         return tower.config.width
-    if isinstance(tower, (ResNet, EfficientNetLite)):
+    if isinstance(tower, (ImageTower, ResNet, EfficientNetLite)):
         return tower.num_features
     raise TypeError(
         "the tower must be an ImageTower (clip.image of a CLIP), a ViT, a ResNet or an EfficientNetLite, got "
@@ -43,18 +44,15 @@ def tower_features(tower: Any, x: jax.Array, key: jax.Array) -> jax.Array:
     """What a linear head on the tower sees.
 
     Args:
-        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`; a head of its own is left out.
-        x: float [N, H, W, 3], normalised as its weights expect.
+        tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite`, or the `Rest` of one; a head of its own is left out.
+        x: float [N, H, W, 3], normalised as its weights expect; activations for a `Rest`.
         key: decides what dropout drops, where there is any.
 
     Returns:
         float [N, F].
     """
-    if isinstance(tower, ImageTower):
-        return tower(x)
-    if isinstance(tower, ViT):
-        return tower.features(x)
-    return tower(x, key)[1]
+    whole, features = (tower.tower, tower(x)) if isinstance(tower, Rest) else (tower, tower.features(x))
+    return features if isinstance(whole, (ImageTower, ViT)) else whole.dropout(features, rngs=key)
 
 
 def cache_features(

@@ -14,6 +14,7 @@ from flax import nnx
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures, StreamedImages, fingerprint
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.streaming import eval_blocks
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_nnx, from_weights, untrained
@@ -23,8 +24,10 @@ from disam_jax.dg.models.inputs import images, to_float
 from disam_jax.dg.models.linear import LinearHead
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import find_model
+from disam_jax.dg.models.stages import stage_names
 from disam_jax.dg.models.vit import ViT
 from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier
+from disam_jax.dg.peft.cut import Rest
 from disam_jax.dg.peft.features import feature_size, tower_features
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.pretrained import from_pretrained
@@ -123,7 +126,8 @@ def make_networks(
         The network to train, and for CLIP its zero-shot classifier, whose parameter has no effect.
 
     Raises:
-        InputError: If two classes cannot be told apart by their names, or a prompt is too long.
+        InputError: If two classes cannot be told apart by their names, a prompt is too long, or a cut leaves nothing to
+            train.
 
     Example:
         >>> from disam_jax.dg.models.vit import ViTConfig
@@ -134,6 +138,8 @@ def make_networks(
         >>> [leaf.shape for leaf in jax.tree.leaves(params)], zero_shot
         ([(2,), (8, 2)], None)
     """
+    if finetune.train_from:
+        pretrained = cut_at(pretrained, finetune.train_from)
     module: Any = pretrained.module
     way = FINETUNING[finetune.peft]
     number, size = len(class_names), feature_size(pretrained.tower)
@@ -143,7 +149,7 @@ def make_networks(
 
     def probe(tower: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         module = LinearProbe(tower, number, rngs)
-        way.adapt(module.tower, finetune, rngs)
+        _adapt(module.tower, finetune, rngs)
         return module
 
     if not isinstance(module, CLIP):
@@ -152,11 +158,11 @@ def make_networks(
     assert tokenizer is not None
     sentences = tokenizer.tokenize(class_prompts(class_names, finetune.template), length)
     if finetune.cache_features:
-        module = _without_tower(module)
+        module = _with_tower(module, Identity())
 
     def by_texts(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
         classifier = TextClassifier(clip, sentences)
-        way.adapt(classifier.image, finetune, rngs)
+        _adapt(classifier.image, finetune, rngs)
         return classifier
 
     def as_it_is(clip: Any, rngs: nnx.Rngs) -> nnx.Module:
@@ -177,7 +183,67 @@ def make_networks(
                 raise InputError(f"--context: {error}") from error
         case "texts":
             network = make(module, by_texts)
+    if finetune.train_from and not jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))[0]):
+        raise InputError(f"--train-from {finetune.train_from} leaves nothing to train with --peft {finetune.peft}")
     return network, zero_shot
+
+
+def _adapt(tower: nnx.Module, finetune: FineTuneConfig, rngs: nnx.Rngs) -> None:
+    try:
+        FINETUNING[finetune.peft].adapt(tower, finetune, rngs)
+    except ValueError as error:
+        if not finetune.train_from:
+            raise
+        raise InputError(f"--peft {finetune.peft} with --train-from {finetune.train_from}: {error}") from error
+
+
+def check_stage(tower: nnx.Module, stage: str) -> None:
+    """Checks that a tower can be cut at a stage.
+
+    Args:
+        tower: Tower of a `Pretrained`.
+        stage: Name of the stage.
+
+    Raises:
+        InputError: If it has no such stage; the message lists those that it has.
+
+    Example:
+        >>> from disam_jax.dg.models.vit import ViTConfig
+        >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
+        >>> check_stage(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), "layers.1")
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: unknown --train-from layers.1: the stages are layers.0, ...
+    """
+    names = stage_names(tower)
+    if stage not in names:
+        raise InputError(f"unknown --train-from {stage}: the stages are {', '.join(names)}{hint(stage, names)}")
+
+
+def cut_at(pretrained: Pretrained, stage: str) -> Pretrained:
+    """A pretrained model without what is before a stage of its tower: it gets activations in the place of images.
+
+    Args:
+        pretrained: Pretrained model.
+        stage: One of `stage_names(pretrained.tower)`.
+
+    Returns:
+        Pretrained model whose tower is a `Rest`.
+
+    Raises:
+        InputError: If there is no such stage.
+
+    Example:
+        >>> from disam_jax.dg.models.vit import ViTConfig
+        >>> config = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=8)
+        >>> module = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+        >>> type(cut_at(Pretrained(module, 8, images), "head").tower).__name__
+        'Rest'
+    """
+    check_stage(pretrained.tower, stage)
+    tower = Rest(pretrained.tower, stage)
+    module = _with_tower(pretrained.module, tower) if isinstance(pretrained.module, CLIP) else tower
+    return pretrained._replace(module=module, prepare=to_float)
 
 
 class Identity(nnx.Module):
@@ -188,9 +254,9 @@ class Identity(nnx.Module):
         return features
 
 
-def _without_tower(clip: CLIP) -> Any:
+def _with_tower(clip: CLIP, tower: nnx.Module) -> Any:
     copy: Any = nnx.merge(*nnx.split(clip))
-    copy.image = Identity()
+    copy.image = tower
     return copy
 
 
@@ -321,4 +387,7 @@ def check_finetuning(model: str, finetune: FineTuneConfig) -> FineTuneConfig:
         raise InputError(f"--peft {finetune.peft} {lacks}: write one of {', '.join(others)}")
     if finetune.cache_features and not way.frozen:
         raise InputError(f"--cache-features needs a frozen image tower, --peft {finetune.peft} trains it")
-    return replace(finetune, cache_features=way.frozen if finetune.cache_features is None else finetune.cache_features)
+    if finetune.cache_features and finetune.train_from:
+        raise InputError("--cache-features and --train-from exclude each other: --train-from classifier has features")
+    cached = way.frozen and not finetune.train_from
+    return replace(finetune, cache_features=cached if finetune.cache_features is None else finetune.cache_features)

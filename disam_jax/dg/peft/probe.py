@@ -11,8 +11,9 @@ class LinearProbe(nnx.Module):
     """A tower with a new linear head: `TRAINABLE["probe"]` trains the head only, the other filters the tower with it.
 
     Args:
-        tower: `ImageTower` (`clip.image`), `ViT` or `ResNet` with its weights; a head of its own is left out. It is
-            shared, not copied. Running statistics of a ResNet stay as they are if it is made with `frozen_norm`.
+        tower: `ImageTower` (`clip.image`), `ViT`, `ResNet` or `EfficientNetLite` with its weights, or the `Rest` of
+            one; a head of its own is left out. It is shared, not copied. Running statistics stay as they are if it is
+            made with `frozen_norm`.
         num_classes: C.
         rngs: random streams, for the head.
 
@@ -37,7 +38,7 @@ class LinearProbe(nnx.Module):
         """Logits and the tower's features.
 
         Args:
-            x: float [N, H, W, 3], normalised as the tower's weights expect.
+            x: float [N, H, W, 3], normalised as the tower's weights expect; activations for a `Rest`.
             key: decides what dropout drops, where the tower has any.
 
         Returns:

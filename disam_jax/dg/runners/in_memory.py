@@ -181,8 +181,35 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
         spec.key, step, arrays.order[spec.place], arrays.train_counts, arrays.starts, sources, per_domain
     )
     flat = rows.reshape(-1)
-    inputs = standardised(arrays.inputs[flat], spec, arrays)
+    if arrays.views:
+        chosen = sampling.step_views(spec.key, step, len(flat), len(arrays.views))
+        inputs = take_views(arrays.views, flat, chosen)
+    else:
+        inputs = standardised(arrays.inputs[flat], spec, arrays)
     return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
+
+
+def take_views(views: tuple[jax.Array, ...], rows: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Of each row one of its views.
+
+    Args:
+        views: K arrays [N, ...].
+        rows: int32 [B].
+        chosen: Number of the view, int32 [B], 0..K - 1.
+
+    Returns:
+        [B, ...].
+
+    Example:
+        >>> views = (jnp.array([[0.0], [1.0]]), jnp.array([[10.0], [11.0]]))
+        >>> take_views(views, jnp.array([0, 1, 1]), jnp.array([1, 0, 1])).tolist()
+        [[10.0], [1.0], [11.0]]
+    """
+    found = views[0][rows]
+    for number, view in enumerate(views[1:], start=1):
+        this = (chosen == number).reshape(-1, *(1,) * (view.ndim - 1))
+        found = jnp.where(this, view[rows], found)
+    return found
 
 
 def start_all(specs: RunSpec, shared: Shared, *, fixed: Fixed) -> RunState:

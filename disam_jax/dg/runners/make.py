@@ -1,9 +1,10 @@
 """Which runner a data set needs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.load import StreamedImages
+from disam_jax.dg.data.load import is_streamed
 from disam_jax.dg.data.splits import Split, whole
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
@@ -25,7 +26,7 @@ def runner_factory(
     """A function that makes the runners of a sweep, which share the data set on the device.
 
     Args:
-        data: Data set; `StreamedImages` stay in their files.
+        data: Data set; `StreamedImages` stay in their files, as do `CachedFeatures` that are streamed.
         config: Configuration that all runs share.
         splits: Splits of the data, one for each seed.
         seeds: S seeds.
@@ -36,11 +37,12 @@ def runner_factory(
         Function (name of the method, network, method) -> runner.
     """
     new_network = lambda name: None if new is None else new.networks[name]
-    if isinstance(data, StreamedImages):
-        images = None if new is None else new.data
-        assert images is None or isinstance(images, StreamedImages)
+    if is_streamed(data):
+        images: Any = None if new is None else new.data
+        assert images is None or is_streamed(images)
+        on_disk: Any = data
         return lambda name, network, method: StreamingRunner(
-            network, method, config, data, splits, seeds, probe, new_network(name), images
+            network, method, config, on_disk, splits, seeds, probe, new_network(name), images
         )
     arrays = make_arrays(data, splits, config.standardise)
     examples = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)

@@ -1,4 +1,4 @@
-"""Trains on images that stay in their files: the results of `InMemoryRunner`, however many images there are.
+"""Trains on images, or activations, that stay in their files: the results of `InMemoryRunner`, however many there are.
 
 The runs of a chunk have seed and target in common, so that they share the stream of batches: an image is decoded once
 for all of them. The device holds a stack of batches, a block of examples to evaluate, or the probe at a time; none of
@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Sharding
 
 from disam_jax.dg.data import keys
-from disam_jax.dg.data.load import StreamedImages
+from disam_jax.dg.data.load import CachedFeatures, StreamedImages
 from disam_jax.dg.data.splits import Split, validates
-from disam_jax.dg.data.streaming import StreamingBatches, eval_blocks
+from disam_jax.dg.data.streaming import MappedBatches, StreamingBatches, eval_blocks
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
@@ -59,7 +59,7 @@ class StreamingRunner:
         network: Network to train.
         method: Method that computes the gradients.
         config: Configuration that all runs share; `standardise` is for features and not used.
-        data: Images.
+        data: Images, or activations on disk.
         splits: Splits of the images, one for each seed.
         seeds: S seeds.
         probe: Number of examples of each domain on which w + e is measured.
@@ -74,12 +74,12 @@ class StreamingRunner:
         network: Network,
         method: Method,
         config: TrainConfig,
-        data: StreamedImages,
+        data: StreamedImages | CachedFeatures,
         splits: Sequence[Split],
         seeds: Sequence[int],
         probe: int,
         new_network: Network | None = None,
-        new: StreamedImages | None = None,
+        new: StreamedImages | CachedFeatures | None = None,
         threads: int | None = None,
     ):
         self.config, self.data, self.probe = config, data, probe
@@ -87,7 +87,8 @@ class StreamingRunner:
         self.splits = dict(zip(seeds, splits, strict=True))
         domains = len(data.counts)
         self.batch = (domains - 1, config.per_domain, *data.inputs.shape[1:])
-        self.length = stack_length(config.segment, math.prod(self.batch))
+        self.dtype = data.inputs.dtype
+        self.length = stack_length(config.segment, math.prod(self.batch) * self.dtype.itemsize)
         self.block = min(config.block, len(data.labels))
         self.weights = (network.weights, new_network.weights if new_network else ())
         self.new = new
@@ -150,7 +151,7 @@ class StreamingRunner:
             params, state = weights(states, self.config)
             image, per_domain = self.batch[2:], (self.batch[0] + 1, self.probe)
             integers = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere)
-            images = lambda *shape: jax.ShapeDtypeStruct((*shape, *image), np.uint8, sharding=everywhere)
+            images = lambda *shape: jax.ShapeDtypeStruct((*shape, *image), self.dtype, sharding=everywhere)
             leading = (self.length, *self.batch[:2])
             stack = (integers(), integers(), images(*leading), integers(*leading))
             block = (images(self.block), integers(self.block), integers(self.block))
@@ -176,7 +177,7 @@ class StreamingRunner:
         states = jax.eval_shape(self._start, self.weights[0], self.specs(runs))
         devices = len(layout(len(runs))[0].device_set)
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // devices
-        pixels = math.prod(self.batch[2:])
+        pixels = math.prod(self.batch[2:]) * self.dtype.itemsize
         waiting = max(self.length * math.prod(self.batch[:2]), self.block)
         probe = (self.batch[0] + 1) * self.probe
         used = max(program_bytes(program) for program in programs if program is not None)
@@ -191,7 +192,7 @@ class StreamingRunner:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
         specs = self.specs([run])
         states = jax.eval_shape(self._start, self.weights[0], specs)
-        images = jax.ShapeDtypeStruct(self.batch, np.uint8)
+        images = jax.ShapeDtypeStruct(self.batch, self.dtype)
         labels = jax.ShapeDtypeStruct(self.batch[:2], np.int32)
         with naming([run]):
             return flops_of(jax.jit(self._step), self.weights[0], states, specs, jnp.int32(0), images, labels)
@@ -224,32 +225,23 @@ class StreamingRunner:
         sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
         return found(points, jax.device_get(sharpness), runs)
 
-    def _stream(self, run: Run) -> StreamingBatches:
-        return StreamingBatches(
-            self.data.listing,
-            self.splits[run.seed],
-            tuple(domain for domain in range(len(self.data.counts)) if domain != run.target),
-            run.seed,
-            run.target,
-            self.config.per_domain,
-            self.config.steps,
-            image_size=self.data.image_size,
-            threads=self.threads,
-            prefetch=max(self.length, self.threads),
-        )
+    def _stream(self, run: Run) -> StreamingBatches | MappedBatches:
+        sources = tuple(domain for domain in range(len(self.data.counts)) if domain != run.target)
+        plan = (self.splits[run.seed], sources, run.seed, run.target, self.config.per_domain, self.config.steps)
+        ahead = {"threads": self.threads, "prefetch": max(self.length, self.threads)}
+        if isinstance(self.data, CachedFeatures):
+            return MappedBatches(self.data, *plan, **ahead)
+        return StreamingBatches(self.data.listing, *plan, image_size=self.data.image_size, **ahead)
 
-    def _blocks(self, rows: np.ndarray, data: StreamedImages | None = None) -> Iterator[Any]:
-        return eval_blocks(
-            (data or self.data).listing,
-            rows,
-            self.block,
-            image_size=self.data.image_size,
-            threads=self.threads,
-            prefetch=self.threads,
-        )
+    def _blocks(self, rows: np.ndarray, data: StreamedImages | CachedFeatures | None = None) -> Iterator[Any]:
+        data = data or self.data
+        if isinstance(data, CachedFeatures):
+            return eval_blocks(data, rows, self.block)
+        ahead = {"threads": self.threads, "prefetch": self.threads}
+        return eval_blocks(data.listing, rows, self.block, image_size=data.image_size, **ahead)
 
     def _probe_for(self, run: Run, where: Sharding) -> tuple[jax.Array, jax.Array]:
-        """Pixels uint8 [D, n, S, S, 3] and labels int32 [D, n] of the probe of a seed, on the device."""
+        """Images [D, n, ...] and labels int32 [D, n] of the probe of a seed, on the device."""
         if (run.seed, where) not in self._probe_of:
             rows = self.splits[run.seed].order[self.data.starts[:, None] + np.arange(self.probe)[None]]
             pixels = np.concatenate([block.x[block.valid] for block in self._blocks(rows.reshape(-1))])
@@ -278,7 +270,7 @@ class StreamingRunner:
     def _means(
         self,
         evaluate: Callable[..., jax.Array],
-        data: StreamedImages,
+        data: StreamedImages | CachedFeatures,
         groups: np.ndarray,
         number: int,
         everywhere: Sharding,
@@ -351,7 +343,7 @@ def advance(
         specs: Seed, target and hyperparameters of the runs, see `OVER_RUNS`.
         first: Step of the first batch, int32 [].
         last: Step at which the segment ends, int32 []; batches from there on are skipped.
-        inputs: uint8 [K, M, n, S, S, 3].
+        inputs: uint8 images or floating-point activations, [K, M, n, ...].
         labels: int32 [K, M, n].
         network: Network to train.
         method: Method that computes the gradients.
@@ -388,7 +380,7 @@ def block_sums(
         params: Parameters of the network.
         state: Running statistics of the network.
         spec: Seed, target and hyperparameters of the run.
-        inputs: uint8 [B, S, S, 3].
+        inputs: uint8 images or floating-point activations, [B, ...].
         labels: int32 [B].
         group: Group of each example, int32 [B], 0..G-1; -1 for none.
         network: Network to evaluate.

@@ -12,13 +12,14 @@ import numpy as np
 
 import disam_jax
 from disam_jax.dg.data.domains import Domains
-from disam_jax.dg.data.load import StreamedImages, fingerprint
+from disam_jax.dg.data.load import fingerprint, is_streamed
 from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
+from disam_jax.dg.models.stages import CLASSIFIER
 from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
@@ -91,7 +92,7 @@ def make_header(
             "domains": dict(zip(data.domain_names, data.counts.tolist(), strict=True)),
             "classes": list(data.class_names),
             "shape": list(data.inputs.shape[1:]),
-            "streamed": isinstance(data, StreamedImages),
+            "streamed": is_streamed(data),
             "fingerprint": fingerprint(data),
             **new_classes,
         },
@@ -306,7 +307,8 @@ def default_runs_at_once(config: TrainConfig) -> int:
         >>> default_runs_at_once(TrainConfig(model="mlp"))
         256
     """
-    cached = config.finetune is not None and config.finetune.cache_features
+    finetune = config.finetune
+    cached = finetune is not None and (finetune.cache_features or finetune.train_from == CLASSIFIER)
     model = MODELS.get(config.model)
     if model is not None and model.one_at_a_time_on_cpu and not cached and jax.default_backend() == "cpu":
         return jax.device_count()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 
@@ -29,6 +29,10 @@ class FineTuneConfig:
         rank: Rank of the updates of "lora".
         template: Sentence with {} for the name of a class, where classes are told apart by sentences.
         cache_features: Whether the image tower's features are computed once; None: wherever it is frozen.
+        train_from: Stage of the image tower from which on it is trained, one of `models.stages.stage_names`; what is
+            before it is frozen, and what that makes of the images is computed once. "": all of it is run.
+        cache_dtype: Type in which that is kept, "float32" or "float16".
+        views: Number of augmented views of each image of which it is kept.
     """
 
     peft: str
@@ -38,6 +42,13 @@ class FineTuneConfig:
     rank: int = 4
     template: str = "a photo of a {}."
     cache_features: bool | None = None
+    train_from: str = ""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    views: int = 0
+
+
+# Options that have a meaning with `train_from` alone.
+OF_A_CUT = ("cache_dtype", "views")
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class TrainConfig:
     finetune: FineTuneConfig | None = None
 
     @property
+    def augments_images(self) -> bool:
+        """Whether a step augments its images; from a cut, views of them are there already."""
+        return self.augment and not (self.finetune is not None and self.finetune.train_from)
+
+    @property
     def segment(self) -> int:
         """Steps between two measurements."""
         return -(-self.steps // self.evaluations)
@@ -116,6 +132,9 @@ class TrainConfig:
         record = asdict(self)
         finetune = record.pop("finetune")
         if finetune is not None:
+            # A run without a cut has the record that it had before there were cuts, so that its sweeps go on.
+            if not finetune["train_from"]:
+                finetune = {name: value for name, value in finetune.items() if name not in ("train_from", *OF_A_CUT)}
             record["tuning"] = {RECORDED.get(name, name): value for name, value in finetune.items()}
         return record
 

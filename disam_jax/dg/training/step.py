@@ -14,6 +14,7 @@ import optax
 
 from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
 from disam_jax.dg.models.network import Network, Params, State
@@ -35,6 +36,7 @@ class Arrays(NamedTuple):
         in_validation: Whether an example is in the validation split, bool [S, N].
         shift: float32 [S, D, ...], subtracted from the inputs if domain d is the target; None for images.
         scale: float32 [S, D, ...], by which they are then divided.
+        views: K arrays like the inputs, of augmented images; a step draws one of them for each example.
     """
 
     inputs: jax.Array
@@ -47,6 +49,7 @@ class Arrays(NamedTuple):
     in_validation: jax.Array
     shift: jax.Array | None
     scale: jax.Array | None
+    views: tuple[jax.Array, ...] = ()
 
 
 class RunSpec(NamedTuple):
@@ -125,6 +128,7 @@ def make_arrays(data: Domains, splits: tuple[Split, ...], standardise: bool) -> 
         jnp.asarray(in_validation),
         shift,
         scale,
+        tuple(jnp.asarray(view) for view in data.views) if isinstance(data, CachedFeatures) else (),
     )
 
 
@@ -193,7 +197,7 @@ def train_step(
         MethodError: If the method breaks its contract, see `method_gradient`.
     """
     key = keys.step_key(spec.key, step)
-    if config.augment:
+    if config.augments_images:
         flat = inputs.reshape(labels.size, *inputs.shape[2:])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
     batch = Batch(inputs, labels, keys.method_key(key))

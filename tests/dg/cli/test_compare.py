@@ -208,13 +208,14 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
     from disam_jax.dg.cli.options import Compare
     from disam_jax.dg.data.load import open_data
     from disam_jax.dg.peft import finetuning
+    from disam_jax.dg.peft.cut import activations_of
     from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 
     options = {each.name: each.default for each in dataclasses.fields(Compare)}
     used = {}
     for config in (TrainConfig, FineTuneConfig):
         used |= {each.name: each.default for each in dataclasses.fields(config)}
-    for function in (open_data, finetuning.load, sweep.run_sweep):
+    for function in (open_data, finetuning.load, activations_of, sweep.run_sweep):
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
     parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
@@ -230,6 +231,7 @@ NUMBERS = {
     "--image-size": (8, int),
     "--context": (1, int),
     "--rank": (1, int),
+    "--views": (0, int),
     "--rho": (0.0, float),
     "--lam": (None, float),
     "--learning-rate": (1e-30, float),

@@ -339,6 +339,38 @@ def refused(capsys, *arguments):
             ["--model", "clip", "--checkpoint", "{clip}", "--cache-features", "--augment"],
             "--cache-features and --augment exclude each other",
         ),
+        (["--train-from", "head"], "--train-from is for pretrained models: give a --checkpoint"),
+        (["--cache", "somewhere"], "--cache is for pretrained models: give a --checkpoint"),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--train-from", "layers.2"],
+            "unknown --train-from layers.2: the stages are layers.0, layers.1, head, classifier",
+        ),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--peft", "full", "--train-from", "Head"],
+            "unknown --train-from Head: the stages are layers.0, layers.1, head, classifier",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--train-from", "head", "--augment"],
+            "--augment with --train-from needs augmented views of the images that are computed beforehand: write",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--train-from", "head", "--views", "2"],
+            "--views are augmented views of the images: write --augment too",
+        ),
+        (["--model", "vit", "--checkpoint", "{vit}", "--views", "2"], "--views is for --train-from STAGE"),
+        (["--model", "vit", "--checkpoint", "{vit}", "--cache", "x"], "--cache is for --train-from STAGE"),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--cache-dtype", "float16"],
+            "--cache-dtype is for --train-from STAGE",
+        ),
+        (
+            ["--model", "vit", "--checkpoint", "{vit}", "--peft", "probe", "--cache-features", "--train-from", "head"],
+            "--cache-features and --train-from exclude each other",
+        ),
+        (
+            ["--model", "clip", "--checkpoint", "{clip}", "--peft", "full", "--train-from", "classifier"],
+            "--train-from classifier leaves nothing to train with --peft full",
+        ),
         (["--model", "clip", "--checkpoint", "{clip}", "--context", "0"], "--context must be at least 1, got 0"),
         (["--model", "clip", "--checkpoint", "{clip}", "--context", "75"], "shorten the name or lower num_context"),
         (["--model", "clip", "--checkpoint", "{vit}"], "is a checkpoint of vit"),
@@ -413,6 +445,45 @@ def test_from_a_checkpoint_to_a_table(checkpoints, pictures, tmp_path, capsys, m
     else:
         assert list(rows) == ["ERM", "DISAM"]
     assert cli.main(["report", "--out", str(out)]) == 0
+
+
+def rows_of(capsys, folder, *arguments):
+    """The table of all runs of a command, and what it said on standard error."""
+    fixed = ["--method", "erm,disam", "--optimizer", "sgd", "--target", "art", "--out", folder]
+    command = ["compare", *arguments, *QUICK, *fixed]
+    assert cli.main([*map(str, command)]) == 0
+    return (folder / "runs.csv").read_text().splitlines(), capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_head_behind_a_cut_is_a_head_on_cached_features(checkpoints, pictures, tmp_path, capsys):
+    start = ["--data", pictures, "--model", "vit", "--checkpoint", checkpoints["vit"], "--peft", "probe"]
+    want, _ = rows_of(capsys, tmp_path / "features", *start)
+    cut = [*start, "--train-from", "classifier", "--cache", tmp_path / "cache"]
+    found, said = rows_of(capsys, tmp_path / "cut", *cut)
+    assert found == want
+    assert len(want) == 5
+    assert ": 36 x 8 float32 take 1.1 KiB, are computed once and kept in" in said
+    # Another sweep has other rates, and the same activations.
+    _, said = rows_of(capsys, tmp_path / "again", *cut, "--learning-rate", "0.01")
+    assert "are there already in" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("vit", ["--train-from", "layers.1", "--augment", "--views", "2"]),
+        ("clip", ["--train-from", "layers.1", "--peft", "norm-bias", "--stream", "--cache-dtype", "float16"]),
+        ("clip", ["--train-from", "classifier", "--peft", "coop", "--augment", "--views", "2"]),
+    ],
+)
+def test_from_a_cut_to_a_table(checkpoints, pictures, tmp_path, capsys, model, arguments):
+    start = ["--data", pictures, "--model", model, "--checkpoint", checkpoints[model], "--cache", tmp_path / "cache"]
+    _, said = rows_of(capsys, tmp_path / "out", *start, *arguments)
+    assert "are computed once and kept in" in said
+    views = 2 if "--views" in arguments else 0
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1 + views
 
 
 @pytest.mark.slow

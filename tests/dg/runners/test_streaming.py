@@ -17,7 +17,7 @@ from PIL import Image
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.data.batches import Batch
 from disam_jax.dg.data.folder import list_images, load_features, load_images
-from disam_jax.dg.data.load import StreamedImages, fingerprint, open_data, pixel_bytes, stream_images
+from disam_jax.dg.data.load import CachedFeatures, StreamedImages, fingerprint, open_data, pixel_bytes, stream_images
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import find_methods
@@ -109,6 +109,19 @@ def whole(computed, data, small_stacks):
     if "results" not in computed:
         computed["results"], computed["cost"] = run(data, computed["out"], runs_at_once=2)
     return computed["results"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", [0, 2])
+def test_activations_on_disk_have_the_results_of_those_in_memory(data, tmp_path, views):
+    images = load_images(data.listing, SIZE)
+    values = {each.name: getattr(images, each.name) for each in dataclasses.fields(images)}
+    shifted = tuple((images.inputs + 9.0 * (1 + view)).astype(np.float16) for view in range(views))
+    kept = CachedFeatures(**(values | {"inputs": images.inputs.astype(np.float16)}), origin="kept", views=shifted)
+    whole, _ = run(kept, tmp_path / "memory", targets=(0,), runs_at_once=4)
+    on_disk, _ = run(dataclasses.replace(kept, streamed=True), tmp_path / "disk", targets=(0,), runs_at_once=2)
+    assert_same(on_disk, whole)
+    assert_different(whole)
 
 
 @pytest.mark.slow
