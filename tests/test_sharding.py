@@ -242,6 +242,15 @@ def test_an_explicit_mesh_gives_the_numbers_of_one_device_and_keeps_shardings(fo
         assert leaf.sharding.is_equivalent_to(w[name].sharding, leaf.ndim)
 
 
+def test_the_state_lies_on_every_device_where_domains_are_split(explicit):
+    tx, w = disam_jax.disam(RHO, LAM, num_domains=len(DOMAINS)), jax.device_put(VECTORS, P())
+    x = jax.device_put(DOMAINS, P("data"))
+    losses = lambda w: disam_jax.per_domain(one_loss)(w, x)
+    _, state = jax.jit(lambda w: tx.update(None, tx.init(w), w, domain_loss_fn=losses))(w)
+    for name in ("domain_losses", "domain_weights", "perturbed_domain_losses"):
+        assert jax.typeof(getattr(state, name)).sharding.spec == P(None), name
+
+
 def test_a_flat_batch_on_an_explicit_mesh(explicit):
     ids = np.random.default_rng(6).integers(0, 4, 64).astype(np.uint8)
     losses = np.random.default_rng(6).uniform(size=64).astype(np.float32)
