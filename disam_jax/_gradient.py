@@ -1,7 +1,7 @@
 """DISAM as a gradient function: the step that all forms share, and the functions that take it.
 
 ascent_step          at w:      domain losses -> weights b -> ascent gradient g -> perturbation e
-perturbed_gradient   at w + e:  the gradient of the mean loss, combined by the variant, for the optimizer
+perturbed_gradient   at w + e:  the gradient of the mean loss (or of the penalised one), combined by the variant
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from disam_jax._domains import CheckedLosses
-from disam_jax._dtypes import as_params, as_scalar, like, widen
-from disam_jax._passes import Passes, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
+from disam_jax._dtypes import as_params, as_scalar, like, nan_unless, widen
+from disam_jax._passes import Passes, Weigh, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
 from disam_jax._perturbation import perturbation
 from disam_jax._types import (
     ArgNums,
@@ -67,6 +67,7 @@ class StepOptions(TypedDict, total=False):
     variant: Variant | None
     adaptive: bool
     penalty: Penalty
+    descent_lam: Scalar
     mask: Mask
     axis_name: AxisName
     eps: Scalar
@@ -80,6 +81,7 @@ class StepConfig(NamedTuple):
     variant: Variant
     adaptive: bool
     penalty: Penalty
+    descent_lam: Any
     mask: Mask
     axis_name: AxisName
     eps: Scalar
@@ -125,14 +127,16 @@ def ascent_step(passes: Passes, params: Params, config: StepConfig) -> Ascent:
 
 
 def perturbed_gradient(
-    passes: Passes, params: Params, perturbed: Params, variant: Variant, base: Updates | None = None
+    passes: Passes, params: Params, perturbed: Params, config: StepConfig, base: Updates | None = None
 ) -> tuple[CheckedLosses | None, Updates]:
-    """``grad sum_i a_i L_i(w + e)``, combined with the base gradient, in the dtypes of the parameters.
+    """``sum_i a_i grad L_i(w + e)``, combined with the base gradient, in the dtypes of the parameters.
 
-    If the base gradient is ``None``, the perturbed gradient is used in its place. The variant computes in float32, or
-    in float64 where a parameter is float64; its result is rounded once.
+    With ``descent_lam``, the domain weights of the losses at w + e take the place of the shares. If the base gradient
+    is ``None``, the perturbed gradient is used in its place. The variant computes in float32, or in float64 where a
+    parameter is float64; its result is rounded once.
     """
-    second = passes.plain(perturbed)
+    variant = config.variant
+    second = passes.descent(perturbed, _descent_weigh(config))
     base = second.gradient if base is None else base
     (wide_base, wide), _ = widen((base, second.gradient), of=params)
     combined = variant.combine(wide_base, wide)
@@ -146,10 +150,23 @@ def perturbed_gradient(
 def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Ascent, CheckedLosses | None, Updates]:
     """A whole step: the ascent, the domain losses at w + e where they are known, and the gradient."""
     ascent = ascent_step(passes, params, config)
-    losses, grads = perturbed_gradient(passes, params, ascent.perturbed, config.variant, ascent.base)
+    losses, grads = perturbed_gradient(passes, params, ascent.perturbed, config, ascent.base)
     if losses is not None:
         _check_same_domains(ascent.losses, losses)
     return ascent, losses, grads
+
+
+def _descent_weigh(config: StepConfig) -> Weigh | None:
+    """How to weigh the losses at w + e; ``None`` for their mean."""
+    if not isinstance(config.descent_lam, jax.Array) and config.descent_lam == 0:
+        return None
+
+    def weigh(losses):
+        lam = jnp.asarray(config.descent_lam, losses.values.dtype)
+        # An infinite lam could give an infinite gradient, where every other wrong number gives NaN.
+        return ascent_weights(losses, lam * nan_unless(jnp.isfinite(lam)), config.penalty)
+
+    return weigh
 
 
 def _check_like_params(what: str, tree: Updates, params: Params) -> None:
@@ -191,6 +208,7 @@ def value_and_grad(
     variant: Variant | None = None,
     adaptive: bool = False,
     penalty: Penalty = "variance",
+    descent_lam: Scalar = 0.0,
     mask: Mask = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -199,6 +217,9 @@ def value_and_grad(
 
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
     at w. Two forward and two backward passes, whatever the number of domains.
+
+    With ``descent_lam``, the result is ``grad (sum_i a_i L_i - descent_lam * penalty(L))`` at ``w + e``, which is
+    ``sum_i b_i grad L_i`` with the domain weights ``b`` of the losses at ``w + e``: the same two passes.
 
     Args:
       domain_loss_fn: ``domain_loss_fn(params, *args, **kwargs)`` returns the domain losses: ``[M]``, a scalar, or
@@ -218,6 +239,9 @@ def value_and_grad(
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
       adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
+      descent_lam: Strength of the penalty in the descent, in the unit of lam: a number or a scalar array. A positive
+        value weakens the domains whose loss at ``w + e`` is above the mean; a negative value strengthens them. The
+        number 0 is the mean loss.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the gradient is of all.
       axis_name: The mapped axis over which the batch is split, in ``pmap``-style code: losses and both gradients are
@@ -230,10 +254,10 @@ def value_and_grad(
       evaluated at w; ``grads`` have the dtypes of the parameters.
 
     Raises:
-      TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho or
-        lam is a schedule or not a real number.
-      ValueError: When rho is negative, rho, lam or eps is not a finite scalar, the losses are not ``[M]``, the penalty
-        is unknown, or argnums names an argument twice or one that is not given.
+      TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho,
+        lam or descent_lam is a schedule or not a real number.
+      ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, the losses are not ``[M]``,
+        the penalty is unknown, or argnums names an argument twice or one that is not given.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -250,9 +274,17 @@ def value_and_grad(
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
     config = make_step_config(
-        rho, lam, variant=variant, adaptive=adaptive, penalty=penalty, mask=mask, axis_name=axis_name, eps=eps
+        rho,
+        lam,
+        variant=variant,
+        adaptive=adaptive,
+        penalty=penalty,
+        descent_lam=descent_lam,
+        mask=mask,
+        axis_name=axis_name,
+        eps=eps,
     )
-    _check_no_schedule(rho=rho, lam=lam)
+    _check_no_schedule(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -298,8 +330,9 @@ def accumulated_value_and_grad(
       ascent_loss_fn: As in ``value_and_grad``, on one domain's batch: take its subset with ``axis=0``.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``; the leaves of aux come back stacked, ``[M, ...]``.
       with_info: As in ``value_and_grad``.
-      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``mask``, ``axis_name`` and ``eps`` of
-        ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of each domain.
+      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
+        and ``eps`` of ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of
+        each domain.
 
     Returns:
       ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
@@ -322,7 +355,7 @@ def accumulated_value_and_grad(
     """
     check_options("accumulated_value_and_grad", options)
     config = make_step_config(rho, lam, **options)
-    _check_no_schedule(rho=rho, lam=lam)
+    _check_no_schedule(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -357,6 +390,7 @@ def make_step_config(
     variant: Variant | None = None,
     adaptive: bool = False,
     penalty: Penalty = "variance",
+    descent_lam: ScalarOrSchedule = 0.0,
     mask: Mask = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -366,9 +400,11 @@ def make_step_config(
         rho = as_rho(rho, wait=True)
     if not callable(lam):
         lam = as_lam(lam, wait=True)
+    if not callable(descent_lam):
+        descent_lam = as_descent_lam(descent_lam, wait=True)
     eps = as_scalar("eps", eps, "eps=1e-12")
     check_penalty(penalty)
-    return StepConfig(rho, lam, as_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
+    return StepConfig(rho, lam, as_variant(variant), bool(adaptive), penalty, descent_lam, mask, axis_name, eps)
 
 
 def as_rho(rho: object, *, wait: bool) -> Scalar:
@@ -377,6 +413,11 @@ def as_rho(rho: object, *, wait: bool) -> Scalar:
 
 def as_lam(lam: object, *, wait: bool) -> Scalar:
     return as_scalar("lam", lam, "lam=0.1; lam=0.0 is SAM", negative=True, wait=wait)
+
+
+def as_descent_lam(descent_lam: object, *, wait: bool) -> Scalar:
+    write = "descent_lam=0.5; descent_lam=0.0 descends on the mean loss"
+    return as_scalar("descent_lam", descent_lam, write, negative=True, wait=wait)
 
 
 def check_options(function: str, options: Mapping[str, object]) -> None:
@@ -460,9 +501,9 @@ def _positions(args: tuple[Any, ...], argnums: ArgNums) -> tuple[int, ...]:
     return positions
 
 
-def _check_no_schedule(**hyperparameters: object) -> None:
-    for name, value in hyperparameters.items():
-        if callable(value):
+def _check_no_schedule(config: StepConfig) -> None:
+    for name in ("rho", "lam", "descent_lam"):
+        if callable(getattr(config, name)):
             raise TypeError(
                 f"{name} is a function, but a gradient function has no step count. Write {name}=schedule(step) inside "
                 f"the step, or use disam_jax.disam({name}=schedule) in an optax.chain, which counts steps."

@@ -1,7 +1,8 @@
 """Forward and backward passes at w and at w + e, for each way to supply domain losses.
 
-The first pass gives the losses, the domain weights and the ascent gradient; the second gives the plain gradient, which
-is that of the mean loss. All that follows (perturbation, variants) is the same for every way.
+The first pass gives the losses, the domain weights and the ascent gradient; the second gives the gradient to descend
+along, that of the mean loss or of another weighting of the domains. All that follows (perturbation, variants) is the
+same for every way.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from disam_jax._weights import AscentWeights
 Weigh: TypeAlias = Callable[[CheckedLosses], AscentWeights]
 
 
-class AscentPass(NamedTuple):
-    """Results of the pass at w.
+class WeightedPass(NamedTuple):
+    """Results of a pass that weighs the domains by their losses.
 
     Attributes:
       losses: The domain losses.
       aux: What the loss function returned beside them.
       weights: The domain weights of these losses.
-      gradient: ``sum_i b_i grad L_i``, the ascent gradient.
+      gradient: ``sum_i b_i grad L_i``.
       mean_gradient: A function that returns ``sum_i a_i grad L_i``, by one more backward pass at most.
     """
 
@@ -39,13 +40,13 @@ class AscentPass(NamedTuple):
     mean_gradient: Callable[[], Updates]
 
 
-class PlainPass(NamedTuple):
-    """Results of a pass without an ascent.
+class DescentPass(NamedTuple):
+    """Results of the pass whose gradient is descended along.
 
     Attributes:
       losses: The domain losses, or ``None`` where a function supplied the gradient alone.
       aux: What the loss function returned beside them, in ``passes_from_loss_fn``; otherwise ``None``.
-      gradient: ``sum_i a_i grad L_i``.
+      gradient: ``sum_i a_i grad L_i``, or ``sum_i b_i grad L_i``.
     """
 
     losses: CheckedLosses | None
@@ -58,11 +59,12 @@ class Passes(NamedTuple):
 
     Attributes:
       ascent: ``ascent(params, weigh)``: the pass at w. ``weigh`` makes the domain weights of its losses.
-      plain: ``plain(params)``: the pass at w + e, or wherever else the plain gradient is wanted.
+      descent: ``descent(params, weigh)``: the pass at w + e. With ``weigh=None`` its gradient is that of the mean loss;
+        otherwise ``weigh`` makes the domain weights of its losses.
     """
 
-    ascent: Callable[[Params, Weigh], AscentPass]
-    plain: Callable[[Params], PlainPass]
+    ascent: Callable[[Params, Weigh], WeightedPass]
+    descent: Callable[[Params, Weigh | None], DescentPass]
 
 
 def passes_from_loss_fn(
@@ -99,13 +101,13 @@ def passes_from_loss_fn(
         else:
             losses, aux, gradient = evaluate(params, ascent_loss_fn, "ascent_loss_fn")
         weights = weigh(losses)
-        return AscentPass(losses, aux, weights, gradient(weights.values), lambda: gradient(losses.shares))
+        return WeightedPass(losses, aux, weights, gradient(weights.values), lambda: gradient(losses.shares))
 
-    def plain(params):
+    def descent(params, weigh):
         losses, aux, gradient = evaluate(params, domain_loss_fn, "domain_loss_fn")
-        return PlainPass(losses, aux, gradient(losses.shares))
+        return DescentPass(losses, aux, gradient(losses.shares if weigh is None else weigh(losses).values))
 
-    return Passes(ascent, plain)
+    return Passes(ascent, descent)
 
 
 def passes_from_gradients(
@@ -137,9 +139,10 @@ def passes_from_gradients(
         _check_stacked(stacked, params, local.values.shape[0])
         weights = weigh(everywhere)
         gradient = weighted_sum(weights.values)
-        return AscentPass(everywhere, None, weights, gradient, lambda: weighted_sum(everywhere.shares))
+        return WeightedPass(everywhere, None, weights, gradient, lambda: weighted_sum(everywhere.shares))
 
-    def plain(params):
+    def descent(params, weigh):
+        assert weigh is None, "grad_fn gives the gradient of the mean loss"
         grads = grad_fn(params)
         if jax.tree.structure(grads) != jax.tree.structure(params):
             raise ValueError(
@@ -151,9 +154,9 @@ def passes_from_gradients(
         _check_shapes(grads, params)
         if axis_name is not None:
             grads = sum_over_axis(jax.tree.map(lambda g: g * cast(local_share, g.dtype), grads), axis_name)
-        return PlainPass(None, None, grads)
+        return DescentPass(None, None, grads)
 
-    return Passes(ascent, plain)
+    return Passes(ascent, descent)
 
 
 def passes_by_scan(
@@ -166,7 +169,7 @@ def passes_by_scan(
 ) -> Passes:
     """Passes that take one domain at a time, from ``loss_fn(params, one_domains_batch)``.
 
-    b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice for the ascent gradient.
+    b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice for ``sum_i b_i g_i``.
     ``ascent_loss_fn``, if given, replaces ``loss_fn`` in the first pass.
     """
     check_axis(axis_name)
@@ -190,8 +193,8 @@ def passes_by_scan(
         grads = jax.tree.map(lambda t, w: cast(t / num_domains, w.dtype), total, params)
         return mean_over_axis(grads, axis_name)
 
-    def ascent(params, weigh):
-        value_and_grad = of_one_domain(loss_fn if ascent_loss_fn is None else ascent_loss_fn)
+    def weighted(params, weigh, one_domain_loss_fn):
+        value_and_grad = of_one_domain(one_domain_loss_fn)
 
         def body(sums, index):
             plain_sum, by_loss = sums
@@ -213,7 +216,7 @@ def passes_by_scan(
         shift = (first - weights.largest) - weights.offset
         constant, slope = 1 - weights.slope * shift, weights.slope
         combined = jax.tree.map(lambda p, s: cast(constant, p.dtype) * p - cast(slope, s.dtype) * s, plain_sum, by_loss)
-        return AscentPass(losses, aux, weights, mean(combined, params), lambda: mean(plain_sum, params))
+        return WeightedPass(losses, aux, weights, mean(combined, params), lambda: mean(plain_sum, params))
 
     def plain(params):
         value_and_grad = of_one_domain(loss_fn)
@@ -225,9 +228,18 @@ def passes_by_scan(
         # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
         zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
         plain_sum, values = jax.lax.scan(body, zeros, batch)
-        return PlainPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum, params))
+        return DescentPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum, params))
 
-    return Passes(ascent, plain)
+    def ascent(params, weigh):
+        return weighted(params, weigh, loss_fn if ascent_loss_fn is None else ascent_loss_fn)
+
+    def descent(params, weigh):
+        if weigh is None:
+            return plain(params)
+        found = weighted(params, weigh, loss_fn)
+        return DescentPass(found.losses, None, found.gradient)
+
+    return Passes(ascent, descent)
 
 
 def check_ascent_loss_fn(ascent_loss_fn: object) -> None:

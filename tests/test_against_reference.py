@@ -1,5 +1,7 @@
 """Every variant, form, penalty and dtype against the formulas written out in numpy."""
 
+import itertools
+
 import forms
 import jax
 import jax.numpy as jnp
@@ -46,3 +48,30 @@ def test_penalties_of_every_form(form, penalty, x64):
     assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
     np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)
     np.testing.assert_allclose(got["loss_variance"], np.var(want["domain_losses"]), rtol=1e-12)
+
+
+# Every variant, each with another form and another penalty; all of them together are slow.
+QUICK = set(
+    zip(forms.VARIANTS, itertools.cycle(forms.WITH_LOSSES_AT_BOTH), itertools.cycle(PENALTIES[::-1]), strict=False)
+)
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "penalty"),
+    [
+        pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow)
+        for row in itertools.product(forms.VARIANTS, forms.WITH_LOSSES_AT_BOTH, PENALTIES)
+    ],
+)
+def test_penalised_descent_of_every_form(variant, form, penalty, x64):
+    problem = problems.make_problem(seed=3, num_domains=4, dtype=jnp.float64)
+    ours, options = options_of(variant)
+    step = problems.reference(problem).step
+    w, plain = problems.flatten(problem.params), {"penalty": penalty, **ours}
+    got = forms.program(form, penalty=penalty, descent_lam=0.6, **options)(problem, 0.3, 0.4)
+    want = step(w, 0.3, 0.4, descent_lam=0.6, **plain)
+    assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
+    assert problems.relative_error(step(w, 0.3, 0.4, **plain)["gradient"], want["gradient"]) > 1e-2
+    # What is reported of the ascent is that of lam.
+    np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)
+    np.testing.assert_allclose(got["perturbed_domain_losses"], want["perturbed_domain_losses"], rtol=1e-12)

@@ -80,7 +80,7 @@ class Reference:
     gradients_at: Any
     weights: Any = None  # [M]
 
-    def step(self, w, rho, lam, penalty="variance", adaptive=False, variant=None, eps=1e-12):
+    def step(self, w, rho, lam, penalty="variance", adaptive=False, variant=None, eps=1e-12, descent_lam=0.0):
         losses, jac = self.losses_at(w), self.gradients_at(w)
         a, b = self.shares(losses), self.domain_weights(losses, lam, penalty)
         g, mean_gradient = b @ jac, a @ jac
@@ -90,7 +90,7 @@ class Reference:
         if variant and variant[0] == "sagm":
             factor = factor - variant[1]
         e = factor * t * t * g if norm else np.zeros_like(w)
-        h = self.shares(losses) @ self.gradients_at(w + e)
+        h = self.domain_weights(self.losses_at(w + e), descent_lam, penalty) @ self.gradients_at(w + e)
         if variant is None:
             d = h
         else:
