@@ -1,4 +1,7 @@
-"""SAM, ASAM, GSAM and SAGM, each also with the domain-inspired perturbation: the gradient at w + e."""
+"""SAM, ASAM, GSAM and SAGM, each also with the domain-inspired perturbation: the gradient at w + e.
+
+Beside them, what changes the descent: DISAM that takes the penalty off the objective at w + e too.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -46,7 +49,8 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
     Args:
         objective: `(outputs, batch, hparams, state) -> (value, state)`: domain losses [M], or a scalar, which knows of
             no domains and takes no lam. The state that is kept is the one at w.
-        ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`. Give `Method` the same.
+        ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`, `descent_lam`. Give `Method` the
+            same.
 
     Returns:
         For `Method.gradient`.
@@ -85,9 +89,12 @@ LAM = {
     # Below 1 / sqrt(M - 1), so that no domain of M <= 4 sources gets a negative weight.
     "std": {"lam": Hyperparameter(0.4, -1.0, -0.25)},
 }
-WRONG_SIGN = {
-    penalty: {"lam": each["lam"]._replace(default=-each["lam"].default, times=-1.0)} for penalty, each in LAM.items()
-}
+# As lam of the std: no domain of M <= 4 sources gets a negative weight in the descent either.
+DESCENT_LAM = {"descent_lam": Hyperparameter(0.5, -1.0, -0.25)}
+
+
+def _wrong_sign(strength: Mapping[str, Hyperparameter]) -> dict[str, Hyperparameter]:
+    return {name: each._replace(default=-each.default, times=-1.0) for name, each in strength.items()}
 
 
 class Family(NamedTuple):
@@ -125,7 +132,8 @@ def _ascent(family: Family, penalty: str | None) -> Ascent:
 
     def ascent(hparams: HParams) -> Mapping[str, Any]:
         variant = family.variant and family.variant(**{name: hparams[name] for name in own}, **options)
-        return {"adaptive": family.adaptive, "penalty": penalty or "variance", "variant": variant}
+        descent = {name: hparams[name] for name in DESCENT_LAM if name in hparams}
+        return {"adaptive": family.adaptive, "penalty": penalty or "variance", "variant": variant, **descent}
 
     return ascent
 
@@ -163,7 +171,7 @@ def _control(penalty: str) -> Method:
     ascent = _ascent(FAMILIES["SAM"], penalty)
     return Method(
         sharpness_aware(ascent=ascent),
-        {**RHO, **WRONG_SIGN[penalty]},
+        {**RHO, **_wrong_sign(LAM[penalty])},
         base="SAM",
         ascent=ascent,
         control=True,
@@ -173,8 +181,25 @@ def _control(penalty: str) -> Method:
 
 _CONTROLS = {"DISAM-control": _control("variance"), "DISAM-std-control": _control("std")}
 
+
+def _descent(strength: Mapping[str, Hyperparameter], note: str, control: bool = False) -> Method:
+    ascent = _ascent(FAMILIES["SAM"], "std")
+    hparams = {**RHO, **LAM["std"], **strength}
+    gradient = sharpness_aware(ascent=ascent)
+    return Method(gradient, hparams, base="DISAM-std", ascent=ascent, control=control, note=note)
+
+
+_DESCENTS = {
+    "DISAM-descent-std": _descent(
+        DESCENT_LAM, "DISAM-std that also descends on the mean minus descent_lam times the std of the losses at w + e"
+    ),
+    "DISAM-descent-std-control": _descent(
+        _wrong_sign(DESCENT_LAM), "the same with descent_lam < 0, the wrong sign on purpose", control=True
+    ),
+}
+
 METHODS = {
     method: entry
     for name, family in FAMILIES.items()
     for method, entry in {**variant_methods(name, family), **(_CONTROLS if name == "SAM" else {})}.items()
-}
+} | _DESCENTS
