@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,15 @@ import numpy as np
 
 from disam_jax._domains import CheckedLosses
 from disam_jax._dtypes import as_params, as_scalar, like, nan_unless, widen
-from disam_jax._passes import Passes, Weigh, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
-from disam_jax._perturbation import perturbation
+from disam_jax._m_sharpness import own_passes_by_scan
+from disam_jax._passes import Passes, Unit, Weigh, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
+from disam_jax._perturbation import norm_of_perturbed, perturbation, unit_gradient
 from disam_jax._types import (
     ArgNums,
     Aux,
     AxisName,
+    DomainGradients,
+    Examples,
     GradFn,
     LossFn,
     Mask,
@@ -33,6 +36,8 @@ from disam_jax._types import (
 )
 from disam_jax._weights import AscentWeights, ascent_weights, check_penalty
 from disam_jax.variants import Variant, as_variant
+
+DOMAIN_GRADIENTS: tuple[str, ...] = get_args(DomainGradients)
 
 
 class DisamInfo(NamedTuple):
@@ -68,6 +73,7 @@ class StepOptions(TypedDict, total=False):
     adaptive: bool
     penalty: Penalty
     descent_lam: Scalar
+    domain_gradients: DomainGradients
     mask: Mask
     axis_name: AxisName
     eps: Scalar
@@ -82,6 +88,7 @@ class StepConfig(NamedTuple):
     adaptive: bool
     penalty: Penalty
     descent_lam: Any
+    domain_gradients: DomainGradients
     mask: Mask
     axis_name: AxisName
     eps: Scalar
@@ -95,8 +102,8 @@ class Ascent(NamedTuple):
       aux: What the loss function returned beside them.
       weights: The domain weights.
       norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
-      perturbation: e, like the parameters.
-      perturbed: ``w + e``.
+      perturbation: e, like the parameters; ``None`` where every domain has its own.
+      perturbed: ``w + e``; ``None`` where every domain has its own.
       base: The gradient at w that the variant combines with the perturbed gradient.
     """
 
@@ -111,8 +118,7 @@ class Ascent(NamedTuple):
 
 def ascent_step(passes: Passes, params: Params, config: StepConfig) -> Ascent:
     """``g = sum_i b_i grad L_i(w)``, ``e = rho g / ||g||``."""
-    weigh = functools.partial(ascent_weights, lam=config.lam, penalty=config.penalty)
-    at_w = passes.ascent(params, weigh)
+    at_w = passes.ascent(params, _ascent_weigh(config))
     base = at_w.mean_gradient() if config.variant.reference == "clean" else at_w.gradient
     e, perturbed, norm = perturbation(
         params,
@@ -135,16 +141,19 @@ def perturbed_gradient(
     is ``None``, the perturbed gradient is used in its place. The variant computes in float32, or in float64 where a
     parameter is float64; its result is rounded once.
     """
-    variant = config.variant
     second = passes.descent(perturbed, _descent_weigh(config))
     base = second.gradient if base is None else base
-    (wide_base, wide), _ = widen((base, second.gradient), of=params)
+    return second.losses, _combined(base, second.gradient, params, config.variant)
+
+
+def _combined(base: Updates, gradient: Updates, params: Params, variant: Variant) -> Updates:
+    (wide_base, wide), _ = widen((base, gradient), of=params)
     combined = variant.combine(wide_base, wide)
     _check_like_params(f"variant: combine ({_name(variant.combine)})", combined, params)
     # A leaf that the variant returned unchanged needs no rounding: it is the gradient itself.
-    leaves = zip(*map(jax.tree.leaves, (combined, wide, second.gradient)), strict=True)
+    leaves = zip(*map(jax.tree.leaves, (combined, wide, gradient)), strict=True)
     chosen = [g if c is wide_g else jnp.asarray(c) for c, wide_g, g in leaves]
-    return second.losses, like(jax.tree.unflatten(jax.tree.structure(params), chosen), params)
+    return like(jax.tree.unflatten(jax.tree.structure(params), chosen), params)
 
 
 def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Ascent, CheckedLosses | None, Updates]:
@@ -156,9 +165,59 @@ def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Asce
     return ascent, losses, grads
 
 
+def own_perturbations(
+    params: Params,
+    loss_fn: LossFn,
+    batch: Examples,
+    ascent_loss_fn: LossFn | None,
+    config: StepConfig,
+    *,
+    has_aux: bool,
+) -> tuple[Ascent, CheckedLosses, Updates]:
+    """A whole step in which each domain has its own perturbation, ``e_i = rho (b_i / a_i) g_i / ||g_i||``."""
+    of_perturbed = {"adaptive": config.adaptive, "mask": config.mask, "eps": config.eps}
+
+    def perturb(params, gradient, radius):
+        scale = config.variant.scale
+        return perturbation(params, gradient, config.rho, scale, **of_perturbed, radius=radius).perturbed
+
+    found = own_passes_by_scan(
+        params,
+        loss_fn,
+        batch,
+        perturb,
+        _ascent_weigh(config),
+        _descent_weigh(config),
+        ascent_loss_fn,
+        equal_radii=_is_zero(config.lam),
+        has_aux=has_aux,
+        axis_name=config.axis_name,
+    )
+    base = found.mean_gradient if config.variant.reference == "clean" else found.gradient
+    norm = norm_of_perturbed(params, found.gradient, config.mask)
+    ascent = Ascent(found.losses, found.aux, found.weights, norm, None, None, base)
+    return ascent, found.perturbed_losses, _combined(base, found.perturbed_gradient, params, config.variant)
+
+
+def unit_of(config: StepConfig) -> Unit | None:
+    """What makes the gradient of a domain one of length 1, where the ascent sums such gradients."""
+    if config.domain_gradients != "normalised":
+        return None
+    return functools.partial(unit_gradient, adaptive=config.adaptive, mask=config.mask, eps=config.eps)
+
+
+def _ascent_weigh(config: StepConfig) -> Weigh:
+    return functools.partial(ascent_weights, lam=config.lam, penalty=config.penalty)
+
+
+def _is_zero(number: Scalar) -> bool:
+    """Whether a number is known to be 0 before a trace."""
+    return not isinstance(number, jax.Array) and bool(number == 0)
+
+
 def _descent_weigh(config: StepConfig) -> Weigh | None:
     """How to weigh the losses at w + e; ``None`` for their mean."""
-    if not isinstance(config.descent_lam, jax.Array) and config.descent_lam == 0:
+    if _is_zero(config.descent_lam):
         return None
 
     def weigh(losses):
@@ -209,6 +268,7 @@ def value_and_grad(
     adaptive: bool = False,
     penalty: Penalty = "variance",
     descent_lam: Scalar = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -242,6 +302,8 @@ def value_and_grad(
       descent_lam: Strength of the penalty in the descent, in the unit of lam: a number or a scalar array. A positive
         value weakens the domains whose loss at ``w + e`` is above the mean; a negative value strengthens them. The
         number 0 is the mean loss.
+      domain_gradients: ``"joint"``: one backward pass for all domains. Others need the gradient of each domain, and
+        ``accumulated_value_and_grad`` has them.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the gradient is of all.
       axis_name: The mapped axis over which the batch is split, in ``pmap``-style code: losses and both gradients are
@@ -257,7 +319,8 @@ def value_and_grad(
       TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho,
         lam or descent_lam is a schedule or not a real number.
       ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, the losses are not ``[M]``,
-        the penalty is unknown, or argnums names an argument twice or one that is not given.
+        the penalty is unknown, domain_gradients is not "joint", or argnums names an argument twice or one that is not
+        given.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -280,11 +343,13 @@ def value_and_grad(
         adaptive=adaptive,
         penalty=penalty,
         descent_lam=descent_lam,
+        domain_gradients=domain_gradients,
         mask=mask,
         axis_name=axis_name,
         eps=eps,
     )
     _check_no_schedule(config)
+    _check_joint(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -332,7 +397,17 @@ def accumulated_value_and_grad(
       with_info: As in ``value_and_grad``.
       **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
         and ``eps`` of ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of
-        each domain.
+        each domain. ``domain_gradients`` is one of
+
+        - ``"joint"``: as in ``value_and_grad``;
+        - ``"normalised"``: every domain's gradient counts with length 1 in the ascent, whatever its own is:
+          ``g = sum_i b_i g_i / ||g_i||``, with the norm that the perturbation has; 0 where ``g_i`` is 0. The length of
+          the ascent gradient then has no unit, which concerns the alpha of ``variants.sagm`` and ``ascent_norm``;
+        - ``"own"``: every domain has its own perturbation, and the result is ``sum_i a_i grad L_i(w + e_i)`` with
+          ``e_i = rho (b_i / a_i) g_i / ||g_i||``. ``lam`` then says how the radii differ. With the number 0 they are
+          equal: m-sharpness with the domains as groups, for 2 plain steps. Any other lam needs the losses of all
+          domains before the first perturbation, which is one more forward pass. ``perturbed_domain_losses`` are
+          ``L_i(w + e_i)``.
 
     Returns:
       ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
@@ -351,7 +426,10 @@ def accumulated_value_and_grad(
       (2,)
 
     References:
-      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
+      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3. For a
+      perturbation of each group of examples, m-sharpness: Foret et al., Sharpness-Aware Minimization for Efficiently
+      Improving Generalization, ICLR 2021, section 4.1; Andriushchenko and Flammarion, Towards Understanding
+      Sharpness-Aware Minimization, ICML 2022.
     """
     check_options("accumulated_value_and_grad", options)
     config = make_step_config(rho, lam, **options)
@@ -371,12 +449,14 @@ def accumulated_value_and_grad(
 
             return loss
 
+        of_domain = of_params_and_batch(loss_fn)
+        ascent_of_domain = None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn)
+        batch = args[batch_number]
+        if config.domain_gradients == "own":
+            found = own_perturbations(params, of_domain, batch, ascent_of_domain, config, has_aux=has_aux)
+            return _outputs(*found, has_aux, with_info)
         passes = passes_by_scan(
-            of_params_and_batch(loss_fn),
-            args[batch_number],
-            None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn),
-            has_aux=has_aux,
-            axis_name=config.axis_name,
+            of_domain, batch, ascent_of_domain, has_aux=has_aux, unit=unit_of(config), axis_name=config.axis_name
         )
         return _value_and_grads(passes, params, config, has_aux, with_info)
 
@@ -391,6 +471,7 @@ def make_step_config(
     adaptive: bool = False,
     penalty: Penalty = "variance",
     descent_lam: ScalarOrSchedule = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -404,7 +485,22 @@ def make_step_config(
         descent_lam = as_descent_lam(descent_lam, wait=True)
     eps = as_scalar("eps", eps, "eps=1e-12")
     check_penalty(penalty)
-    return StepConfig(rho, lam, as_variant(variant), bool(adaptive), penalty, descent_lam, mask, axis_name, eps)
+    if domain_gradients not in DOMAIN_GRADIENTS:
+        raise ValueError(
+            f"domain_gradients must be one of {', '.join(map(repr, DOMAIN_GRADIENTS))}, got {domain_gradients!r}."
+        )
+    return StepConfig(
+        rho,
+        lam,
+        as_variant(variant),
+        bool(adaptive),
+        penalty,
+        descent_lam,
+        domain_gradients,
+        mask,
+        axis_name,
+        eps,
+    )
 
 
 def as_rho(rho: object, *, wait: bool) -> Scalar:
@@ -434,6 +530,10 @@ def check_options(function: str, options: Mapping[str, object]) -> None:
 def _value_and_grads(passes: Passes, params: Params, config: StepConfig, has_aux: bool, with_info: bool) -> Any:
     ascent, perturbed, grads = two_passes(passes, params, config)
     assert perturbed is not None  # passes from a loss function have the losses of both
+    return _outputs(ascent, perturbed, grads, has_aux, with_info)
+
+
+def _outputs(ascent: Ascent, perturbed: CheckedLosses, grads: Updates, has_aux: bool, with_info: bool) -> Any:
     info = DisamInfo(
         loss=ascent.weights.mean,
         domain_losses=ascent.losses.values,
@@ -499,6 +599,15 @@ def _positions(args: tuple[Any, ...], argnums: ArgNums) -> tuple[int, ...]:
     if len(set(positions)) != len(positions):
         raise ValueError(f"argnums={argnums} names one of {len(args)} arguments twice. Write each of them once.")
     return positions
+
+
+def _check_joint(config: StepConfig) -> None:
+    if config.domain_gradients != "joint":
+        raise ValueError(
+            f"domain_gradients={config.domain_gradients!r} needs the gradient of each domain, and here one backward "
+            "pass is for all of them. Write disam_jax.accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients="
+            f"{config.domain_gradients!r}) with loss_fn(params, one_domains_batch)."
+        )
 
 
 def _check_no_schedule(config: StepConfig) -> None:

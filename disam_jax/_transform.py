@@ -21,11 +21,22 @@ from disam_jax._gradient import (
     make_step_config,
     perturbed_gradient,
     two_passes,
+    unit_of,
 )
-from disam_jax._passes import Passes, passes_from_gradients, passes_from_loss_fn
+from disam_jax._passes import Passes, Unit, passes_from_gradients, passes_from_loss_fn
 from disam_jax._perturbation import perturb
 from disam_jax._sharding import whole
-from disam_jax._types import AxisName, LossFn, Mask, Params, Penalty, Scalar, ScalarOrSchedule, Updates
+from disam_jax._types import (
+    AxisName,
+    DomainGradients,
+    LossFn,
+    Mask,
+    Params,
+    Penalty,
+    Scalar,
+    ScalarOrSchedule,
+    Updates,
+)
 from disam_jax.variants import Variant
 
 MOST = np.iinfo(np.int32).max
@@ -67,6 +78,7 @@ def disam(
     adaptive: bool = False,
     penalty: Penalty = "variance",
     descent_lam: ScalarOrSchedule = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     refresh_every: int | jax.Array | np.ndarray = 1,
     num_domains: int | None = None,
@@ -89,6 +101,8 @@ def disam(
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
       descent_lam: As in ``value_and_grad``, or a schedule: the update is ``grad (sum_i a_i L_i - descent_lam *
         penalty(L))`` at ``w + e``. It needs ``domain_loss_fn``; the number 0 is the mean loss.
+      domain_gradients: ``"joint"``, or with stacked gradients ``"normalised"``: ``g = sum_i b_i g_i / ||g_i||``. See
+        ``accumulated_value_and_grad``, which has ``"own"`` as well.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the update is of all.
       refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
@@ -113,11 +127,11 @@ def disam(
       Other extra arguments are ignored. The updates have the dtypes of the parameters.
 
     Raises:
-      TypeError: When an argument of the two forms is missing, descent_lam is given with stacked gradients, the losses
-        or the parameters are not floating point, a parameter is no array or number, or rho, lam, descent_lam or
-        refresh_every is of another type.
+      TypeError: When an argument of the two forms is missing, descent_lam is given with stacked gradients or
+        ``"normalised"`` without, the losses or the parameters are not floating point, a parameter is no array or
+        number, or rho, lam, descent_lam or refresh_every is of another type.
       ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, refresh_every is below 1,
-        the losses are not ``[M]``, or the penalty is unknown.
+        the losses are not ``[M]``, the penalty is unknown, or domain_gradients is not one of those above.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -146,10 +160,12 @@ def disam(
         adaptive=adaptive,
         penalty=penalty,
         descent_lam=descent_lam,
+        domain_gradients=domain_gradients,
         mask=mask,
         axis_name=axis_name,
         eps=eps,
     )
+    _check_domain_gradients(config)
     always = _always_refreshes(refresh_every)
     _check_num_domains(num_domains)
 
@@ -188,7 +204,7 @@ def disam(
             raise ValueError(f"disam: params is missing. Write {_CALL}.")
         _check_not_masked(params)
         params = as_params(params)
-        passes = _passes(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, axis_name)
+        passes = _passes(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, unit_of(config), axis_name)
         now = _at_step(config, state.count)
         if domain_loss_fn is None:
             now = _of_mean_gradient(now, config.descent_lam)
@@ -223,6 +239,7 @@ def sam(
     adaptive: bool = False,
     penalty: Penalty = "variance",
     descent_lam: ScalarOrSchedule = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     refresh_every: int | jax.Array | np.ndarray = 1,
     num_domains: int | None = None,
@@ -240,6 +257,7 @@ def sam(
       penalty: See ``disam``; without ``descent_lam`` it has no effect on the update and says which variance the state
         reports.
       descent_lam: See ``disam``.
+      domain_gradients: See ``disam``.
       mask: See ``disam``.
       refresh_every: See ``disam``.
       num_domains: See ``disam``.
@@ -270,6 +288,7 @@ def sam(
         adaptive=adaptive,
         penalty=penalty,
         descent_lam=descent_lam,
+        domain_gradients=domain_gradients,
         mask=mask,
         refresh_every=refresh_every,
         num_domains=num_domains,
@@ -293,6 +312,7 @@ def _passes(
     ascent_loss_fn: LossFn | None,
     domain_losses: Losses | None,
     grad_fn: Callable[[Params], Updates] | None,
+    unit: Unit | None,
     axis_name: AxisName,
 ) -> Passes:
     if domain_loss_fn is not None and domain_losses is not None:
@@ -302,6 +322,11 @@ def _passes(
             raise TypeError(
                 f"disam: domain_loss_fn must be a function of params, got {type(domain_loss_fn).__name__}. Write "
                 f"{_CALL}."
+            )
+        if unit is not None:
+            raise TypeError(
+                "disam: domain_gradients='normalised' needs the gradient of each domain, and domain_loss_fn has one "
+                f"backward pass for all. Write {_STACKED_CALL}."
             )
         return passes_from_loss_fn(domain_loss_fn, ascent_loss_fn, axis_name=axis_name)
     if ascent_loss_fn is not None:
@@ -316,7 +341,16 @@ def _passes(
     if grad_fn is None or updates is None:
         missing = "grad_fn" if grad_fn is None else "the stacked gradients"
         raise TypeError(f"disam: with domain_losses, {missing} must be given too. Write {_STACKED_CALL}.")
-    return passes_from_gradients(updates, domain_losses, grad_fn, axis_name=axis_name)
+    return passes_from_gradients(updates, domain_losses, grad_fn, unit=unit, axis_name=axis_name)
+
+
+def _check_domain_gradients(config: StepConfig) -> None:
+    if config.domain_gradients == "own":
+        raise ValueError(
+            "disam: domain_gradients='own' needs the loss of one domain's batch, which no transformation is given. "
+            "Write value, grads = disam_jax.accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients='own')("
+            "params, batch), and hand grads to the optimizer."
+        )
 
 
 def _check_not_masked(params: Params) -> None:

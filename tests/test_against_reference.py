@@ -75,3 +75,36 @@ def test_penalised_descent_of_every_form(variant, form, penalty, x64):
     # What is reported of the ascent is that of lam.
     np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)
     np.testing.assert_allclose(got["perturbed_domain_losses"], want["perturbed_domain_losses"], rtol=1e-12)
+
+
+# What makes a step of each domain's own gradient, in the forms that have it.
+OF_DOMAINS = [("accumulated", "normalised"), ("transform_stacked", "normalised"), ("accumulated", "own")]
+QUICK_OF_DOMAINS = set(zip(forms.VARIANTS, itertools.cycle(OF_DOMAINS), itertools.cycle(PENALTIES), strict=False))
+LAMS = {"normalised": (0.4,), "own": (0.4, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "domain_gradients", "penalty", "lam"),
+    [
+        pytest.param(
+            variant, *of, penalty, lam, marks=() if (variant, of, penalty) in QUICK_OF_DOMAINS else pytest.mark.slow
+        )
+        for variant, of, penalty in itertools.product(forms.VARIANTS, OF_DOMAINS, PENALTIES)
+        for lam in LAMS[of[1]]
+    ],
+)
+def test_the_gradient_of_each_domain(variant, form, domain_gradients, penalty, lam, x64):
+    problem = problems.make_problem(seed=4, num_domains=4, dtype=jnp.float64)
+    ours, options = options_of(variant)
+    descent = {} if form == "transform_stacked" else {"descent_lam": 0.3}
+    step, w = problems.reference(problem).step, problems.flatten(problem.params)
+    program = lambda problem: forms.FORMS[form](
+        problem, 0.3, lam, penalty=penalty, domain_gradients=domain_gradients, **options, **descent
+    )
+    got = jax.jit(program)(problem)
+    want = step(w, 0.3, lam, penalty, domain_gradients=domain_gradients, **ours, **descent)
+    assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
+    assert problems.relative_error(step(w, 0.3, lam, penalty, **ours, **descent)["gradient"], want["gradient"]) > 1e-3
+    for name in ("loss", "domain_losses", "domain_weights", "ascent_norm", "perturbed_domain_losses"):
+        if name in got:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-12, err_msg=name)

@@ -124,6 +124,31 @@ CASES = {
         )
         for value in (0.5, jnp.float32(-0.5), optax.constant_schedule(0.0))
     },
+    "unknown domain_gradients": (
+        lambda: disam_jax.disam(domain_gradients="each"),
+        ValueError,
+        ["domain_gradients", "'each'", "'joint', 'normalised', 'own'"],
+    ),
+    "own perturbations in one backward pass": (
+        lambda: disam_jax.value_and_grad(LOSSES, domain_gradients="own"),
+        ValueError,
+        ["domain_gradients='own'", "accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients='own')"],
+    ),
+    "normalised gradients of a subset": (
+        lambda: disam_jax.subset_value_and_grad(LOSSES, domain_gradients="normalised"),
+        ValueError,
+        ["domain_gradients='normalised'", "accumulated_value_and_grad("],
+    ),
+    "own perturbations in the transformation": (
+        lambda: disam_jax.sam(domain_gradients="own"),
+        ValueError,
+        ["domain_gradients='own'", "accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients='own')"],
+    ),
+    "normalised gradients from domain_loss_fn": (
+        lambda: update(disam_jax.disam(domain_gradients="normalised"), domain_loss_fn=LOSSES),
+        TypeError,
+        ["domain_gradients='normalised'", "tx.update(stacked_grads, state, params, domain_losses=losses"],
+    ),
     "unknown penalty": (lambda: disam_jax.disam(penalty="var"), ValueError, ["penalty", "'var'", "'variance'"]),
     "unknown penalty, weights": (
         lambda: disam_jax.domain_weights(W, 0.1, penalty="x"),
@@ -544,6 +569,34 @@ TRACED = {
         )[1],
         -0.5,
         [np.nan, np.inf],
+    ),
+    "rho, normalised": (
+        lambda rho: disam_jax.accumulated_value_and_grad(
+            lambda w, b: jnp.sum(b * w**2), rho, domain_gradients="normalised"
+        )(W, jnp.ones((3, 2)))[1],
+        0.1,
+        [-0.1, np.nan],
+    ),
+    "eps, normalised": (
+        lambda eps: disam_jax.accumulated_value_and_grad(
+            lambda w, b: jnp.sum(b * w**2), eps=eps, domain_gradients="normalised"
+        )(W, jnp.ones((3, 2)))[1],
+        0.0,
+        [-0.1, np.nan],
+    ),
+    "rho, own": (
+        lambda rho: disam_jax.accumulated_value_and_grad(lambda w, b: jnp.sum(b * w**2), rho, domain_gradients="own")(
+            W, jnp.ones((3, 2))
+        )[1],
+        0.1,
+        [-0.1, np.nan],
+    ),
+    "lam, own": (
+        lambda lam: disam_jax.accumulated_value_and_grad(
+            lambda w, b: jnp.sum(b * w**2), 0.1, lam, domain_gradients="own"
+        )(W, jnp.arange(1.0, 7.0).reshape(3, 2))[1],
+        0.1,
+        [np.inf, np.nan],
     ),
     "descent_lam of gradients that point apart": (
         lambda lam: disam_jax.value_and_grad(lambda w: jnp.stack([jnp.sum(w), 1 - jnp.sum(w)]), descent_lam=lam)(W)[1],

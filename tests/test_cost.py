@@ -188,7 +188,7 @@ def test_held_perturbation_is_the_only_extra_memory(refresh_every):
     assert memory <= sam_memory + size + SMALL
 
 
-def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, **options):
+def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=0.1, **options):
     """A batch whose activations outweigh the parameters by far."""
     rng = np.random.default_rng(0)
     params = [rng.normal(size=(width, width)).astype(np.float32) for _ in range(2)]
@@ -200,9 +200,9 @@ def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, **op
         return jnp.mean(x**2)
 
     if accumulated:
-        fn = disam_jax.accumulated_value_and_grad(loss, 0.05, 0.1, **options)
+        fn = disam_jax.accumulated_value_and_grad(loss, 0.05, lam, **options)
     else:
-        fn = disam_jax.value_and_grad(disam_jax.per_domain(loss), 0.05, 0.1, **options)
+        fn = disam_jax.value_and_grad(disam_jax.per_domain(loss), 0.05, lam, **options)
     compiled = jax.jit(fn).lower(params, batch).compile()
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
@@ -235,6 +235,24 @@ def test_accumulated_penalised_descent_takes_two_gradients_of_each_domain():
     # One more sum for each parameter, and the batch of the first domain, which both passes take out of the scan.
     sums, first = 2 * 512 * 512 * 4, 1024 // 4 * 32 * 512 * 4
     assert memory <= accumulated_counts(4, accumulated=True)[1] + sums + first + SMALL
+
+
+# Of the five products of a gradient here, two are the forward pass: nothing is differentiated by the inputs.
+@pytest.mark.parametrize(("lam", "passes"), [(0.0, 2), (0.1, 2 + 2 / 5)])
+def test_own_perturbations_take_two_gradients_of_each_domain_and_their_radii_a_forward_pass(lam, passes):
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    counted, memory = accumulated_counts(4, accumulated=True, lam=lam, domain_gradients="own")
+    # Each body is a domain's share of the step, and XLA counts it once.
+    assert 0.98 * passes / 2 * vmapped <= 4 * counted <= 1.02 * passes / 2 * vmapped
+    assert memory <= accumulated_counts(4, accumulated=True)[1] + SMALL
+
+
+def test_normalised_gradients_take_no_further_pass():
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    counted, memory = accumulated_counts(4, accumulated=True, domain_gradients="normalised")
+    assert 0.95 * vmapped <= 2 * 4 / 3 * counted <= 1.02 * vmapped
+    one_gradient = 2 * 512 * 512 * 4
+    assert memory <= accumulated_counts(4, accumulated=True)[1] + one_gradient + SMALL
 
 
 def bytes_of(tree):

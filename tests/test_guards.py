@@ -50,6 +50,7 @@ DEFAULTS = {
     "adaptive": False,
     "penalty": "variance",
     "descent_lam": 0.0,
+    "domain_gradients": "joint",
     "mask": None,
     "axis_name": None,
     "eps": 1e-12,
@@ -70,7 +71,7 @@ def defaults_of(function):
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-OF_A_STEP = {"variant", "adaptive", "penalty", "descent_lam", "mask", "axis_name", "eps"}
+OF_A_STEP = {"variant", "adaptive", "penalty", "descent_lam", "domain_gradients", "mask", "axis_name", "eps"}
 HANDED_ON = ("accumulated", "part", "nnx")
 
 
@@ -338,6 +339,7 @@ WRONG = {
     "rho": (-0.1, ValueError),
     "lam": (float("nan"), ValueError),
     "descent_lam": (float("inf"), ValueError),
+    "domain_gradients": ("normalized", ValueError),
     "eps": (-1.0, ValueError),
     "penalty": ("var", ValueError),
     "variant": (variants.gsam, TypeError),

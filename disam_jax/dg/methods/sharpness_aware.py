@@ -1,10 +1,11 @@
 """SAM, ASAM, GSAM and SAGM, each also with the domain-inspired perturbation: the gradient at w + e.
 
-Beside them, what changes the descent: DISAM that takes the penalty off the objective at w + e too.
+Beside them, other ways to perturb and to descend: on the penalised objective at w + e, along normalised gradients of
+the domains, and with a perturbation for each domain.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
@@ -25,6 +26,8 @@ from disam_jax.dg.methods.base import (
     no_options,
 )
 from disam_jax.dg.models.network import Params
+
+DomainGradients: TypeAlias = Literal["normalised", "own"]
 
 
 def domain_losses(
@@ -78,6 +81,43 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
         at_perturbed = disam_jax.value_and_grad(losses, hparams["rho"], lam, has_aux=True, **ascent(hparams))
         (_, (network_state, new_state)), grads = at_perturbed(params)
         return grads, network_state, new_state
+
+    return gradient
+
+
+def from_each_domain(domain_gradients: DomainGradients, ascent: Ascent = no_options) -> Gradient:
+    """The gradient at w + e, or at w + e_i, made of each domain's own, by `disam_jax.accumulated_value_and_grad`.
+
+    The domains go through the network one after the other: BatchNorm normalises each by itself, and dropout has the
+    same masks for each. What the network keeps is what a pass over the whole batch at w leaves.
+
+    Args:
+        domain_gradients: `"normalised"` or `"own"`.
+        ascent: Hyperparameters -> further options, as of `sharpness_aware`.
+
+    Returns:
+        For `Method.gradient`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> forward = lambda w, x=None, y=None: Outputs((w * x).sum(1), logits=None, features=None, state={})
+        >>> batch = Batch(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1), jnp.int32), key=None)
+        >>> forward_of_batch = lambda w, x=batch.x, y=batch.y: forward(w, x, y)
+        >>> gradient, _, _ = from_each_domain("own")(jnp.float32(1.0), batch, forward_of_batch, {"rho": 0.5}, ())
+        >>> float(gradient)
+        2.0
+    """
+
+    def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
+        def loss(params, one_domain):
+            x, y = one_domain
+            return forward(params, x[None], y[None]).losses[0]
+
+        of_domains = disam_jax.accumulated_value_and_grad(
+            loss, hparams["rho"], hparams.get("lam", 0.0), domain_gradients=domain_gradients, **ascent(hparams)
+        )
+        _, grads = of_domains(params, (batch.x, batch.y))
+        return grads, forward(params).state, state
 
     return gradient
 
@@ -198,8 +238,28 @@ _DESCENTS = {
     ),
 }
 
+
+def _of_each_domain(kind: DomainGradients, what: str) -> dict[str, Method]:
+    plain, weighted = (_ascent(FAMILIES["SAM"], penalty) for penalty in (None, "std"))
+
+    def method(ascent: Ascent, note: str, strength: Mapping[str, Hyperparameter], control: bool = False) -> Method:
+        gradient = from_each_domain(kind, ascent)
+        return Method(gradient, {**RHO, **strength}, base="SAM", ascent=ascent, control=control, note=note)
+
+    return {
+        f"SAM-{kind}": method(plain, f"SAM {what}", {}),
+        f"DISAM-{kind}-std": method(weighted, f"DISAM-std {what}", LAM["std"]),
+        f"DISAM-{kind}-std-control": method(
+            weighted, "the same with lam < 0, the wrong sign on purpose", _wrong_sign(LAM["std"]), control=True
+        ),
+    }
+
+
 METHODS = {
     method: entry
     for name, family in FAMILIES.items()
     for method, entry in {**variant_methods(name, family), **(_CONTROLS if name == "SAM" else {})}.items()
-} | _DESCENTS
+}
+METHODS |= _DESCENTS
+METHODS |= _of_each_domain("normalised", "whose ascent sums the gradients of the domains with length 1 each")
+METHODS |= _of_each_domain("own", "that perturbs for each domain by itself")
