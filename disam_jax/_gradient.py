@@ -173,6 +173,7 @@ def own_perturbations(
     config: StepConfig,
     *,
     has_aux: bool,
+    unroll: int | bool,
 ) -> tuple[Ascent, CheckedLosses, Updates]:
     """A whole step in which each domain has its own perturbation, ``e_i = rho (b_i / a_i) g_i / ||g_i||``."""
     of_perturbed = {"adaptive": config.adaptive, "mask": config.mask, "eps": config.eps}
@@ -191,6 +192,7 @@ def own_perturbations(
         ascent_loss_fn,
         equal_radii=_is_zero(config.lam),
         has_aux=has_aux,
+        unroll=unroll,
         axis_name=config.axis_name,
     )
     base = found.mean_gradient if config.variant.reference == "clean" else found.gradient
@@ -379,6 +381,7 @@ def accumulated_value_and_grad(
     ascent_loss_fn: LossFn | None = None,
     has_aux: bool = False,
     with_info: bool = False,
+    unroll: int | bool = 1,
     **options: Unpack[StepOptions],
 ) -> GradFn:
     """``value_and_grad``, one domain at a time: the same numbers with the activation memory of one domain.
@@ -395,6 +398,8 @@ def accumulated_value_and_grad(
       ascent_loss_fn: As in ``value_and_grad``, on one domain's batch: take its subset with ``axis=0``.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``; the leaves of aux come back stacked, ``[M, ...]``.
       with_info: As in ``value_and_grad``.
+      unroll: As in ``jax.lax.scan``: how many domains there are in one turn of its loop. ``True`` takes all of them
+        without a loop, which takes longer to compile and may hold the activations of all domains.
       **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
         and ``eps`` of ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of
         each domain. ``domain_gradients`` is one of
@@ -406,8 +411,8 @@ def accumulated_value_and_grad(
         - ``"own"``: every domain has its own perturbation, and the result is ``sum_i a_i grad L_i(w + e_i)`` with
           ``e_i = rho (b_i / a_i) g_i / ||g_i||``. ``lam`` then says how the radii differ. With the number 0 they are
           equal: m-sharpness with the domains as groups, for 2 plain steps. Any other lam needs the losses of all
-          domains before the first perturbation, which is one more forward pass. ``perturbed_domain_losses`` are
-          ``L_i(w + e_i)``.
+          domains before the first perturbation, which is one more forward pass; none with ``unroll=True``, where XLA
+          finds that it is the one at w. ``perturbed_domain_losses`` are ``L_i(w + e_i)``.
 
     Returns:
       ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
@@ -432,6 +437,8 @@ def accumulated_value_and_grad(
       Sharpness-Aware Minimization, ICML 2022.
     """
     check_options("accumulated_value_and_grad", options)
+    if not isinstance(unroll, int) or (unroll is not True and unroll < 1):
+        raise ValueError(f"unroll must be True or an integer of at least 1, got {unroll!r}. Write unroll=1 for a loop.")
     config = make_step_config(rho, lam, **options)
     _check_no_schedule(config)
     check_ascent_loss_fn(ascent_loss_fn)
@@ -453,10 +460,18 @@ def accumulated_value_and_grad(
         ascent_of_domain = None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn)
         batch = args[batch_number]
         if config.domain_gradients == "own":
-            found = own_perturbations(params, of_domain, batch, ascent_of_domain, config, has_aux=has_aux)
+            found = own_perturbations(
+                params, of_domain, batch, ascent_of_domain, config, has_aux=has_aux, unroll=unroll
+            )
             return _outputs(*found, has_aux, with_info)
         passes = passes_by_scan(
-            of_domain, batch, ascent_of_domain, has_aux=has_aux, unit=unit_of(config), axis_name=config.axis_name
+            of_domain,
+            batch,
+            ascent_of_domain,
+            has_aux=has_aux,
+            unit=unit_of(config),
+            unroll=unroll,
+            axis_name=config.axis_name,
         )
         return _value_and_grads(passes, params, config, has_aux, with_info)
 

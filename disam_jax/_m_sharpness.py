@@ -60,6 +60,7 @@ def own_passes_by_scan(
     *,
     equal_radii: bool,
     has_aux: bool = False,
+    unroll: int | bool = 1,
     axis_name: AxisName = None,
 ) -> OwnPasses:
     """One scan over the domains: loss and gradient at w, the perturbation, loss and gradient at w + e_i.
@@ -76,7 +77,7 @@ def own_passes_by_scan(
     wide = jnp.result_type(float)
     radii = jnp.ones(num_domains, wide)
     if not equal_radii:
-        values = jax.lax.map(lambda one_domain: loss_at_w(params, one_domain)[0], batch)
+        _, values = jax.lax.scan(lambda _, one: (None, loss_at_w(params, one)[0]), None, batch, unroll=unroll)
         radii = num_domains * weigh(as_domain_losses(values, "loss_fn")).values
 
     def body(carry, given):
@@ -98,7 +99,7 @@ def own_passes_by_scan(
 
     zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
     start = (zeros, zeros, zeros, zeros), jnp.zeros((), wide)
-    (sums, first), found = jax.lax.scan(body, start, (jnp.arange(num_domains), batch, radii))
+    (sums, first), found = jax.lax.scan(body, start, (jnp.arange(num_domains), batch, radii), unroll=unroll)
     weighted, plain, perturbed, by_loss = sums
     values, aux, perturbed_values = found
     losses, perturbed_losses = as_domain_losses(values, "loss_fn"), as_domain_losses(perturbed_values, "loss_fn")

@@ -189,6 +189,7 @@ def passes_by_scan(
     *,
     has_aux: bool = False,
     unit: Unit | None = None,
+    unroll: int | bool = 1,
     axis_name: AxisName = None,
 ) -> Passes:
     """Passes that take one domain at a time, from ``loss_fn(params, one_domains_batch)``.
@@ -233,7 +234,8 @@ def passes_by_scan(
         values, aux = jax.tree.map(lambda x: jnp.asarray(x)[None], (first, first_aux))
         if num_domains > 1:  # jax.disable_jit refuses a scan over nothing
             sums = weighed_sum, by_loss, plain_sum
-            (weighed_sum, by_loss, plain_sum), others = jax.lax.scan(body, sums, jnp.arange(1, num_domains))
+            sums, others = jax.lax.scan(body, sums, jnp.arange(1, num_domains), unroll=unroll)
+            weighed_sum, by_loss, plain_sum = sums
             values, aux = jax.tree.map(lambda x, xs: jnp.concatenate([x, xs]), (values, aux), others)
 
         losses = as_domain_losses(values, "loss_fn")
@@ -251,7 +253,7 @@ def passes_by_scan(
 
         # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
         zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
-        plain_sum, values = jax.lax.scan(body, zeros, batch)
+        plain_sum, values = jax.lax.scan(body, zeros, batch, unroll=unroll)
         return DescentPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum, params))
 
     def ascent(params, weigh):

@@ -129,6 +129,14 @@ CASES = {
         ValueError,
         ["domain_gradients", "'each'", "'joint', 'normalised', 'own'"],
     ),
+    **{
+        f"unroll is {value!r}": (
+            lambda value=value: disam_jax.accumulated_value_and_grad(LOSSES, unroll=value),
+            ValueError,
+            ["unroll", repr(value), "unroll=1"],
+        )
+        for value in (0, False, 2.0, None)
+    },
     "own perturbations in one backward pass": (
         lambda: disam_jax.value_and_grad(LOSSES, domain_gradients="own"),
         ValueError,

@@ -247,6 +247,15 @@ def test_own_perturbations_take_two_gradients_of_each_domain_and_their_radii_a_f
     assert memory <= accumulated_counts(4, accumulated=True)[1] + SMALL
 
 
+@pytest.mark.parametrize(("lam", "domain_gradients"), [(0.0, "own"), (0.1, "own"), (0.1, "normalised")])
+def test_without_a_loop_every_step_is_two_plain_steps(lam, domain_gradients):
+    """XLA counts all of it then, and finds that the forward pass for the radii is the one at w."""
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    options = {"lam": lam, "domain_gradients": domain_gradients, "unroll": True}
+    counted, _ = accumulated_counts(4, accumulated=True, **options)
+    assert 0.95 * vmapped <= counted <= 1.02 * vmapped
+
+
 def test_normalised_gradients_take_no_further_pass():
     vmapped, _ = accumulated_counts(4, accumulated=False)
     counted, memory = accumulated_counts(4, accumulated=True, domain_gradients="normalised")

@@ -235,6 +235,15 @@ def test_aux_and_info_are_those_of_w_and_the_ascent_may_have_its_own_loss(domain
         assert problems.relative_error(grads, whole.gradients_at(at).mean(0)) < 1e-4
 
 
+@pytest.mark.parametrize("domain_gradients", ["joint", *OF_DOMAINS])
+def test_without_a_loop_the_numbers_are_the_same(domain_gradients):
+    options = {"domain_gradients": domain_gradients, "descent_lam": 0.3}
+    run = lambda unroll: jax.jit(lambda: accumulated(PROBLEM.params, PROBLEM.batch, unroll=unroll, **options))
+    loops = lambda unroll: run(unroll).lower().as_text().count("stablehlo.while")
+    assert loops(True) == 0 < loops(1)
+    assert problems.relative_error(run(True)(), run(1)()) < 1e-6
+
+
 def test_sam_hands_it_on():
     mean = lambda p: jnp.mean(disam_jax.per_domain(problems.loss)(p, PROBLEM.batch))
 

@@ -114,7 +114,12 @@ def from_each_domain(domain_gradients: DomainGradients, ascent: Ascent = no_opti
             return forward(params, x[None], y[None]).losses[0]
 
         of_domains = disam_jax.accumulated_value_and_grad(
-            loss, hparams["rho"], hparams.get("lam", 0.0), domain_gradients=domain_gradients, **ascent(hparams)
+            loss,
+            hparams["rho"],
+            hparams.get("lam", 0.0),
+            domain_gradients=domain_gradients,
+            unroll=True,  # XLA counts the body of a loop once, and reports say what a step costs
+            **ascent(hparams),
         )
         _, grads = of_domains(params, (batch.x, batch.y))
         return grads, forward(params).state, state
