@@ -1,27 +1,30 @@
 """DISAM as a gradient function: the step that all forms share, and the functions that take it.
 
 ascent_step          at w:      domain losses -> weights b -> ascent gradient g -> perturbation e
-perturbed_gradient   at w + e:  the gradient of the mean loss, combined by the variant, for the optimizer
+perturbed_gradient   at w + e:  the gradient of the mean loss (or of the penalised one), combined by the variant
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from disam_jax._domains import CheckedLosses
-from disam_jax._dtypes import as_params, as_scalar, like, widen
-from disam_jax._passes import Passes, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
-from disam_jax._perturbation import perturbation
+from disam_jax._dtypes import as_params, as_scalar, like, nan_unless, widen
+from disam_jax._m_sharpness import own_passes_by_scan
+from disam_jax._passes import Passes, Unit, Weigh, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
+from disam_jax._perturbation import norm_of_perturbed, perturbation, unit_gradient
 from disam_jax._types import (
     ArgNums,
     Aux,
     AxisName,
+    DomainGradients,
+    Examples,
     GradFn,
     LossFn,
     Mask,
@@ -33,6 +36,8 @@ from disam_jax._types import (
 )
 from disam_jax._weights import AscentWeights, ascent_weights, check_penalty
 from disam_jax.variants import Variant, as_variant
+
+DOMAIN_GRADIENTS: tuple[str, ...] = get_args(DomainGradients)
 
 
 class DisamInfo(NamedTuple):
@@ -67,6 +72,8 @@ class StepOptions(TypedDict, total=False):
     variant: Variant | None
     adaptive: bool
     penalty: Penalty
+    descent_lam: Scalar
+    domain_gradients: DomainGradients
     mask: Mask
     axis_name: AxisName
     eps: Scalar
@@ -80,6 +87,8 @@ class StepConfig(NamedTuple):
     variant: Variant
     adaptive: bool
     penalty: Penalty
+    descent_lam: Any
+    domain_gradients: DomainGradients
     mask: Mask
     axis_name: AxisName
     eps: Scalar
@@ -93,8 +102,8 @@ class Ascent(NamedTuple):
       aux: What the loss function returned beside them.
       weights: The domain weights.
       norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
-      perturbation: e, like the parameters.
-      perturbed: ``w + e``.
+      perturbation: e, like the parameters; ``None`` where every domain has its own.
+      perturbed: ``w + e``; ``None`` where every domain has its own.
       base: The gradient at w that the variant combines with the perturbed gradient.
     """
 
@@ -109,8 +118,7 @@ class Ascent(NamedTuple):
 
 def ascent_step(passes: Passes, params: Params, config: StepConfig) -> Ascent:
     """``g = sum_i b_i grad L_i(w)``, ``e = rho g / ||g||``."""
-    weigh = functools.partial(ascent_weights, lam=config.lam, penalty=config.penalty)
-    at_w = passes.ascent(params, weigh)
+    at_w = passes.ascent(params, _ascent_weigh(config))
     base = at_w.mean_gradient() if config.variant.reference == "clean" else at_w.gradient
     e, perturbed, norm = perturbation(
         params,
@@ -125,31 +133,101 @@ def ascent_step(passes: Passes, params: Params, config: StepConfig) -> Ascent:
 
 
 def perturbed_gradient(
-    passes: Passes, params: Params, perturbed: Params, variant: Variant, base: Updates | None = None
+    passes: Passes, params: Params, perturbed: Params, config: StepConfig, base: Updates | None = None
 ) -> tuple[CheckedLosses | None, Updates]:
-    """``grad sum_i a_i L_i(w + e)``, combined with the base gradient, in the dtypes of the parameters.
+    """``sum_i a_i grad L_i(w + e)``, combined with the base gradient, in the dtypes of the parameters.
 
-    If the base gradient is ``None``, the perturbed gradient is used in its place. The variant computes in float32, or
-    in float64 where a parameter is float64; its result is rounded once.
+    With ``descent_lam``, the domain weights of the losses at w + e take the place of the shares. If the base gradient
+    is ``None``, the perturbed gradient is used in its place. The variant computes in float32, or in float64 where a
+    parameter is float64; its result is rounded once.
     """
-    second = passes.plain(perturbed)
+    second = passes.descent(perturbed, _descent_weigh(config))
     base = second.gradient if base is None else base
-    (wide_base, wide), _ = widen((base, second.gradient), of=params)
+    return second.losses, _combined(base, second.gradient, params, config.variant)
+
+
+def _combined(base: Updates, gradient: Updates, params: Params, variant: Variant) -> Updates:
+    (wide_base, wide), _ = widen((base, gradient), of=params)
     combined = variant.combine(wide_base, wide)
     _check_like_params(f"variant: combine ({_name(variant.combine)})", combined, params)
     # A leaf that the variant returned unchanged needs no rounding: it is the gradient itself.
-    leaves = zip(*map(jax.tree.leaves, (combined, wide, second.gradient)), strict=True)
+    leaves = zip(*map(jax.tree.leaves, (combined, wide, gradient)), strict=True)
     chosen = [g if c is wide_g else jnp.asarray(c) for c, wide_g, g in leaves]
-    return second.losses, like(jax.tree.unflatten(jax.tree.structure(params), chosen), params)
+    return like(jax.tree.unflatten(jax.tree.structure(params), chosen), params)
 
 
 def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Ascent, CheckedLosses | None, Updates]:
     """A whole step: the ascent, the domain losses at w + e where they are known, and the gradient."""
     ascent = ascent_step(passes, params, config)
-    losses, grads = perturbed_gradient(passes, params, ascent.perturbed, config.variant, ascent.base)
+    losses, grads = perturbed_gradient(passes, params, ascent.perturbed, config, ascent.base)
     if losses is not None:
         _check_same_domains(ascent.losses, losses)
     return ascent, losses, grads
+
+
+def own_perturbations(
+    params: Params,
+    loss_fn: LossFn,
+    batch: Examples,
+    ascent_loss_fn: LossFn | None,
+    config: StepConfig,
+    *,
+    has_aux: bool,
+    unroll: int | bool,
+) -> tuple[Ascent, CheckedLosses, Updates]:
+    """A whole step in which each domain has its own perturbation, ``e_i = rho (b_i / a_i) g_i / ||g_i||``."""
+    of_perturbed = {"adaptive": config.adaptive, "mask": config.mask, "eps": config.eps}
+
+    def perturb(params, gradient, radius):
+        scale = config.variant.scale
+        return perturbation(params, gradient, config.rho, scale, **of_perturbed, radius=radius).perturbed
+
+    found = own_passes_by_scan(
+        params,
+        loss_fn,
+        batch,
+        perturb,
+        _ascent_weigh(config),
+        _descent_weigh(config),
+        ascent_loss_fn,
+        equal_radii=_is_zero(config.lam),
+        has_aux=has_aux,
+        unroll=unroll,
+        axis_name=config.axis_name,
+    )
+    base = found.mean_gradient if config.variant.reference == "clean" else found.gradient
+    norm = norm_of_perturbed(params, found.gradient, config.mask)
+    ascent = Ascent(found.losses, found.aux, found.weights, norm, None, None, base)
+    return ascent, found.perturbed_losses, _combined(base, found.perturbed_gradient, params, config.variant)
+
+
+def unit_of(config: StepConfig) -> Unit | None:
+    """What makes the gradient of a domain one of length 1, where the ascent sums such gradients."""
+    if config.domain_gradients != "normalised":
+        return None
+    return functools.partial(unit_gradient, adaptive=config.adaptive, mask=config.mask, eps=config.eps)
+
+
+def _ascent_weigh(config: StepConfig) -> Weigh:
+    return functools.partial(ascent_weights, lam=config.lam, penalty=config.penalty)
+
+
+def _is_zero(number: Scalar) -> bool:
+    """Whether a number is known to be 0 before a trace."""
+    return not isinstance(number, jax.Array) and bool(number == 0)
+
+
+def _descent_weigh(config: StepConfig) -> Weigh | None:
+    """How to weigh the losses at w + e; ``None`` for their mean."""
+    if _is_zero(config.descent_lam):
+        return None
+
+    def weigh(losses):
+        lam = jnp.asarray(config.descent_lam, losses.values.dtype)
+        # An infinite lam could give an infinite gradient, where every other wrong number gives NaN.
+        return ascent_weights(losses, lam * nan_unless(jnp.isfinite(lam)), config.penalty)
+
+    return weigh
 
 
 def _check_like_params(what: str, tree: Updates, params: Params) -> None:
@@ -191,6 +269,8 @@ def value_and_grad(
     variant: Variant | None = None,
     adaptive: bool = False,
     penalty: Penalty = "variance",
+    descent_lam: Scalar = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -199,6 +279,9 @@ def value_and_grad(
 
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
     at w. Two forward and two backward passes, whatever the number of domains.
+
+    With ``descent_lam``, the result is ``grad (sum_i a_i L_i - descent_lam * penalty(L))`` at ``w + e``, which is
+    ``sum_i b_i grad L_i`` with the domain weights ``b`` of the losses at ``w + e``: the same two passes.
 
     Args:
       domain_loss_fn: ``domain_loss_fn(params, *args, **kwargs)`` returns the domain losses: ``[M]``, a scalar, or
@@ -218,6 +301,11 @@ def value_and_grad(
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
       adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
+      descent_lam: Strength of the penalty in the descent, in the unit of lam: a number or a scalar array. A positive
+        value weakens the domains whose loss at ``w + e`` is above the mean; a negative value strengthens them. The
+        number 0 is the mean loss.
+      domain_gradients: ``"joint"``: one backward pass for all domains. Others need the gradient of each domain, and
+        ``accumulated_value_and_grad`` has them.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the gradient is of all.
       axis_name: The mapped axis over which the batch is split, in ``pmap``-style code: losses and both gradients are
@@ -230,10 +318,11 @@ def value_and_grad(
       evaluated at w; ``grads`` have the dtypes of the parameters.
 
     Raises:
-      TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho or
-        lam is a schedule or not a real number.
-      ValueError: When rho is negative, rho, lam or eps is not a finite scalar, the losses are not ``[M]``, the penalty
-        is unknown, or argnums names an argument twice or one that is not given.
+      TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho,
+        lam or descent_lam is a schedule or not a real number.
+      ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, the losses are not ``[M]``,
+        the penalty is unknown, domain_gradients is not "joint", or argnums names an argument twice or one that is not
+        given.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -250,9 +339,19 @@ def value_and_grad(
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
     config = make_step_config(
-        rho, lam, variant=variant, adaptive=adaptive, penalty=penalty, mask=mask, axis_name=axis_name, eps=eps
+        rho,
+        lam,
+        variant=variant,
+        adaptive=adaptive,
+        penalty=penalty,
+        descent_lam=descent_lam,
+        domain_gradients=domain_gradients,
+        mask=mask,
+        axis_name=axis_name,
+        eps=eps,
     )
-    _check_no_schedule(rho=rho, lam=lam)
+    _check_no_schedule(config)
+    _check_joint(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -282,6 +381,7 @@ def accumulated_value_and_grad(
     ascent_loss_fn: LossFn | None = None,
     has_aux: bool = False,
     with_info: bool = False,
+    unroll: int | bool = 1,
     **options: Unpack[StepOptions],
 ) -> GradFn:
     """``value_and_grad``, one domain at a time: the same numbers with the activation memory of one domain.
@@ -298,8 +398,21 @@ def accumulated_value_and_grad(
       ascent_loss_fn: As in ``value_and_grad``, on one domain's batch: take its subset with ``axis=0``.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``; the leaves of aux come back stacked, ``[M, ...]``.
       with_info: As in ``value_and_grad``.
-      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``mask``, ``axis_name`` and ``eps`` of
-        ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of each domain.
+      unroll: As in ``jax.lax.scan``: how many domains there are in one turn of its loop. ``True`` takes all of them
+        without a loop, which takes longer to compile and may hold the activations of all domains.
+      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
+        and ``eps`` of ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of
+        each domain. ``domain_gradients`` is one of
+
+        - ``"joint"``: as in ``value_and_grad``;
+        - ``"normalised"``: every domain's gradient counts with length 1 in the ascent, whatever its own is:
+          ``g = sum_i b_i g_i / ||g_i||``, with the norm that the perturbation has; 0 where ``g_i`` is 0. The length of
+          the ascent gradient then has no unit, which concerns the alpha of ``variants.sagm`` and ``ascent_norm``;
+        - ``"own"``: every domain has its own perturbation, and the result is ``sum_i a_i grad L_i(w + e_i)`` with
+          ``e_i = rho (b_i / a_i) g_i / ||g_i||``. ``lam`` then says how the radii differ. With the number 0 they are
+          equal: m-sharpness with the domains as groups, for 2 plain steps. Any other lam needs the losses of all
+          domains before the first perturbation, which is one more forward pass; none with ``unroll=True``, where XLA
+          finds that it is the one at w. ``perturbed_domain_losses`` are ``L_i(w + e_i)``.
 
     Returns:
       ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
@@ -318,11 +431,16 @@ def accumulated_value_and_grad(
       (2,)
 
     References:
-      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
+      Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3. For a
+      perturbation of each group of examples, m-sharpness: Foret et al., Sharpness-Aware Minimization for Efficiently
+      Improving Generalization, ICLR 2021, section 4.1; Andriushchenko and Flammarion, Towards Understanding
+      Sharpness-Aware Minimization, ICML 2022.
     """
     check_options("accumulated_value_and_grad", options)
+    if not isinstance(unroll, int) or (unroll is not True and unroll < 1):
+        raise ValueError(f"unroll must be True or an integer of at least 1, got {unroll!r}. Write unroll=1 for a loop.")
     config = make_step_config(rho, lam, **options)
-    _check_no_schedule(rho=rho, lam=lam)
+    _check_no_schedule(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -338,11 +456,21 @@ def accumulated_value_and_grad(
 
             return loss
 
+        of_domain = of_params_and_batch(loss_fn)
+        ascent_of_domain = None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn)
+        batch = args[batch_number]
+        if config.domain_gradients == "own":
+            found = own_perturbations(
+                params, of_domain, batch, ascent_of_domain, config, has_aux=has_aux, unroll=unroll
+            )
+            return _outputs(*found, has_aux, with_info)
         passes = passes_by_scan(
-            of_params_and_batch(loss_fn),
-            args[batch_number],
-            None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn),
+            of_domain,
+            batch,
+            ascent_of_domain,
             has_aux=has_aux,
+            unit=unit_of(config),
+            unroll=unroll,
             axis_name=config.axis_name,
         )
         return _value_and_grads(passes, params, config, has_aux, with_info)
@@ -357,6 +485,8 @@ def make_step_config(
     variant: Variant | None = None,
     adaptive: bool = False,
     penalty: Penalty = "variance",
+    descent_lam: ScalarOrSchedule = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -366,9 +496,26 @@ def make_step_config(
         rho = as_rho(rho, wait=True)
     if not callable(lam):
         lam = as_lam(lam, wait=True)
+    if not callable(descent_lam):
+        descent_lam = as_descent_lam(descent_lam, wait=True)
     eps = as_scalar("eps", eps, "eps=1e-12")
     check_penalty(penalty)
-    return StepConfig(rho, lam, as_variant(variant), bool(adaptive), penalty, mask, axis_name, eps)
+    if domain_gradients not in DOMAIN_GRADIENTS:
+        raise ValueError(
+            f"domain_gradients must be one of {', '.join(map(repr, DOMAIN_GRADIENTS))}, got {domain_gradients!r}."
+        )
+    return StepConfig(
+        rho,
+        lam,
+        as_variant(variant),
+        bool(adaptive),
+        penalty,
+        descent_lam,
+        domain_gradients,
+        mask,
+        axis_name,
+        eps,
+    )
 
 
 def as_rho(rho: object, *, wait: bool) -> Scalar:
@@ -377,6 +524,11 @@ def as_rho(rho: object, *, wait: bool) -> Scalar:
 
 def as_lam(lam: object, *, wait: bool) -> Scalar:
     return as_scalar("lam", lam, "lam=0.1; lam=0.0 is SAM", negative=True, wait=wait)
+
+
+def as_descent_lam(descent_lam: object, *, wait: bool) -> Scalar:
+    write = "descent_lam=0.5; descent_lam=0.0 descends on the mean loss"
+    return as_scalar("descent_lam", descent_lam, write, negative=True, wait=wait)
 
 
 def check_options(function: str, options: Mapping[str, object]) -> None:
@@ -393,6 +545,10 @@ def check_options(function: str, options: Mapping[str, object]) -> None:
 def _value_and_grads(passes: Passes, params: Params, config: StepConfig, has_aux: bool, with_info: bool) -> Any:
     ascent, perturbed, grads = two_passes(passes, params, config)
     assert perturbed is not None  # passes from a loss function have the losses of both
+    return _outputs(ascent, perturbed, grads, has_aux, with_info)
+
+
+def _outputs(ascent: Ascent, perturbed: CheckedLosses, grads: Updates, has_aux: bool, with_info: bool) -> Any:
     info = DisamInfo(
         loss=ascent.weights.mean,
         domain_losses=ascent.losses.values,
@@ -460,9 +616,18 @@ def _positions(args: tuple[Any, ...], argnums: ArgNums) -> tuple[int, ...]:
     return positions
 
 
-def _check_no_schedule(**hyperparameters: object) -> None:
-    for name, value in hyperparameters.items():
-        if callable(value):
+def _check_joint(config: StepConfig) -> None:
+    if config.domain_gradients != "joint":
+        raise ValueError(
+            f"domain_gradients={config.domain_gradients!r} needs the gradient of each domain, and here one backward "
+            "pass is for all of them. Write disam_jax.accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients="
+            f"{config.domain_gradients!r}) with loss_fn(params, one_domains_batch)."
+        )
+
+
+def _check_no_schedule(config: StepConfig) -> None:
+    for name in ("rho", "lam", "descent_lam"):
+        if callable(getattr(config, name)):
             raise TypeError(
                 f"{name} is a function, but a gradient function has no step count. Write {name}=schedule(step) inside "
                 f"the step, or use disam_jax.disam({name}=schedule) in an optax.chain, which counts steps."

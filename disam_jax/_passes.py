@@ -1,7 +1,8 @@
 """Forward and backward passes at w and at w + e, for each way to supply domain losses.
 
-The first pass gives the losses, the domain weights and the ascent gradient; the second gives the plain gradient, which
-is that of the mean loss. All that follows (perturbation, variants) is the same for every way.
+The first pass gives the losses, the domain weights and the ascent gradient; the second gives the gradient to descend
+along, that of the mean loss or of another weighting of the domains. All that follows (perturbation, variants) is the
+same for every way.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from disam_jax._types import Aux, AxisName, Examples, LossFn, Params, Updates
 from disam_jax._weights import AscentWeights
 
 Weigh: TypeAlias = Callable[[CheckedLosses], AscentWeights]
+Unit: TypeAlias = Callable[[Params, Updates], Updates]  # the gradient of a domain at params -> the same of length 1
 
 
-class AscentPass(NamedTuple):
-    """Results of the pass at w.
+class WeightedPass(NamedTuple):
+    """Results of a pass that weighs the domains by their losses.
 
     Attributes:
       losses: The domain losses.
       aux: What the loss function returned beside them.
       weights: The domain weights of these losses.
-      gradient: ``sum_i b_i grad L_i``, the ascent gradient.
+      gradient: ``sum_i b_i grad L_i``; with ``unit``, ``sum_i b_i grad L_i / ||grad L_i||``.
       mean_gradient: A function that returns ``sum_i a_i grad L_i``, by one more backward pass at most.
     """
 
@@ -39,13 +41,13 @@ class AscentPass(NamedTuple):
     mean_gradient: Callable[[], Updates]
 
 
-class PlainPass(NamedTuple):
-    """Results of a pass without an ascent.
+class DescentPass(NamedTuple):
+    """Results of the pass whose gradient is descended along.
 
     Attributes:
       losses: The domain losses, or ``None`` where a function supplied the gradient alone.
       aux: What the loss function returned beside them, in ``passes_from_loss_fn``; otherwise ``None``.
-      gradient: ``sum_i a_i grad L_i``.
+      gradient: ``sum_i a_i grad L_i``, or ``sum_i b_i grad L_i``.
     """
 
     losses: CheckedLosses | None
@@ -58,11 +60,12 @@ class Passes(NamedTuple):
 
     Attributes:
       ascent: ``ascent(params, weigh)``: the pass at w. ``weigh`` makes the domain weights of its losses.
-      plain: ``plain(params)``: the pass at w + e, or wherever else the plain gradient is wanted.
+      descent: ``descent(params, weigh)``: the pass at w + e. With ``weigh=None`` its gradient is that of the mean loss;
+        otherwise ``weigh`` makes the domain weights of its losses.
     """
 
-    ascent: Callable[[Params, Weigh], AscentPass]
-    plain: Callable[[Params], PlainPass]
+    ascent: Callable[[Params, Weigh], WeightedPass]
+    descent: Callable[[Params, Weigh | None], DescentPass]
 
 
 def passes_from_loss_fn(
@@ -99,19 +102,27 @@ def passes_from_loss_fn(
         else:
             losses, aux, gradient = evaluate(params, ascent_loss_fn, "ascent_loss_fn")
         weights = weigh(losses)
-        return AscentPass(losses, aux, weights, gradient(weights.values), lambda: gradient(losses.shares))
+        return WeightedPass(losses, aux, weights, gradient(weights.values), lambda: gradient(losses.shares))
 
-    def plain(params):
+    def descent(params, weigh):
         losses, aux, gradient = evaluate(params, domain_loss_fn, "domain_loss_fn")
-        return PlainPass(losses, aux, gradient(losses.shares))
+        return DescentPass(losses, aux, gradient(losses.shares if weigh is None else weigh(losses).values))
 
-    return Passes(ascent, plain)
+    return Passes(ascent, descent)
 
 
 def passes_from_gradients(
-    stacked: Updates, losses: Losses, grad_fn: Callable[[Params], Updates], *, axis_name: AxisName = None
+    stacked: Updates,
+    losses: Losses,
+    grad_fn: Callable[[Params], Updates],
+    *,
+    unit: Unit | None = None,
+    axis_name: AxisName = None,
 ) -> Passes:
-    """Passes from the gradients of each domain at w, which b sums, and ``grad_fn``, which is the second pass."""
+    """Passes from the gradients of each domain at w, which b sums, and ``grad_fn``, which is the second pass.
+
+    With ``unit``, b sums the gradients of length 1.
+    """
     check_axis(axis_name)
     stacked = as_params(stacked, "stacked gradients")
     local = as_domain_losses(losses, "domain_losses")
@@ -120,26 +131,41 @@ def passes_from_gradients(
     local_share = jnp.sum(local.weights) / jnp.where(total > 0, total, 1)
     fraction = local.weights / jnp.where(everywhere.present, everywhere.weights, 1)
 
-    def weighted_sum(b):
+    def present_rows(g):
+        # An absent domain's gradient may be anything, nan included: select it away before the sum.
+        return jnp.where(_by_row(local.present, g), cast(g, accumulation_dtype(g)), 0)
+
+    def sum_rows(tree, factors):
         def leaf(g):
-            dtype = accumulation_dtype(g)
-            # An absent domain's gradient may be anything, nan included: select it away before the sum.
-            rows = jnp.where(local.present.reshape(-1, *[1] * (g.ndim - 1)), cast(g, dtype), 0)
-            weights = cast(fraction * b, dtype)
+            rows = present_rows(g)
+            weights = cast(factors, rows.dtype)
             if explicit_split(rows, 0) > 1:  # where a product would be refused, and a sum is not
-                weights = weights.reshape(-1, *[1] * (g.ndim - 1))
-                return cast(jnp.sum(weights * rows, axis=0), g.dtype)
+                return cast(jnp.sum(_by_row(weights, g) * rows, axis=0), g.dtype)
             return cast(jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST), g.dtype)
 
-        return sum_over_axis(jax.tree.map(leaf, stacked), axis_name)
+        return jax.tree.map(leaf, tree)
+
+    def weighted_sum(b):
+        return sum_over_axis(sum_rows(stacked, fraction * b), axis_name)
+
+    def weighted_sum_of_units(unit, params, b):
+        whole = jax.tree.map(present_rows, stacked)
+        if axis_name is not None:  # the length of a gradient is that over all devices
+            whole = sum_over_axis(jax.tree.map(lambda g: _by_row(cast(fraction, g.dtype), g) * g, whole), axis_name)
+        units = jax.vmap(unit, in_axes=(None, 0))(params, whole)
+        return jax.tree.map(
+            lambda u, g: cast(jnp.sum(_by_row(cast(b, u.dtype), u) * u, axis=0), g.dtype), units, stacked
+        )
 
     def ascent(params, weigh):
         _check_stacked(stacked, params, local.values.shape[0])
         weights = weigh(everywhere)
-        gradient = weighted_sum(weights.values)
-        return AscentPass(everywhere, None, weights, gradient, lambda: weighted_sum(everywhere.shares))
+        b = weights.values
+        gradient = weighted_sum(b) if unit is None else weighted_sum_of_units(unit, params, b)
+        return WeightedPass(everywhere, None, weights, gradient, lambda: weighted_sum(everywhere.shares))
 
-    def plain(params):
+    def descent(params, weigh):
+        assert weigh is None, "grad_fn gives the gradient of the mean loss"
         grads = grad_fn(params)
         if jax.tree.structure(grads) != jax.tree.structure(params):
             raise ValueError(
@@ -151,9 +177,9 @@ def passes_from_gradients(
         _check_shapes(grads, params)
         if axis_name is not None:
             grads = sum_over_axis(jax.tree.map(lambda g: g * cast(local_share, g.dtype), grads), axis_name)
-        return PlainPass(None, None, grads)
+        return DescentPass(None, None, grads)
 
-    return Passes(ascent, plain)
+    return Passes(ascent, descent)
 
 
 def passes_by_scan(
@@ -163,56 +189,60 @@ def passes_by_scan(
     *,
     has_aux: bool,
     axis_name: AxisName,
+    unit: Unit | None = None,
+    unroll: int | bool = 1,
 ) -> Passes:
     """Passes that take one domain at a time, from ``loss_fn(params, one_domains_batch)``.
 
-    b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice for the ascent gradient.
-    ``ascent_loss_fn``, if given, replaces ``loss_fn`` in the first pass.
+    b is affine in L, so ``sum g_i`` and ``sum (L_i - L_0) g_i`` from one scan suffice for ``sum_i b_i g_i``.
+    ``ascent_loss_fn``, if given, replaces ``loss_fn`` in the first pass. With ``unit``, the gradients that the ascent
+    sums have length 1.
     """
     check_axis(axis_name)
-    num_domains = _leading_size(batch)
-    check_not_split(batch)
+    num_domains = number_of_domains(batch)
 
     def of_one_domain(one_domain_loss_fn):
-        def loss_at(params, one_domain):
-            loss, aux = _scalar_loss(one_domain_loss_fn(params, one_domain), has_aux)
-            return loss if axis_name is None else jax.lax.pmean(loss, axis_name), aux
-
-        return jax.value_and_grad(loss_at, has_aux=True)
+        return jax.value_and_grad(one_domain_loss(one_domain_loss_fn, has_aux, axis_name), has_aux=True)
 
     def domain(index):
         return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), batch)
 
-    def add(total, grads, factor):
-        return jax.tree.map(lambda t, g: t + cast(factor, t.dtype) * cast(g, t.dtype), total, grads)
-
     def mean(total):
-        return mean_over_axis(jax.tree.map(lambda t: t / num_domains, total), axis_name)
+        return mean_over_axis(mean_over_domains(total, num_domains), axis_name)
 
-    def ascent(params, weigh):
-        value_and_grad = of_one_domain(loss_fn if ascent_loss_fn is None else ascent_loss_fn)
+    def weighted(params, weigh, one_domain_loss_fn, unit=None):
+        value_and_grad = of_one_domain(one_domain_loss_fn)
+
+        def weighed(grads):
+            return grads if unit is None else unit(params, mean_over_axis(grads, axis_name))
 
         def body(sums, index):
-            plain_sum, by_loss = sums
+            weighed_sum, by_loss, plain_sum = sums
             (loss, aux), grads = value_and_grad(params, domain(index))
+            plain_sum = plain_sum if unit is None else add(plain_sum, grads, jnp.ones(()))
+            grads = weighed(grads)
             # Losses relative to the first one: the two sums would cancel almost all digits of a small spread otherwise.
-            return (add(plain_sum, grads, jnp.ones(())), add(by_loss, grads, loss - first)), (loss, aux)
+            sums = add(weighed_sum, grads, jnp.ones(())), add(by_loss, grads, loss - first), plain_sum
+            return sums, (loss, aux)
 
         # The first domain before the scan, for one sum starts from its gradient and the other without it.
         (first, first_aux), grads = value_and_grad(params, domain(0))
-        plain_sum = jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), grads)
-        by_loss = jax.tree.map(jnp.zeros_like, plain_sum)
+        weighed_sum, plain_sum = jax.tree.map(
+            lambda g: g.astype(accumulation_dtype(g)), (weighed(grads), None if unit is None else grads)
+        )
+        by_loss = jax.tree.map(jnp.zeros_like, weighed_sum)
         values, aux = jax.tree.map(lambda x: jnp.asarray(x)[None], (first, first_aux))
         if num_domains > 1:  # jax.disable_jit refuses a scan over nothing
-            (plain_sum, by_loss), others = jax.lax.scan(body, (plain_sum, by_loss), jnp.arange(1, num_domains))
+            sums = weighed_sum, by_loss, plain_sum
+            sums, others = jax.lax.scan(body, sums, jnp.arange(1, num_domains), unroll=unroll)
+            weighed_sum, by_loss, plain_sum = sums
             values, aux = jax.tree.map(lambda x, xs: jnp.concatenate([x, xs]), (values, aux), others)
 
         losses = as_domain_losses(values, "loss_fn")
         weights = weigh(losses)
-        shift = (first - weights.largest) - weights.offset
-        constant, slope = 1 - weights.slope * shift, weights.slope
-        combined = jax.tree.map(lambda p, s: cast(constant, p.dtype) * p - cast(slope, s.dtype) * s, plain_sum, by_loss)
-        return AscentPass(losses, aux, weights, mean(combined), lambda: mean(plain_sum))
+        combined = weighted_total(weighed_sum, by_loss, weights, first)
+        plain_sum = weighed_sum if unit is None else plain_sum
+        return WeightedPass(losses, aux, weights, mean(combined), lambda: mean(plain_sum))
 
     def plain(params):
         value_and_grad = of_one_domain(loss_fn)
@@ -223,10 +253,57 @@ def passes_by_scan(
 
         # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
         zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
-        plain_sum, values = jax.lax.scan(body, zeros, batch)
-        return PlainPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum))
+        plain_sum, values = jax.lax.scan(body, zeros, batch, unroll=unroll)
+        return DescentPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum))
 
-    return Passes(ascent, plain)
+    def ascent(params, weigh):
+        return weighted(params, weigh, loss_fn if ascent_loss_fn is None else ascent_loss_fn, unit)
+
+    def descent(params, weigh):
+        if weigh is None:
+            return plain(params)
+        found = weighted(params, weigh, loss_fn)
+        return DescentPass(found.losses, None, found.gradient)
+
+    return Passes(ascent, descent)
+
+
+def one_domain_loss(loss_fn: LossFn, has_aux: bool, axis_name: AxisName) -> LossFn:
+    """``(params, one_domains_batch) -> (loss, aux)``, the loss checked and averaged over the axis."""
+
+    def loss_at(params, one_domain):
+        loss, aux = _scalar_loss(loss_fn(params, one_domain), has_aux)
+        return loss if axis_name is None else jax.lax.pmean(loss, axis_name), aux
+
+    return loss_at
+
+
+def number_of_domains(batch: Examples) -> int:
+    """How many domains a scan over the batch takes, one after the other."""
+    number = _leading_size(batch)
+    check_not_split(batch)
+    return number
+
+
+def add(total: Updates, grads: Updates, factor: jax.Array) -> Updates:
+    """``total + factor * grads`` in the dtypes of the total."""
+    return jax.tree.map(lambda t, g: t + cast(factor, t.dtype) * cast(g, t.dtype), total, grads)
+
+
+def weighted_total(total: Updates, by_loss: Updates, weights: AscentWeights, first: jax.Array) -> Updates:
+    """``M sum_i b_i g_i`` from ``sum_i g_i`` and ``sum_i (L_i - first) g_i``, for domains of equal shares."""
+    shift = (first - weights.largest) - weights.offset
+    constant, slope = 1 - weights.slope * shift, weights.slope
+    return jax.tree.map(lambda p, s: cast(constant, p.dtype) * p - cast(slope, s.dtype) * s, total, by_loss)
+
+
+def mean_over_domains(total: Updates, num_domains: int) -> Updates:
+    """``total / M`` in the dtypes of the total."""
+    return jax.tree.map(lambda t: t / num_domains, total)
+
+
+def _by_row(factors: jax.Array, rows: jax.Array) -> jax.Array:
+    return factors.reshape(-1, *[1] * (rows.ndim - 1))
 
 
 def check_ascent_loss_fn(ascent_loss_fn: object) -> None:

@@ -39,10 +39,12 @@ def perturbation(
     adaptive: bool,
     mask: Mask,
     eps: Scalar,
+    radius: jax.Array | None = None,
 ) -> Perturbation:
-    """``e = scale(rho, ||T g|| + eps) * T (T g)`` with ``T = |w|`` for the adaptive form and 1 otherwise.
+    """``e = radius * scale(rho, ||T g|| + eps) * T (T g)`` with ``T = |w|`` for the adaptive form and 1 otherwise.
 
-    e is 0 where the norm is 0. Parameters that the mask leaves out are not perturbed and do not count in the norm.
+    The radius is a scalar of either sign; ``None`` is 1. e is 0 where the norm is 0. Parameters that the mask leaves
+    out are not perturbed and do not count in the norm.
     """
     mask = resolve_mask(mask, params)
     gradient, dtype = widen(gradient)
@@ -50,9 +52,7 @@ def perturbation(
     def stretch(w, g):
         return jnp.abs(w).astype(dtype) * g if adaptive else g
 
-    norm = _masked_norm(jax.tree.map(stretch, params, gradient), mask, dtype)
-    # A finite gradient whose squares overflow has no norm to divide by: nan, where rho / inf would be a silent 0.
-    norm = norm * nan_unless(norm <= jnp.finfo(dtype).max)
+    norm = _finite_norm(jax.tree.map(stretch, params, gradient), mask, dtype)
     rho, eps = not_negative((rho, eps), dtype)
     # Both branches of a select are differentiated, so the one that is not taken must be finite too.
     length = as_real(
@@ -61,6 +61,8 @@ def perturbation(
         "scale=lambda rho, norm: rho / norm",
     )
     length = jnp.where(norm == 0, 0, jnp.asarray(length, dtype))
+    if radius is not None:
+        length = radius.astype(dtype) * length
 
     def leaf(perturbed, w, g):
         return (length * stretch(w, stretch(w, g))).astype(w.dtype) if perturbed else jnp.zeros_like(w, dtype=w.dtype)
@@ -68,6 +70,22 @@ def perturbation(
     e = jax.tree.map(leaf, mask, params, gradient)
     reported = _masked_norm(gradient, mask, dtype) if adaptive else norm
     return Perturbation(e, _add(params, e, mask), reported)
+
+
+def norm_of_perturbed(params: Params, gradient: Updates, mask: Mask) -> jax.Array:
+    """The L2 norm of the gradient over the parameters that are perturbed."""
+    gradient, dtype = widen(gradient)
+    return _masked_norm(gradient, resolve_mask(mask, params), dtype)
+
+
+def unit_gradient(params: Params, gradient: Updates, *, adaptive: bool, mask: Mask, eps: Scalar) -> Updates:
+    """``g / (||T g|| + eps)`` with T and the norm of ``perturbation``; 0 where the norm is 0. In float32 at least."""
+    gradient, dtype = widen(gradient)
+    stretched = jax.tree.map(lambda w, g: jnp.abs(w).astype(dtype) * g, params, gradient) if adaptive else gradient
+    norm = _finite_norm(stretched, resolve_mask(mask, params), dtype)
+    (eps,) = not_negative((eps,), dtype)
+    factor = jnp.where(norm == 0, 0, 1 / (jnp.where(norm == 0, 1, norm) + eps))
+    return jax.tree.map(lambda g: factor * g, gradient)
 
 
 def perturb(params: Params, e: Params, mask: Mask) -> Params:
@@ -107,6 +125,12 @@ def _add(params: Params, e: Params, mask: Mask) -> Params:
 def _masked_norm(tree: Updates, mask: Mask, dtype: jnp.dtype) -> jax.Array:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True)
     return _norm([leaf for leaf, perturbed in pairs if perturbed], dtype)
+
+
+def _finite_norm(tree: Updates, mask: Mask, dtype: jnp.dtype) -> jax.Array:
+    # A finite gradient whose squares overflow has no norm to divide by: nan, where rho / inf would be a silent 0.
+    norm = _masked_norm(tree, mask, dtype)
+    return norm * nan_unless(norm <= jnp.finfo(dtype).max)
 
 
 def _norm(leaves: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:

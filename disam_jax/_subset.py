@@ -56,8 +56,9 @@ def subset_value_and_grad(
       has_aux: As in ``value_and_grad``. aux is then ``(aux_subset, aux_rest)``, both evaluated at w; ``aux_rest`` is
         ``None`` where the subset is the whole batch.
       with_info: Whether to return the ``DisamInfo`` of the subset as well.
-      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``mask``, ``axis_name`` and ``eps`` of
-        ``value_and_grad``. The variant acts on the subset. With ``axis_name``, every device splits its own examples.
+      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
+        and ``eps`` of ``value_and_grad``. The variant and ``descent_lam`` act on the subset. With ``axis_name``, every
+        device splits its own examples.
 
     Returns:
       ``fn(params, batch, *args, **kwargs) -> (loss, grads)``, with aux and info as in ``value_and_grad``. ``loss`` is
@@ -108,7 +109,7 @@ def subset_value_and_grad(
                 lambda p: domain_loss_fn(*with_batch(with_params(p), rest), **kwargs),
                 has_aux=has_aux,
                 axis_name=options.get("axis_name"),
-            ).plain(params)
+            ).descent(params, None)
             assert plain.losses is not None  # a loss function returns them
             aux_rest = plain.aux
             loss = share * loss + (1 - share) * mean_loss(plain.losses)

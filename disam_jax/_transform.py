@@ -12,11 +12,31 @@ import optax
 
 from disam_jax._domains import CheckedLosses, Losses
 from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless
-from disam_jax._gradient import Ascent, StepConfig, as_lam, as_rho, make_step_config, perturbed_gradient, two_passes
-from disam_jax._passes import Passes, passes_from_gradients, passes_from_loss_fn
+from disam_jax._gradient import (
+    Ascent,
+    StepConfig,
+    as_descent_lam,
+    as_lam,
+    as_rho,
+    make_step_config,
+    perturbed_gradient,
+    two_passes,
+    unit_of,
+)
+from disam_jax._passes import Passes, Unit, passes_from_gradients, passes_from_loss_fn
 from disam_jax._perturbation import perturb
 from disam_jax._sharding import whole
-from disam_jax._types import AxisName, LossFn, Mask, Params, Penalty, Scalar, ScalarOrSchedule, Updates
+from disam_jax._types import (
+    AxisName,
+    DomainGradients,
+    LossFn,
+    Mask,
+    Params,
+    Penalty,
+    Scalar,
+    ScalarOrSchedule,
+    Updates,
+)
 from disam_jax.variants import Variant
 
 MOST = np.iinfo(np.int32).max
@@ -57,6 +77,8 @@ def disam(
     variant: Variant | None = None,
     adaptive: bool = False,
     penalty: Penalty = "variance",
+    descent_lam: ScalarOrSchedule = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     refresh_every: int | jax.Array | np.ndarray = 1,
     num_domains: int | None = None,
@@ -77,6 +99,10 @@ def disam(
       variant: ``None`` (SAM), ``disam_jax.variants.gsam(alpha)`` or ``disam_jax.variants.sagm(alpha)``.
       adaptive: ASAM: ``e = rho * w^2 g / || |w| g ||``. Usual values of rho are about ten times larger.
       penalty: ``"variance"``, ``"weighted_variance"`` or ``"std"``; see ``disam_jax.domain_weights``.
+      descent_lam: As in ``value_and_grad``, or a schedule: the update is ``grad (sum_i a_i L_i - descent_lam *
+        penalty(L))`` at ``w + e``. It needs ``domain_loss_fn``; the number 0 is the mean loss.
+      domain_gradients: ``"joint"``, or with stacked gradients ``"normalised"``: ``g = sum_i b_i g_i / ||g_i||``. See
+        ``accumulated_value_and_grad``, which has ``"own"`` as well.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the update is of all.
       refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
@@ -101,10 +127,11 @@ def disam(
       Other extra arguments are ignored. The updates have the dtypes of the parameters.
 
     Raises:
-      TypeError: When an argument of the two forms is missing, the losses or the parameters are not floating point, a
-        parameter is no array or number, or rho, lam or refresh_every is of another type.
-      ValueError: When rho is negative, rho, lam or eps is not a finite scalar, refresh_every is below 1, the losses are
-        not ``[M]``, or the penalty is unknown.
+      TypeError: When an argument of the two forms is missing, descent_lam is given with stacked gradients or
+        ``"normalised"`` without, the losses or the parameters are not floating point, a parameter is no array or
+        number, or rho, lam, descent_lam or refresh_every is of another type.
+      ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, refresh_every is below 1,
+        the losses are not ``[M]``, the penalty is unknown, or domain_gradients is not one of those above.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -127,8 +154,18 @@ def disam(
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
     config = make_step_config(
-        rho, lam, variant=variant, adaptive=adaptive, penalty=penalty, mask=mask, axis_name=axis_name, eps=eps
+        rho,
+        lam,
+        variant=variant,
+        adaptive=adaptive,
+        penalty=penalty,
+        descent_lam=descent_lam,
+        domain_gradients=domain_gradients,
+        mask=mask,
+        axis_name=axis_name,
+        eps=eps,
     )
+    _check_domain_gradients(config)
     always = _always_refreshes(refresh_every)
     _check_num_domains(num_domains)
 
@@ -167,11 +204,12 @@ def disam(
             raise ValueError(f"disam: params is missing. Write {_CALL}.")
         _check_not_masked(params)
         params = as_params(params)
-        passes = _passes(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, axis_name)
+        passes = _passes(updates, domain_loss_fn, ascent_loss_fn, domain_losses, grad_fn, unit_of(config), axis_name)
         now = _at_step(config, state.count)
+        if domain_loss_fn is None:
+            now = _of_mean_gradient(now, config.descent_lam)
         if isinstance(refresh_every, jax.core.Tracer):  # its value was not known when it was checked
-            dtype = jnp.result_type(float)
-            now = now._replace(rho=jnp.asarray(now.rho, dtype) * nan_unless(refresh_every >= 1))
+            now = now._replace(rho=_nan_unless(now.rho, refresh_every >= 1))
 
         def refresh(_):
             ascent, losses, grads = two_passes(passes, params, now)
@@ -181,7 +219,7 @@ def disam(
 
         def reuse(_):
             perturbed = perturb(params, state.perturbation, mask)
-            losses, grads = perturbed_gradient(passes, params, perturbed, now.variant)
+            losses, grads = perturbed_gradient(passes, params, perturbed, now)
             return grads, _with_perturbed(state, losses)
 
         if always:
@@ -200,6 +238,8 @@ def sam(
     variant: Variant | None = None,
     adaptive: bool = False,
     penalty: Penalty = "variance",
+    descent_lam: ScalarOrSchedule = 0.0,
+    domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
     refresh_every: int | jax.Array | np.ndarray = 1,
     num_domains: int | None = None,
@@ -214,7 +254,10 @@ def sam(
       rho: As in ``disam``, like all others.
       variant: See ``disam``.
       adaptive: See ``disam``.
-      penalty: See ``disam``; without effect on the update, it says which variance the state reports.
+      penalty: See ``disam``; without ``descent_lam`` it has no effect on the update and says which variance the state
+        reports.
+      descent_lam: See ``disam``.
+      domain_gradients: See ``disam``.
       mask: See ``disam``.
       refresh_every: See ``disam``.
       num_domains: See ``disam``.
@@ -244,6 +287,8 @@ def sam(
         variant=variant,
         adaptive=adaptive,
         penalty=penalty,
+        descent_lam=descent_lam,
+        domain_gradients=domain_gradients,
         mask=mask,
         refresh_every=refresh_every,
         num_domains=num_domains,
@@ -267,6 +312,7 @@ def _passes(
     ascent_loss_fn: LossFn | None,
     domain_losses: Losses | None,
     grad_fn: Callable[[Params], Updates] | None,
+    unit: Unit | None,
     axis_name: AxisName,
 ) -> Passes:
     if domain_loss_fn is not None and domain_losses is not None:
@@ -276,6 +322,11 @@ def _passes(
             raise TypeError(
                 f"disam: domain_loss_fn must be a function of params, got {type(domain_loss_fn).__name__}. Write "
                 f"{_CALL}."
+            )
+        if unit is not None:
+            raise TypeError(
+                "disam: domain_gradients='normalised' needs the gradient of each domain, and domain_loss_fn has one "
+                f"backward pass for all. Write {_STACKED_CALL}."
             )
         return passes_from_loss_fn(domain_loss_fn, ascent_loss_fn, axis_name=axis_name)
     if ascent_loss_fn is not None:
@@ -290,7 +341,16 @@ def _passes(
     if grad_fn is None or updates is None:
         missing = "grad_fn" if grad_fn is None else "the stacked gradients"
         raise TypeError(f"disam: with domain_losses, {missing} must be given too. Write {_STACKED_CALL}.")
-    return passes_from_gradients(updates, domain_losses, grad_fn, axis_name=axis_name)
+    return passes_from_gradients(updates, domain_losses, grad_fn, unit=unit, axis_name=axis_name)
+
+
+def _check_domain_gradients(config: StepConfig) -> None:
+    if config.domain_gradients == "own":
+        raise ValueError(
+            "disam: domain_gradients='own' needs the loss of one domain's batch, which no transformation is given. "
+            "Write value, grads = disam_jax.accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients='own')("
+            "params, batch), and hand grads to the optimizer."
+        )
 
 
 def _check_not_masked(params: Params) -> None:
@@ -306,12 +366,35 @@ def _check_not_masked(params: Params) -> None:
 
 
 def _at_step(config: StepConfig, count: jax.Array) -> StepConfig:
-    """The choices with rho and lam at their values of this step. What a schedule returns is not waited for."""
+    """The choices with rho, lam and descent_lam at their values of this step, without waiting for any of them."""
     if callable(config.rho):
         config = config._replace(rho=as_rho(config.rho(count), wait=False))
     if callable(config.lam):
         config = config._replace(lam=as_lam(config.lam(count), wait=False))
+    if callable(config.descent_lam):
+        config = config._replace(descent_lam=as_descent_lam(config.descent_lam(count), wait=False))
     return config
+
+
+def _of_mean_gradient(config: StepConfig, given: ScalarOrSchedule) -> StepConfig:
+    """The choices where ``grad_fn`` is the second pass, which descends on the mean loss and on nothing else.
+
+    ``given`` is descent_lam as it was before this step: a schedule is refused, whatever its value now.
+    """
+    found = known(config.descent_lam, wait=True)
+    if callable(given) or (found is not None and found != 0):
+        raise TypeError(
+            f"disam: descent_lam weighs the domains at w + e, but grad_fn returns the gradient of their mean loss, got "
+            f"descent_lam={given!r}. Write {_CALL}."
+        )
+    if found is None:  # optax.inject_hyperparams makes an array of the default 0.0, whose value no trace can know
+        config = config._replace(rho=_nan_unless(config.rho, config.descent_lam == 0))
+    return config._replace(descent_lam=0.0)
+
+
+def _nan_unless(rho: Scalar, condition: jax.Array) -> jax.Array:
+    """rho, but NaN where what was not known when it was checked turns out wrong."""
+    return jnp.asarray(rho, jnp.result_type(float)) * nan_unless(condition)
 
 
 def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> DisamState:

@@ -23,3 +23,4 @@ ScalarOrSchedule: TypeAlias = Scalar | optax.Schedule
 Mask: TypeAlias = Any  # None, pytree of booleans (the parameters or a prefix of them), or a function that makes one
 AxisName: TypeAlias = Hashable  # None, the name of a mapped axis, or a tuple of names
 Penalty: TypeAlias = Literal["variance", "weighted_variance", "std"]
+DomainGradients: TypeAlias = Literal["joint", "normalised", "own"]

@@ -62,8 +62,8 @@ def value_and_grad(
       with_info: Whether to return a ``disam_jax.DisamInfo`` as well.
       allow_eval: Whether to stay silent when no BatchNorm of the model moved its statistics, or when no Dropout drew a
         mask. Say True for statistics that are frozen on purpose.
-      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``mask``, ``axis_name`` and ``eps`` of
-        ``disam_jax.value_and_grad``. The mask is over the ``nnx.State`` of the selected variables.
+      **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
+        and ``eps`` of ``disam_jax.value_and_grad``. The mask is over the ``nnx.State`` of the selected variables.
 
     Returns:
       ``fn(model, *args, **kwargs) -> (loss, grads)``, with aux and info as in ``disam_jax.value_and_grad``. ``grads``

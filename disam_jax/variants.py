@@ -28,10 +28,10 @@ class Variant(NamedTuple):
       scale: ``scale(rho, norm) -> scalar``: the perturbation is this times the ascent gradient. ``norm`` is the norm of
         the ascent gradient and never 0.
       combine: ``combine(base, perturbed) -> gradient``: pytrees like the parameters. ``base`` is the gradient at w, and
-        ``perturbed`` the gradient of the mean loss at w + e. Both are given in float32 (float64 where a parameter is),
-        and the result is rounded to the dtypes of the parameters, so there is nothing to cast. With
-        ``refresh_every > 1``, steps that reuse the perturbation compute no gradient at w, and ``perturbed`` is used in
-        its place.
+        ``perturbed`` the gradient at w + e: of the mean loss, or with ``descent_lam`` of the penalised one. Both are
+        given in float32 (float64 where a parameter is), and the result is rounded to the dtypes of the parameters, so
+        there is nothing to cast. With ``refresh_every > 1``, steps that reuse the perturbation compute no gradient at
+        w, and ``perturbed`` is used in its place.
       reference: Which gradient at w is the base gradient: ``"ascent"`` (of the mean loss minus lam times the penalty,
         as in the released code) or ``"clean"`` (of the mean loss; one more backward pass, no more forward ones).
     """

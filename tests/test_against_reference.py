@@ -1,5 +1,7 @@
 """Every variant, form, penalty and dtype against the formulas written out in numpy."""
 
+import itertools
+
 import forms
 import jax
 import jax.numpy as jnp
@@ -46,3 +48,63 @@ def test_penalties_of_every_form(form, penalty, x64):
     assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
     np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)
     np.testing.assert_allclose(got["loss_variance"], np.var(want["domain_losses"]), rtol=1e-12)
+
+
+# Every variant, each with another form and another penalty; all of them together are slow.
+QUICK = set(
+    zip(forms.VARIANTS, itertools.cycle(forms.WITH_LOSSES_AT_BOTH), itertools.cycle(PENALTIES[::-1]), strict=False)
+)
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "penalty"),
+    [
+        pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow)
+        for row in itertools.product(forms.VARIANTS, forms.WITH_LOSSES_AT_BOTH, PENALTIES)
+    ],
+)
+def test_penalised_descent_of_every_form(variant, form, penalty, x64):
+    problem = problems.make_problem(seed=3, num_domains=4, dtype=jnp.float64)
+    ours, options = options_of(variant)
+    step = problems.reference(problem).step
+    w, plain = problems.flatten(problem.params), {"penalty": penalty, **ours}
+    got = forms.program(form, penalty=penalty, descent_lam=0.6, **options)(problem, 0.3, 0.4)
+    want = step(w, 0.3, 0.4, descent_lam=0.6, **plain)
+    assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
+    assert problems.relative_error(step(w, 0.3, 0.4, **plain)["gradient"], want["gradient"]) > 1e-2
+    # What is reported of the ascent is that of lam.
+    np.testing.assert_allclose(got["domain_weights"], want["domain_weights"], rtol=1e-12)
+    np.testing.assert_allclose(got["perturbed_domain_losses"], want["perturbed_domain_losses"], rtol=1e-12)
+
+
+# What makes a step of each domain's own gradient, in the forms that have it.
+OF_DOMAINS = [("accumulated", "normalised"), ("transform_stacked", "normalised"), ("accumulated", "own")]
+QUICK_OF_DOMAINS = set(zip(forms.VARIANTS, itertools.cycle(OF_DOMAINS), itertools.cycle(PENALTIES), strict=False))
+LAMS = {"normalised": (0.4,), "own": (0.4, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "domain_gradients", "penalty", "lam"),
+    [
+        pytest.param(
+            variant, *of, penalty, lam, marks=() if (variant, of, penalty) in QUICK_OF_DOMAINS else pytest.mark.slow
+        )
+        for variant, of, penalty in itertools.product(forms.VARIANTS, OF_DOMAINS, PENALTIES)
+        for lam in LAMS[of[1]]
+    ],
+)
+def test_the_gradient_of_each_domain(variant, form, domain_gradients, penalty, lam, x64):
+    problem = problems.make_problem(seed=4, num_domains=4, dtype=jnp.float64)
+    ours, options = options_of(variant)
+    descent = {} if form == "transform_stacked" else {"descent_lam": 0.3}
+    step, w = problems.reference(problem).step, problems.flatten(problem.params)
+    program = lambda problem: forms.FORMS[form](
+        problem, 0.3, lam, penalty=penalty, domain_gradients=domain_gradients, **options, **descent
+    )
+    got = jax.jit(program)(problem)
+    want = step(w, 0.3, lam, penalty, domain_gradients=domain_gradients, **ours, **descent)
+    assert problems.relative_error(got["gradient"], want["gradient"]) < 1e-12
+    assert problems.relative_error(step(w, 0.3, lam, penalty, **ours, **descent)["gradient"], want["gradient"]) > 1e-3
+    for name in ("loss", "domain_losses", "domain_weights", "ascent_norm", "perturbed_domain_losses"):
+        if name in got:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-12, err_msg=name)

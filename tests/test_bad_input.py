@@ -87,6 +87,76 @@ CASES = {
         TypeError,
         ["rho", "step count", "rho=schedule(step)"],
     ),
+    "descent_lam is nan": (lambda: disam_jax.disam(descent_lam=float("nan")), ValueError, ["descent_lam", "nan"]),
+    "descent_lam is infinite, sam": (lambda: disam_jax.sam(descent_lam=-np.inf), ValueError, ["descent_lam", "-inf"]),
+    "descent_lam is text": (
+        gradient_with(LOSSES, descent_lam="0.5"),
+        TypeError,
+        ["descent_lam", "'0.5'", "descent_lam=0.5; descent_lam=0.0 descends on the mean loss"],
+    ),
+    "descent_lam is a boolean": (lambda: disam_jax.disam(descent_lam=True), TypeError, ["descent_lam", "True"]),
+    "descent_lam is missing": (gradient_with(LOSSES, descent_lam=None), TypeError, ["descent_lam", "None"]),
+    "descent_lam is a vector": (
+        gradient_with(LOSSES, descent_lam=jnp.ones(2)),
+        ValueError,
+        ["descent_lam", "(2,)", "jax.vmap"],
+    ),
+    "descent_lam is a schedule without a count": (
+        gradient_with(LOSSES, descent_lam=optax.constant_schedule(0.5)),
+        TypeError,
+        ["descent_lam", "step count", "descent_lam=schedule(step)"],
+    ),
+    "a schedule of descent_lam returns a vector": (
+        lambda: update(disam_jax.disam(descent_lam=lambda count: jnp.ones(3)), domain_loss_fn=LOSSES),
+        ValueError,
+        ["descent_lam", "(3,)"],
+    ),
+    **{
+        f"descent_lam with grad_fn, {type(value).__name__}": (
+            lambda value=value: update(
+                disam_jax.disam(descent_lam=value),
+                grads=jnp.ones((2, 2)),
+                domain_losses=jnp.ones(2),
+                grad_fn=jax.grad(jnp.sum),
+            ),
+            TypeError,
+            ["descent_lam", "grad_fn", "domain_loss_fn="],
+        )
+        for value in (0.5, jnp.float32(-0.5), optax.constant_schedule(0.0))
+    },
+    "unknown domain_gradients": (
+        lambda: disam_jax.disam(domain_gradients="each"),
+        ValueError,
+        ["domain_gradients", "'each'", "'joint', 'normalised', 'own'"],
+    ),
+    **{
+        f"unroll is {value!r}": (
+            lambda value=value: disam_jax.accumulated_value_and_grad(LOSSES, unroll=value),
+            ValueError,
+            ["unroll", repr(value), "unroll=1"],
+        )
+        for value in (0, False, 2.0, None)
+    },
+    "own perturbations in one backward pass": (
+        lambda: disam_jax.value_and_grad(LOSSES, domain_gradients="own"),
+        ValueError,
+        ["domain_gradients='own'", "accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients='own')"],
+    ),
+    "normalised gradients of a subset": (
+        lambda: disam_jax.subset_value_and_grad(LOSSES, domain_gradients="normalised"),
+        ValueError,
+        ["domain_gradients='normalised'", "accumulated_value_and_grad("],
+    ),
+    "own perturbations in the transformation": (
+        lambda: disam_jax.sam(domain_gradients="own"),
+        ValueError,
+        ["domain_gradients='own'", "accumulated_value_and_grad(loss_fn, rho, lam, domain_gradients='own')"],
+    ),
+    "normalised gradients from domain_loss_fn": (
+        lambda: update(disam_jax.disam(domain_gradients="normalised"), domain_loss_fn=LOSSES),
+        TypeError,
+        ["domain_gradients='normalised'", "tx.update(stacked_grads, state, params, domain_losses=losses"],
+    ),
     "unknown penalty": (lambda: disam_jax.disam(penalty="var"), ValueError, ["penalty", "'var'", "'variance'"]),
     "unknown penalty, weights": (
         lambda: disam_jax.domain_weights(W, 0.1, penalty="x"),
@@ -496,6 +566,61 @@ TRACED = {
     ),
     "rho of a schedule": (scheduled, 0.3, [0.05]),  # the second value is 0.1 less
     "lam": (lambda lam: disam_jax.value_and_grad(LOSSES, 0.1, lam)(W)[1], 0.5, [np.nan, np.inf]),
+    "descent_lam": (
+        lambda lam: disam_jax.value_and_grad(LOSSES, 0.1, 0.5, descent_lam=lam)(W)[1],
+        0.5,
+        [np.nan, np.inf, -np.inf],
+    ),
+    "descent_lam, accumulated": (
+        lambda lam: disam_jax.accumulated_value_and_grad(lambda w, b: jnp.sum(b * w**2), descent_lam=lam)(
+            W, jnp.arange(1.0, 7.0).reshape(3, 2)
+        )[1],
+        -0.5,
+        [np.nan, np.inf],
+    ),
+    "rho, normalised": (
+        lambda rho: disam_jax.accumulated_value_and_grad(
+            lambda w, b: jnp.sum(b * w**2), rho, domain_gradients="normalised"
+        )(W, jnp.ones((3, 2)))[1],
+        0.1,
+        [-0.1, np.nan],
+    ),
+    "eps, normalised": (
+        lambda eps: disam_jax.accumulated_value_and_grad(
+            lambda w, b: jnp.sum(b * w**2), eps=eps, domain_gradients="normalised"
+        )(W, jnp.ones((3, 2)))[1],
+        0.0,
+        [-0.1, np.nan],
+    ),
+    "rho, own": (
+        lambda rho: disam_jax.accumulated_value_and_grad(lambda w, b: jnp.sum(b * w**2), rho, domain_gradients="own")(
+            W, jnp.ones((3, 2))
+        )[1],
+        0.1,
+        [-0.1, np.nan],
+    ),
+    "lam, own": (
+        lambda lam: disam_jax.accumulated_value_and_grad(
+            lambda w, b: jnp.sum(b * w**2), 0.1, lam, domain_gradients="own"
+        )(W, jnp.arange(1.0, 7.0).reshape(3, 2))[1],
+        0.1,
+        [np.inf, np.nan],
+    ),
+    "descent_lam of gradients that point apart": (
+        lambda lam: disam_jax.value_and_grad(lambda w: jnp.stack([jnp.sum(w), 1 - jnp.sum(w)]), descent_lam=lam)(W)[1],
+        0.5,
+        [np.inf],
+    ),
+    "descent_lam with grad_fn": (
+        lambda lam: update(
+            disam_jax.disam(descent_lam=lam),
+            grads=jnp.ones((2, 2)),
+            domain_losses=jnp.ones(2),
+            grad_fn=jax.grad(lambda w: jnp.sum(w**2)),
+        )[0],
+        0.0,
+        [0.5],
+    ),
     "lam, weights": (lambda lam: disam_jax.domain_weights(LOSSES(W), lam), 0.5, [np.nan]),
     "eps": (lambda eps: disam_jax.value_and_grad(LOSSES, 0.1, 0.5, eps=eps)(W)[1], 0.0, [-1.0, np.nan, np.inf]),
     "alpha of gsam": (

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import slow
 
 import disam_jax
 from benchmarks import baseline, hlo
@@ -168,6 +169,16 @@ def test_flops_are_twice_a_plain_step_and_memory_that_of_sam(network, form, num_
     assert memory <= allowed, f"temp memory {memory} bytes, optax.contrib.sam in opaque mode {sam_memory}"
 
 
+@pytest.mark.parametrize("descent_lam", [0.5, *slow(np.float32(0.5))])
+@pytest.mark.parametrize("form", ["grouped", *slow("flat")])
+def test_penalised_descent_costs_no_pass_and_no_memory(form, descent_lam):
+    flops, memory = disam_step("mlp", form, 4, penalty="std", descent_lam=descent_lam)
+    plain_flops, _ = plain_step("mlp")
+    _, sam_memory = optax_sam_step("mlp")
+    assert 1.9 * plain_flops < flops <= LIMIT * plain_flops
+    assert memory <= sam_memory + SMALL
+
+
 @pytest.mark.parametrize("refresh_every", [2])
 def test_held_perturbation_is_the_only_extra_memory(refresh_every):
     params, _, _ = setup("mlp")
@@ -177,7 +188,7 @@ def test_held_perturbation_is_the_only_extra_memory(refresh_every):
     assert memory <= sam_memory + size + SMALL
 
 
-def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024):
+def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=0.1, **options):
     """A batch whose activations outweigh the parameters by far."""
     rng = np.random.default_rng(0)
     params = [rng.normal(size=(width, width)).astype(np.float32) for _ in range(2)]
@@ -189,9 +200,9 @@ def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024):
         return jnp.mean(x**2)
 
     if accumulated:
-        fn = disam_jax.accumulated_value_and_grad(loss, 0.05, 0.1)
+        fn = disam_jax.accumulated_value_and_grad(loss, 0.05, lam, **options)
     else:
-        fn = disam_jax.value_and_grad(disam_jax.per_domain(loss), 0.05, 0.1)
+        fn = disam_jax.value_and_grad(disam_jax.per_domain(loss), 0.05, lam, **options)
     compiled = jax.jit(fn).lower(params, batch).compile()
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
@@ -214,6 +225,43 @@ def test_accumulated_flops_are_those_of_the_vmapped_form():
         accumulated = 2 * num_domains / 3 * counted
         assert accumulated <= 1.02 * vmapped
         assert accumulated >= 0.95 * vmapped
+
+
+def test_accumulated_penalised_descent_takes_two_gradients_of_each_domain():
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    counted, memory = accumulated_counts(4, accumulated=True, descent_lam=0.5)
+    # Each pass is now the gradient of the first domain and a body: 4 gradients of one domain, where a step has 2 M.
+    assert 0.95 * vmapped <= 2 * 4 / 4 * counted <= 1.02 * vmapped
+    # One more sum for each parameter, and the batch of the first domain, which both passes take out of the scan.
+    sums, first = 2 * 512 * 512 * 4, 1024 // 4 * 32 * 512 * 4
+    assert memory <= accumulated_counts(4, accumulated=True)[1] + sums + first + SMALL
+
+
+# Of the five products of a gradient here, two are the forward pass: nothing is differentiated by the inputs.
+@pytest.mark.parametrize(("lam", "passes"), [(0.0, 2), (0.1, 2 + 2 / 5)])
+def test_own_perturbations_take_two_gradients_of_each_domain_and_their_radii_a_forward_pass(lam, passes):
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    counted, memory = accumulated_counts(4, accumulated=True, lam=lam, domain_gradients="own")
+    # Each body is a domain's share of the step, and XLA counts it once.
+    assert 0.98 * passes / 2 * vmapped <= 4 * counted <= 1.02 * passes / 2 * vmapped
+    assert memory <= accumulated_counts(4, accumulated=True)[1] + SMALL
+
+
+@pytest.mark.parametrize(("lam", "domain_gradients"), [(0.0, "own"), (0.1, "own"), (0.1, "normalised")])
+def test_without_a_loop_every_step_is_two_plain_steps(lam, domain_gradients):
+    """XLA counts all of it then, and finds that the forward pass for the radii is the one at w."""
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    options = {"lam": lam, "domain_gradients": domain_gradients, "unroll": True}
+    counted, _ = accumulated_counts(4, accumulated=True, **options)
+    assert 0.95 * vmapped <= counted <= 1.02 * vmapped
+
+
+def test_normalised_gradients_take_no_further_pass():
+    vmapped, _ = accumulated_counts(4, accumulated=False)
+    counted, memory = accumulated_counts(4, accumulated=True, domain_gradients="normalised")
+    assert 0.95 * vmapped <= 2 * 4 / 3 * counted <= 1.02 * vmapped
+    one_gradient = 2 * 512 * 512 * 4
+    assert memory <= accumulated_counts(4, accumulated=True)[1] + one_gradient + SMALL
 
 
 def bytes_of(tree):

@@ -49,6 +49,8 @@ DEFAULTS = {
     "variant": None,
     "adaptive": False,
     "penalty": "variance",
+    "descent_lam": 0.0,
+    "domain_gradients": "joint",
     "mask": None,
     "axis_name": None,
     "eps": 1e-12,
@@ -69,7 +71,7 @@ def defaults_of(function):
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-OF_A_STEP = {"variant", "adaptive", "penalty", "mask", "axis_name", "eps"}
+OF_A_STEP = {"variant", "adaptive", "penalty", "descent_lam", "domain_gradients", "mask", "axis_name", "eps"}
 HANDED_ON = ("accumulated", "part", "nnx")
 
 
@@ -108,6 +110,7 @@ OPTIONS = {
     "variant": variants.gsam(0.5),
     "adaptive": True,
     "penalty": "std",
+    "descent_lam": -0.5,
     "mask": {"a": True, "b": False},
     "eps": 0.25,
 }
@@ -335,6 +338,8 @@ def test_a_fresh_state_is_zeros_in_the_widest_dtype():
 WRONG = {
     "rho": (-0.1, ValueError),
     "lam": (float("nan"), ValueError),
+    "descent_lam": (float("inf"), ValueError),
+    "domain_gradients": ("normalized", ValueError),
     "eps": (-1.0, ValueError),
     "penalty": ("var", ValueError),
     "variant": (variants.gsam, TypeError),
@@ -358,7 +363,7 @@ def test_nnx_refuses_what_is_no_position(argnums):
         disam_jax.nnx.value_and_grad(losses, argnums=argnums)
 
 
-@pytest.mark.parametrize("argument", ["rho", "lam"])
+@pytest.mark.parametrize("argument", ["rho", "lam", "descent_lam"])
 @pytest.mark.parametrize("name", ["value_and_grad", "accumulated", "part", "nnx"])
 def test_a_schedule_needs_a_count_of_steps(name, argument):
     fn = lambda: GRADIENTS[name](losses, **{argument: optax.constant_schedule(0.1)})

@@ -184,20 +184,28 @@ def one_loss(w, x):
     return jnp.mean((jnp.sum(x * w["w"][None], axis=1) + w["b"]) ** 2)
 
 
+BY_SCAN = {
+    "accumulated": {},
+    "normalised": {"domain_gradients": "normalised"},
+    "own, penalised": {"domain_gradients": "own", "descent_lam": 0.3},
+}
+
+
 def explicit_step(form, w, x):
     grouped = disam_jax.per_domain(one_loss)
-    if form == "accumulated":
-        return disam_jax.accumulated_value_and_grad(one_loss, RHO, LAM)(w, x)[1]
+    if form in BY_SCAN:
+        return disam_jax.accumulated_value_and_grad(one_loss, RHO, LAM, **BY_SCAN[form])(w, x)[1]
     if form == "part":
         return disam_jax.subset_value_and_grad(grouped, RHO, LAM)(w, x)[1]
     if form == "ascent part":
         of_a_part = lambda w, x: grouped(w, disam_jax.ascent_subset(x, 0.25))
         return disam_jax.value_and_grad(grouped, RHO, LAM, ascent_loss_fn=of_a_part)(w, x)[1]
     # Of a variant that uses the length of the ascent gradient, not its direction alone.
-    variant, refresh_every = disam_jax.variants.gsam(0.5), 2 if form == "refreshed" else 1
-    tx = disam_jax.disam(RHO, LAM, num_domains=len(x), variant=variant, refresh_every=refresh_every)
+    options = {"variant": disam_jax.variants.gsam(0.5), "refresh_every": 2 if form == "refreshed" else 1}
+    options |= {"domain_gradients": "normalised"} if form == "stacked, normalised" else {}
+    tx = disam_jax.disam(RHO, LAM, num_domains=len(x), **options)
     state = tx.init(w)
-    if form == "stacked":
+    if form.startswith("stacked"):
         losses, grads = disam_jax.per_domain_value_and_grad(one_loss)(w, x)
         mean = lambda w: jnp.mean(grouped(w, x))
         return tx.update(grads, state, w, domain_losses=losses, grad_fn=jax.grad(mean))[0]
@@ -211,13 +219,14 @@ def without_a_mesh(form, more_domains):
     return jax.jit(lambda w, x: explicit_step(form, w, x))(VECTORS, DOMAINS if more_domains else X)
 
 
-EXPLICIT = ["accumulated", "refreshed", "stacked", "part", "transform", "ascent part"]
+EXPLICIT = ["accumulated", "refreshed", "stacked", "part", "own, penalised", "stacked, normalised"]
+SLOW = ["transform", "ascent part", "normalised"]
 
 
 def explicit_cases():
-    for form, layout, jit in itertools.product(EXPLICIT, LAID_OUT, (True, False)):
+    for form, layout, jit in itertools.product([*EXPLICIT, *SLOW], LAID_OUT, (True, False)):
         # Where domains are split, the core does something of its own in these two forms alone.
-        quick = form in {"accumulated", "stacked"} if layout == "domains" else form not in {"transform", "ascent part"}
+        quick = form in {"accumulated", "stacked"} if layout == "domains" else form not in SLOW
         marks = [] if jit and quick else pytest.mark.slow
         yield pytest.param(form, layout, jit, marks=marks, id=f"{form}-{layout}-{'jit' if jit else 'eager'}")
 
@@ -230,7 +239,7 @@ def test_an_explicit_mesh_gives_the_numbers_of_one_device_and_keeps_shardings(fo
     with explicit_mesh():
         w = jax.tree.map(jax.device_put, VECTORS, specs)
         x = jax.device_put(DOMAINS if layout == "domains" else X, split)
-        if form == "accumulated" and layout == "domains":
+        if form in BY_SCAN and layout == "domains":
             with pytest.raises(ValueError, match=r"batch has its domains split over 8 devices.*reshard"):
                 step(w, x)
             return

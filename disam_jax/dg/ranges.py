@@ -44,6 +44,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "rho": NOT_NEGATIVE,
         "sharpness_rho": NOT_NEGATIVE,
         "lam": Range(-MOST, MOST, "finite"),
+        "descent_lam": Range(-MOST, MOST, "finite"),
         # The parameters of a Beta distribution.
         "mixup_alpha": Range(LEAST, MOST, "positive and finite"),
         "learning_rate": Range(LEAST, MOST, "positive and finite"),

@@ -70,6 +70,8 @@ def program(form, **options):
 
 
 FORMS = {f.__name__: f for f in (transform_grouped, transform_flat, transform_stacked, value_and_grad, accumulated)}
+# Those whose second pass has the losses, which descent_lam weighs.
+WITH_LOSSES_AT_BOTH = [form for form in FORMS if form != "transform_stacked"]
 
 VARIANTS = {
     "sam": (None, {}),

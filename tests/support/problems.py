@@ -80,17 +80,41 @@ class Reference:
     gradients_at: Any
     weights: Any = None  # [M]
 
-    def step(self, w, rho, lam, penalty="variance", adaptive=False, variant=None, eps=1e-12):
+    def step(
+        self,
+        w,
+        rho,
+        lam,
+        penalty="variance",
+        adaptive=False,
+        variant=None,
+        eps=1e-12,
+        descent_lam=0.0,
+        domain_gradients="joint",
+    ):
         losses, jac = self.losses_at(w), self.gradients_at(w)
         a, b = self.shares(losses), self.domain_weights(losses, lam, penalty)
-        g, mean_gradient = b @ jac, a @ jac
         t = np.abs(w) if adaptive else np.ones_like(w)
-        norm = np.linalg.norm(t * g)
-        factor = rho / (norm + eps)
-        if variant and variant[0] == "sagm":
-            factor = factor - variant[1]
-        e = factor * t * t * g if norm else np.zeros_like(w)
-        h = self.shares(losses) @ self.gradients_at(w + e)
+        g, mean_gradient = b @ jac, a @ jac
+        if domain_gradients == "normalised":
+            norms = np.linalg.norm(t * jac, axis=1)
+            g = sum(b_i * g_i / (norm + eps) for b_i, g_i, norm in zip(b, jac, norms, strict=True) if norm)
+
+        def perturbation(g):
+            norm = np.linalg.norm(t * g)
+            factor = rho / (norm + eps)
+            if variant and variant[0] == "sagm":
+                factor = factor - variant[1]
+            return factor * t * t * g if norm else np.zeros_like(w)
+
+        e = perturbation(g)
+        if domain_gradients == "own":
+            each = [w + b_i / a_i * perturbation(g_i) for a_i, b_i, g_i in zip(a, b, jac, strict=True)]
+            perturbed_losses = np.array([self.losses_at(at)[i] for i, at in enumerate(each)])
+            perturbed_jac = np.array([self.gradients_at(at)[i] for i, at in enumerate(each)])
+        else:
+            perturbed_losses, perturbed_jac = self.losses_at(w + e), self.gradients_at(w + e)
+        h = self.domain_weights(perturbed_losses, descent_lam, penalty) @ perturbed_jac
         if variant is None:
             d = h
         else:
@@ -108,7 +132,7 @@ class Reference:
             "domain_losses": losses,
             "domain_weights": b,
             "ascent_norm": np.linalg.norm(g),
-            "perturbed_domain_losses": self.losses_at(w + e),
+            "perturbed_domain_losses": perturbed_losses,
         }
 
     def shares(self, losses):

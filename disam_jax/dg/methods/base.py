@@ -161,7 +161,8 @@ class Method:
         hparams: Hyperparameters beside those of the optimizer.
         base: Name of the method with which this one is compared first; None for the baseline of all.
         state: Number of source domains -> initial state, a pytree of arrays.
-        ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e.
+        ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
+            is for all domains.
         control: Whether this is a control experiment, which `--method all` leaves out.
         tuned: Whether its hyperparameters are searched.
         min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.

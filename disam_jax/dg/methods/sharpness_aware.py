@@ -1,7 +1,11 @@
-"""SAM, ASAM, GSAM and SAGM, each also with the domain-inspired perturbation: the gradient at w + e."""
+"""SAM, ASAM, GSAM and SAGM, each also with the domain-inspired perturbation: the gradient at w + e.
+
+Beside them, other ways to perturb and to descend: on the penalised objective at w + e, along normalised gradients of
+the domains, and with a perturbation for each domain.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
@@ -22,6 +26,8 @@ from disam_jax.dg.methods.base import (
     no_options,
 )
 from disam_jax.dg.models.network import Params
+
+DomainGradients: TypeAlias = Literal["normalised", "own"]
 
 
 def domain_losses(
@@ -46,7 +52,8 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
     Args:
         objective: `(outputs, batch, hparams, state) -> (value, state)`: domain losses [M], or a scalar, which knows of
             no domains and takes no lam. The state that is kept is the one at w.
-        ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`. Give `Method` the same.
+        ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`, `descent_lam`. Give `Method` the
+            same.
 
     Returns:
         For `Method.gradient`.
@@ -78,6 +85,48 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
     return gradient
 
 
+def from_each_domain(domain_gradients: DomainGradients, ascent: Ascent = no_options) -> Gradient:
+    """The gradient at w + e, or at w + e_i, made of each domain's own, by `disam_jax.accumulated_value_and_grad`.
+
+    The domains go through the network one after the other: BatchNorm normalises each by itself, and dropout has the
+    same masks for each. What the network keeps is what a pass over the whole batch at w leaves.
+
+    Args:
+        domain_gradients: `"normalised"` or `"own"`.
+        ascent: Hyperparameters -> further options, as of `sharpness_aware`.
+
+    Returns:
+        For `Method.gradient`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> forward = lambda w, x=None, y=None: Outputs((w * x).sum(1), logits=None, features=None, state={})
+        >>> batch = Batch(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1), jnp.int32), key=None)
+        >>> forward_of_batch = lambda w, x=batch.x, y=batch.y: forward(w, x, y)
+        >>> gradient, _, _ = from_each_domain("own")(jnp.float32(1.0), batch, forward_of_batch, {"rho": 0.5}, ())
+        >>> float(gradient)
+        2.0
+    """
+
+    def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
+        def loss(params, one_domain):
+            x, y = one_domain
+            return forward(params, x[None], y[None]).losses[0]
+
+        of_domains = disam_jax.accumulated_value_and_grad(
+            loss,
+            hparams["rho"],
+            hparams.get("lam", 0.0),
+            domain_gradients=domain_gradients,
+            unroll=True,  # XLA counts the body of a loop once, and reports say what a step costs
+            **ascent(hparams),
+        )
+        _, grads = of_domains(params, (batch.x, batch.y))
+        return grads, forward(params).state, state
+
+    return gradient
+
+
 # The ranges of rho, lam and alpha are ours.
 RHO = {"rho": Hyperparameter(0.05, -1.0, 0.5, relative=True)}
 LAM = {
@@ -85,9 +134,12 @@ LAM = {
     # Below 1 / sqrt(M - 1), so that no domain of M <= 4 sources gets a negative weight.
     "std": {"lam": Hyperparameter(0.4, -1.0, -0.25)},
 }
-WRONG_SIGN = {
-    penalty: {"lam": each["lam"]._replace(default=-each["lam"].default, times=-1.0)} for penalty, each in LAM.items()
-}
+# As lam of the std: no domain of M <= 4 sources gets a negative weight in the descent either.
+DESCENT_LAM = {"descent_lam": Hyperparameter(0.5, -1.0, -0.25)}
+
+
+def _wrong_sign(strength: Mapping[str, Hyperparameter]) -> dict[str, Hyperparameter]:
+    return {name: each._replace(default=-each.default, times=-1.0) for name, each in strength.items()}
 
 
 class Family(NamedTuple):
@@ -125,7 +177,8 @@ def _ascent(family: Family, penalty: str | None) -> Ascent:
 
     def ascent(hparams: HParams) -> Mapping[str, Any]:
         variant = family.variant and family.variant(**{name: hparams[name] for name in own}, **options)
-        return {"adaptive": family.adaptive, "penalty": penalty or "variance", "variant": variant}
+        descent = {name: hparams[name] for name in DESCENT_LAM if name in hparams}
+        return {"adaptive": family.adaptive, "penalty": penalty or "variance", "variant": variant, **descent}
 
     return ascent
 
@@ -163,7 +216,7 @@ def _control(penalty: str) -> Method:
     ascent = _ascent(FAMILIES["SAM"], penalty)
     return Method(
         sharpness_aware(ascent=ascent),
-        {**RHO, **WRONG_SIGN[penalty]},
+        {**RHO, **_wrong_sign(LAM[penalty])},
         base="SAM",
         ascent=ascent,
         control=True,
@@ -173,8 +226,45 @@ def _control(penalty: str) -> Method:
 
 _CONTROLS = {"DISAM-control": _control("variance"), "DISAM-std-control": _control("std")}
 
+
+def _descent(strength: Mapping[str, Hyperparameter], note: str, control: bool = False) -> Method:
+    ascent = _ascent(FAMILIES["SAM"], "std")
+    hparams = {**RHO, **LAM["std"], **strength}
+    gradient = sharpness_aware(ascent=ascent)
+    return Method(gradient, hparams, base="DISAM-std", ascent=ascent, control=control, note=note)
+
+
+_DESCENTS = {
+    "DISAM-descent-std": _descent(
+        DESCENT_LAM, "DISAM-std that also descends on the mean minus descent_lam times the std of the losses at w + e"
+    ),
+    "DISAM-descent-std-control": _descent(
+        _wrong_sign(DESCENT_LAM), "the same with descent_lam < 0, the wrong sign on purpose", control=True
+    ),
+}
+
+
+def _of_each_domain(kind: DomainGradients, what: str) -> dict[str, Method]:
+    plain, weighted = (_ascent(FAMILIES["SAM"], penalty) for penalty in (None, "std"))
+
+    def method(ascent: Ascent, note: str, strength: Mapping[str, Hyperparameter], control: bool = False) -> Method:
+        gradient = from_each_domain(kind, ascent)
+        return Method(gradient, {**RHO, **strength}, base="SAM", ascent=ascent, control=control, note=note)
+
+    return {
+        f"SAM-{kind}": method(plain, f"SAM {what}", {}),
+        f"DISAM-{kind}-std": method(weighted, f"DISAM-std {what}", LAM["std"]),
+        f"DISAM-{kind}-std-control": method(
+            weighted, "the same with lam < 0, the wrong sign on purpose", _wrong_sign(LAM["std"]), control=True
+        ),
+    }
+
+
 METHODS = {
     method: entry
     for name, family in FAMILIES.items()
     for method, entry in {**variant_methods(name, family), **(_CONTROLS if name == "SAM" else {})}.items()
 }
+METHODS |= _DESCENTS
+METHODS |= _of_each_domain("normalised", "whose ascent sums the gradients of the domains with length 1 each")
+METHODS |= _of_each_domain("own", "that perturbs for each domain by itself")

@@ -81,7 +81,7 @@ def grid_candidates(method: Method, config: TrainConfig, grid: Mapping[str, Sequ
     """All combinations of the values of those hyperparameters that the method has; the defaults come first.
 
     A method that has fewer of them has fewer candidates. The values of "rho" are those of SAM: a method that measures
-    it in another unit gets them in its own. A control gets the values of "lam" with the other sign.
+    it in another unit gets them in its own. A control gets the values of "lam" or "descent_lam" with the other sign.
 
     Args:
         method: Method whose hyperparameters are combined.

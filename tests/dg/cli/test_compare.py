@@ -311,7 +311,11 @@ def test_every_option_that_is_a_number_has_a_range():
 @pytest.mark.parametrize(
     "name",
     dict.fromkeys(
-        ["learning_rate", "weight_decay", *(each for m in METHODS.values() for each in m.hparams if each != "lam")]
+        [
+            "learning_rate",
+            "weight_decay",
+            *(each for m in METHODS.values() for each in m.hparams if each not in ("lam", "descent_lam")),
+        ]
     ),
 )
 def test_a_value_of_a_grid_beyond_its_range_is_refused(name):

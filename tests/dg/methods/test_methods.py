@@ -38,6 +38,7 @@ from disam_jax.dg.training.step import RunSpec, start, train_step
 HYPER = {
     "rho": 0.3,
     "lam": 0.7,
+    "descent_lam": 0.5,
     "alpha": 0.2,
     "beta": 3.0,
     "anneal": 2.0,
@@ -54,6 +55,14 @@ SHARPNESS_AWARE = {
     "DISAM-std": {"penalty": "std"},
     "DISAM-control": {},
     "DISAM-std-control": {"penalty": "std"},
+    "DISAM-descent-std": {"penalty": "std", "descent_lam": 0.5},
+    "DISAM-descent-std-control": {"penalty": "std", "descent_lam": -0.5},
+    "SAM-normalised": {"domain_gradients": "normalised"},
+    "DISAM-normalised-std": {"penalty": "std", "domain_gradients": "normalised"},
+    "DISAM-normalised-std-control": {"penalty": "std", "domain_gradients": "normalised"},
+    "SAM-own": {"domain_gradients": "own"},
+    "DISAM-own-std": {"penalty": "std", "domain_gradients": "own"},
+    "DISAM-own-std-control": {"penalty": "std", "domain_gradients": "own"},
     "ASAM": {"adaptive": True},
     "ASAM+DISAM": {"adaptive": True},
     "ASAM+DISAM-std": {"adaptive": True, "penalty": "std"},
@@ -81,10 +90,11 @@ def network_of(problem):
 
 
 def hparams_of(name, learning_rate=0.1, weight_decay=0.0, **values):
-    """`HYPER`, or other values, of those hyperparameters that a method has; a control's lam with its sign."""
-    own = {each: {**HYPER, **values}.get(each, given.default) for each, given in METHODS[name].hparams.items()}
-    if METHODS[name].control:
-        own["lam"] = -own["lam"]
+    """`HYPER`, or other values, of those hyperparameters that a method has; those of a control with its sign."""
+    own = {
+        each: {**HYPER, **values}.get(each, given.default) * (-1 if given.default < 0 else 1)
+        for each, given in METHODS[name].hparams.items()
+    }
     own = {"learning_rate": learning_rate, "weight_decay": weight_decay, **own}
     return {each: jnp.float32(value) for each, value in own.items()}
 
@@ -154,7 +164,7 @@ def expected(name):
     losses, gradients = plain.losses_at(w), plain.gradients_at(w)
     has = METHODS[name].hparams
     rho = HYPER["rho"] if "rho" in has else 0.0
-    lam = 0.0 if "lam" not in has else -HYPER["lam"] if METHODS[name].control else HYPER["lam"]
+    lam = 0.0 if "lam" not in has else np.copysign(HYPER["lam"], has["lam"].default)
     if name in SHARPNESS_AWARE:
         return plain.step(w, rho, lam, **SHARPNESS_AWARE[name])["gradient"]
     if name.startswith("CORAL"):
@@ -294,7 +304,7 @@ def test_a_method_says_what_it_is(name):
     assert method.control == name.endswith("control")
     assert method.min_per_domain >= 1
     if method.base is not None:
-        assert set(METHODS[method.base].hparams) < set(method.hparams)
+        assert set(METHODS[method.base].hparams) <= set(method.hparams)
 
 
 # Values at which a method is another one; each of the others is at that of `HYPER`.
@@ -306,7 +316,15 @@ def test_a_method_says_what_it_is(name):
         ("GSAM", {"rho": 0.0}, "ERM", False),
         ("SAGM", {"rho": 0.0, "alpha": 0.0}, "ERM", True),
         ("GSAM", {"alpha": 0.0}, "SAM", True),
-        *((name, {"lam": 0.0}, "SAM", True) for name in METHODS if name.startswith("DISAM")),
+        *((f"DISAM{end}", {"lam": 0.0}, "SAM", True) for end in ("", "-std", "-control", "-std-control")),
+        *(
+            (f"DISAM-{kind}-std{end}", {"lam": 0.0}, f"SAM-{kind}", False)
+            for kind in ("normalised", "own")
+            for end in ("", "-control")
+        ),
+        ("SAM-own", {"rho": 0.0}, "ERM", False),
+        ("SAM-normalised", {"rho": 0.0}, "ERM", False),
+        *((f"DISAM-descent-std{end}", {"descent_lam": 0.0}, "DISAM-std", False) for end in ("", "-control")),
         *((f"ASAM+{name}", {"lam": 0.0}, "ASAM", True) for name in ("DISAM", "DISAM-std")),
         *((f"GSAM+{name}", {"lam": 0.0}, "GSAM", False) for name in ("DISAM", "DISAM-std")),
         *((f"SAGM+{name}", {"lam": 0.0}, "SAGM", False) for name in ("DISAM", "DISAM-std")),

@@ -81,7 +81,7 @@ def test_methods_share_their_draws(config):
 @pytest.mark.parametrize("name", METHODS)
 def test_signs_are_the_methods(name):
     for hparam in METHODS[name].hparams:
-        negative = METHODS[name].control and hparam == "lam"
+        negative = METHODS[name].control and hparam == ("descent_lam" if "descent" in name else "lam")
         assert (np.sign(values(name, hparam, number=4)) == (-1 if negative else 1)).all()
 
 
@@ -107,6 +107,7 @@ def test_signs_are_the_methods(name):
         ("DISAM", "lam", SMALL, -1.0, 1.0),
         ("DISAM", "lam", TrainConfig(lam=50.0), -1.0, 1.0),
         ("DISAM-std", "lam", SMALL, -1.0, -0.25),
+        ("DISAM-descent-std", "descent_lam", SMALL, -1.0, -0.25),
         ("GSAM", "alpha", SMALL, -1.0, 0.0),
         ("SAGM", "alpha", SMALL, -4.0, -2.0),
     ],
