@@ -32,6 +32,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# Where each operation of a program came from is of no interest in a program that runs once.
+os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")
+# Tracing makes many objects and few cycles.
+gc.set_threshold(100_000, 50, 100)
+
 import hypothesis
 import jax
 import pytest

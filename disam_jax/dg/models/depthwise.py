@@ -6,7 +6,7 @@ products, it is one loop over the image:
     y[n, p, q, c] = sum_{i, j} x[n, s p + i, s q + j, c] w[i, j, c]
 
 and the gradients are sums of the same kind: that of x takes, for each of the s * s phases of its places, the taps that
-fall on it; that of w is a sum of products over all examples and places.
+fall on it; that of w is a running sum over the rows of all examples.
 """
 
 import functools
@@ -71,10 +71,7 @@ def _forward(x, kernel, stride, padding):
 
 def _backward(stride, padding, residuals, g):
     x, kernel = residuals
-    seen = shifted_images(x, kernel.shape[:2], (stride, stride), padding)
-    sums = [jnp.sum(image * g, (0, 1, 2), dtype=_wide(g.dtype)) for image in seen]
-    of_kernel = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
-    return _of_image(g, kernel, stride, padding, x.shape), of_kernel
+    return _of_image(g, kernel, stride, padding, x.shape), _of_kernel(g, x, kernel, stride, padding)
 
 
 def _of_image(g, kernel, stride, padding, shape):
@@ -111,6 +108,30 @@ def _of_image(g, kernel, stride, padding, shape):
     phases = jnp.stack([jnp.stack([phase(a, b) for b in range(stride)], 3) for a in range(stride)], 2)
     image = phases.reshape(number, down * stride, right * stride, channels)
     return image[:, top : top + tall, left : left + wide]
+
+
+def _of_kernel(g, x, kernel, stride, padding):
+    """One row of the output after the other: its products with the rows of the image that it saw, in a running sum.
+
+    On a CPU, XLA computes a sum over places for one channel after another, through all of the memory each time.
+    """
+    height, width, channels = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    number, rows, columns, _ = g.shape
+    dtype = _wide(g.dtype)
+
+    def add(sums, one):
+        place, of_row = one
+        example, row, zero = place // rows, place % rows, jnp.zeros_like(place)
+        seen = jax.lax.dynamic_slice(x, (example, row * stride, zero, zero), (1, height, x.shape[2], channels))[0]
+        of_row = of_row.astype(dtype)
+        shifted = [seen[:, j : j + (columns - 1) * stride + 1 : stride].astype(dtype) for j in range(width)]
+        return [total + image * of_row for total, image in zip(sums, shifted, strict=True)], None
+
+    zeros = [jnp.zeros((height, columns, channels), dtype)] * width
+    places = jnp.arange(number * rows, dtype=jnp.int32), g.reshape(number * rows, 1, columns, channels)
+    sums, _ = jax.lax.scan(add, zeros, places)
+    return jnp.stack([jnp.sum(total, 1) for total in sums], 1).astype(kernel.dtype)
 
 
 def _wide(dtype: Any) -> Any:

@@ -140,7 +140,8 @@ def control_finding(claimed: Comparison, control: Comparison, labels: Mapping[st
         return f"The control {name} is not shown to differ from {base} {numbers}."
     direction = _direction(control)
     if direction == _direction(claimed):
-        return f"The control {name} is {direction} as well {numbers}: the sign of the penalty does not explain the difference."
+        why = "the sign of the penalty does not explain the difference"
+        return f"The control {name} is {direction} as well {numbers}: {why}."
     return f"The control {name} is {direction} {numbers}, the other way."
 
 
