@@ -152,6 +152,14 @@ def test_duplicates_of_domain_net_are_left_out_and_counted(tmp_path, given):
     assert [len(domain) for domain in listed.images] == [345] * 6
 
 
+@pytest.fixture(scope="module")
+def domain_net(tmp_path_factory):
+    """2,070 folders, which take a second to make."""
+    folder = tmp_path_factory.mktemp("data")
+    build(folder / "domain_net", domainbed.DOMAIN_NET)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -161,13 +169,12 @@ def test_duplicates_of_domain_net_are_left_out_and_counted(tmp_path, given):
         (None, "cannot read .*list.txt: No such file"),
     ],
 )
-def test_a_list_of_duplicates_that_cannot_be_is_refused(tmp_path, lines, message):
-    build(tmp_path / "domain_net", domainbed.DOMAIN_NET)
+def test_a_list_of_duplicates_that_cannot_be_is_refused(tmp_path, domain_net, lines, message):
     path = tmp_path / "list.txt"
     if lines is not None:
         path.write_bytes(lines)
     with pytest.raises(InputError, match=message):
-        domainbed.list_layout("domainnet", tmp_path, path)
+        domainbed.list_layout("domainnet", domain_net, path)
 
 
 def test_only_domain_net_has_duplicates(tmp_path):
