@@ -1,33 +1,14 @@
 """A folder of images, a toy data set, and a tiny CLIP and ViT with a batch for them."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from support import save_image
+from tiny_networks import CLIP_CONFIG, VIT_CONFIG, filled
 
 from disam_jax.dg.data.domains import join_domains
-from disam_jax.dg.models.clip import CLIP, CLIPConfig
-from disam_jax.dg.models.vit import ViT, ViTConfig
-
-CLIP_CONFIG = CLIPConfig(
-    image_size=8,
-    patch_size=4,
-    vision_width=8,
-    vision_layers=1,
-    vision_heads=2,
-    vision_hidden=16,
-    text_width=8,
-    text_layers=1,
-    text_heads=2,
-    text_hidden=16,
-    vocab_size=30,
-    embed_dim=6,
-    context_length=12,
-    eos_token_id=29,
-)
-VIT_CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, hidden=16)
+from disam_jax.dg.models.clip import CLIP
+from disam_jax.dg.models.vit import ViT
 
 # Start 28, end 29: names of one, two and three tokens.
 CLASS_IDS = np.array([[28, 5, 29, 0, 0, 0], [28, 6, 7, 29, 0, 0], [28, 8, 9, 10, 29, 0]], np.int32)
@@ -58,12 +39,8 @@ def toy():
 
 
 def spread(make):
-    """The module with random numbers for all its variables, so that no scale is 1 and no bias 0."""
-    module = nnx.eval_shape(make)
-    rng = np.random.default_rng(0)
-    state = nnx.state(module, nnx.Param)
-    nnx.update(module, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), state))
-    return module
+    """The module with random numbers for all its parameters, so that no scale is 1 and no bias 0."""
+    return filled(make, nnx.Param, lambda rng, shape: rng.normal(0, 0.4, shape))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +44,18 @@ class CachedFeatures(Domains):
     origin: str
     views: tuple[np.ndarray, ...] = ()
     streamed: bool = False
+
+    @classmethod
+    def of(cls, data: Domains, inputs: np.ndarray, **own: Any) -> "CachedFeatures":
+        """The data set with other inputs, and the attributes of this class.
+
+        Example:
+            >>> from disam_jax.dg.testing import toy
+            >>> CachedFeatures.of(toy(), np.zeros((24, 5)), origin="a tower").inputs.shape
+            (24, 5)
+        """
+        values = {each.name: getattr(data, each.name) for each in fields(Domains)}
+        return cls(**(values | {"inputs": inputs}), **own)
 
 
 def is_streamed(data: Domains) -> bool:

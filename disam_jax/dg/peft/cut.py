@@ -141,15 +141,9 @@ def activations_of(
         )
         found[view] = keep(cache, wanted[view], blocks, say)
     inputs, *others = [each for each in found if each is not None]
-    return CachedFeatures(
-        name=data.name,
-        inputs=inputs,
-        labels=data.labels,
-        domain_ids=data.domain_ids,
-        domain_names=data.domain_names,
-        class_names=data.class_names,
-        validation=data.validation,
-        notes=data.notes,
+    return CachedFeatures.of(
+        data,
+        inputs,
         origin=" ".join(each.key for each in wanted),
         views=tuple(others),
         streamed=streamed,

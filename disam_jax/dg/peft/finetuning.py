@@ -327,16 +327,8 @@ def cache(
         done += len(part)
         if on_progress is not None:
             on_progress(done, number)
-    return CachedFeatures(
-        name=data.name,
-        inputs=found,
-        labels=data.labels,
-        domain_ids=data.domain_ids,
-        domain_names=data.domain_names,
-        class_names=data.class_names,
-        validation=data.validation,
-        notes=data.notes,
-        origin=f"{fingerprint(data)} {weights_fingerprint(nnx.state(pretrained.tower))}",
+    return CachedFeatures.of(
+        data, found, origin=f"{fingerprint(data)} {weights_fingerprint(nnx.state(pretrained.tower))}"
     )
 
 

@@ -1,31 +1,21 @@
 """A network cut at a stage: the front followed by the rest is the network itself."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_networks import CLIP_CONFIG
 
-from disam_jax.dg.models.clip import CLIPConfig, ImageTower
+from disam_jax.dg.models.clip import ImageTower
 from disam_jax.dg.models.efficientnet import EfficientNetLite, Scale
 from disam_jax.dg.models.resnet import BasicBlock, ResNet
 from disam_jax.dg.models.stages import front, in_front, rest, stage_names, without_front
 from disam_jax.dg.models.vit import ViT, ViTConfig
 
-CLIP = CLIPConfig(
-    image_size=8,
-    patch_size=4,
-    vision_width=8,
-    vision_layers=2,
-    vision_heads=2,
-    vision_hidden=16,
-    text_width=8,
-    text_layers=1,
-    text_heads=2,
-    text_hidden=16,
-    vocab_size=30,
-    embed_dim=6,
-)
+CLIP = dataclasses.replace(CLIP_CONFIG, vision_layers=2)
 TOWERS = {
     "resnet": lambda: ResNet((1, 1, 1, 1), BasicBlock, None, width=4, rngs=nnx.Rngs(0)),
     "resnet for small inputs": lambda: ResNet((1, 2), BasicBlock, None, width=4, small_input=True, rngs=nnx.Rngs(0)),

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny_networks import CLIP_CONFIG, VIT_CONFIG
 
 import disam_jax
 from disam_jax.dg.cli.compare import load_checkpoint
@@ -24,13 +25,13 @@ from disam_jax.dg.data.splits import split
 from disam_jax.dg.data.streaming import MappedBatches, eval_blocks
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_weights
-from disam_jax.dg.models.clip import CLIP, CLIPConfig
+from disam_jax.dg.models.clip import CLIP
 from disam_jax.dg.models.efficientnet import EfficientNetLite, Scale
 from disam_jax.dg.models.inputs import images
 from disam_jax.dg.models.norm import FrozenBatchNorm
 from disam_jax.dg.models.resnet import BasicBlock, ResNet
 from disam_jax.dg.models.stages import in_front
-from disam_jax.dg.models.vit import ViT, ViTConfig
+from disam_jax.dg.models.vit import ViT
 from disam_jax.dg.peft import LinearProbe, TextClassifier
 from disam_jax.dg.peft.cut import Rest, activations_of
 from disam_jax.dg.peft.features import tower_features
@@ -40,22 +41,8 @@ from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 from disam_jax.dg.training.step import RunSpec, make_arrays
 
 KEY = jax.random.key(0)
-CLIP_CONFIG = CLIPConfig(
-    image_size=8,
-    patch_size=4,
-    vision_width=8,
-    vision_layers=2,
-    vision_heads=2,
-    vision_hidden=16,
-    text_width=8,
-    text_layers=1,
-    text_heads=2,
-    text_hidden=16,
-    vocab_size=30,
-    embed_dim=6,
-    eos_token_id=29,
-)
-VIT_CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, layers=2, heads=2, hidden=16)
+TWO_LAYERS = dataclasses.replace(CLIP_CONFIG, vision_layers=2)
+TWO_LAYERS_VIT = dataclasses.replace(VIT_CONFIG, layers=2)
 CLASS_IDS = np.array([[28, 5, 29, 0], [28, 6, 7, 29], [28, 8, 29, 0]], np.int32)
 NAMES = ("dog", "cat", "cow")
 MODULES = {
@@ -63,8 +50,8 @@ MODULES = {
     "efficientnet": lambda: EfficientNetLite(
         Scale(0.25, 0.25, 32), None, dropout=0.3, frozen_norm=True, rngs=nnx.Rngs(0)
     ),
-    "vit": lambda: ViT(VIT_CONFIG, rngs=nnx.Rngs(0)),
-    "clip": lambda: CLIP(CLIP_CONFIG, rngs=nnx.Rngs(0)),
+    "vit": lambda: ViT(TWO_LAYERS_VIT, rngs=nnx.Rngs(0)),
+    "clip": lambda: CLIP(TWO_LAYERS, rngs=nnx.Rngs(0)),
 }
 STAGES = {"resnet": "layer2", "efficientnet": "blocks.6", "vit": "layers.1", "clip": "layers.1"}
 
@@ -214,7 +201,7 @@ OTHERS = {
 
 def with_eps(whole):
     module = nnx.merge(*nnx.split(whole.module))
-    module.config = dataclasses.replace(VIT_CONFIG, eps=1e-3)
+    module.config = dataclasses.replace(TWO_LAYERS_VIT, eps=1e-3)
     return whole._replace(module=module)
 
 
@@ -333,8 +320,7 @@ def of_numbers(number_of_views):
     data = pictures()
     rows = np.arange(15, dtype=np.float32)[:, None]
     views = tuple(1000.0 + 100 * view + rows for view in range(number_of_views))
-    fields = {each.name: getattr(data, each.name) for each in dataclasses.fields(data)}
-    return CachedFeatures(**(fields | {"inputs": rows}), origin="numbers", views=views)
+    return CachedFeatures.of(data, rows, origin="numbers", views=views)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

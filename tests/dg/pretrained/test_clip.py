@@ -12,32 +12,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from support import slow
+from tiny_networks import CLIP_CONFIG
 from transformer_support import DATA, TOLERANCE, expected, load, num_parameters
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.models.clip import CLIP, CLIP_CONFIGS, CLIPConfig, TextTower, unit
+from disam_jax.dg.models.clip import CLIP, CLIP_CONFIGS, TextTower, unit
 from disam_jax.dg.models.transformer import LayerNorm, attend, gelu, patches, quick_gelu
 from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.clip_keys import clip_config, clip_recipe
 from disam_jax.dg.pretrained.files import read_checkpoint
 
 NAMES = ("clip-openai", "clip-eos")
-SMALL = CLIPConfig(
-    image_size=16,
-    patch_size=8,
-    vision_width=8,
-    vision_layers=1,
-    vision_heads=2,
-    vision_hidden=16,
-    text_width=8,
-    text_layers=1,
-    text_heads=2,
-    text_hidden=16,
-    vocab_size=50,
-    context_length=12,
-    embed_dim=4,
-    eos_token_id=49,
-)
+SMALL = replace(CLIP_CONFIG, image_size=16, patch_size=8, vocab_size=50, embed_dim=4, eos_token_id=49)
 
 
 class Pair(NamedTuple):

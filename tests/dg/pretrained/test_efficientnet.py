@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_networks
 from flax import nnx
 from make_efficientnet_fixtures import FOLDER, NAMES, SIDES, images
 from safetensors.numpy import save_file
@@ -89,11 +90,8 @@ def timm_tensors(module):
 
 def filled(make):
     """A module with random numbers for all its variables, which compiles nothing."""
-    module = nnx.eval_shape(make)
-    rng = np.random.default_rng(0)
-    state = nnx.state(module, (nnx.Param, nnx.BatchStat))
-    nnx.update(module, jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.1, 1.0, x.shape).astype(np.float32)), state))
-    return module
+    draw = lambda rng, shape: rng.uniform(0.1, 1.0, shape)
+    return tiny_networks.filled(make, (nnx.Param, nnx.BatchStat), draw)
 
 
 @pytest.fixture(scope="module")

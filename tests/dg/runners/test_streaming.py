@@ -115,9 +115,8 @@ def whole(computed, data, small_stacks):
 @pytest.mark.parametrize("views", [0, 2])
 def test_activations_on_disk_have_the_results_of_those_in_memory(data, tmp_path, views):
     images = load_images(data.listing, SIZE)
-    values = {each.name: getattr(images, each.name) for each in dataclasses.fields(images)}
     shifted = tuple((images.inputs + 9.0 * (1 + view)).astype(np.float16) for view in range(views))
-    kept = CachedFeatures(**(values | {"inputs": images.inputs.astype(np.float16)}), origin="kept", views=shifted)
+    kept = CachedFeatures.of(images, images.inputs.astype(np.float16), origin="kept", views=shifted)
     whole, _ = run(kept, tmp_path / "memory", targets=(0,), runs_at_once=4)
     on_disk, _ = run(dataclasses.replace(kept, streamed=True), tmp_path / "disk", targets=(0,), runs_at_once=2)
     assert_same(on_disk, whole)

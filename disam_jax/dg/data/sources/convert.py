@@ -5,7 +5,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +39,24 @@ def images_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if is_image(path.name))
     except OSError as error:
         raise InputError(f"the repository is not laid out as expected: {shown(folder)}: {reason(error)}") from error
+
+
+def images_by_class(folders: Mapping[str, Path], class_names: Sequence[str]) -> Iterator[PlacedImage]:
+    """The images of a checkout that has a folder for each class in the folder of each domain.
+
+    Args:
+        folders: Folder of each domain.
+        class_names: Names of the classes, which are those of their folders.
+
+    Yields:
+        The images, domain by domain and class by class.
+
+    Raises:
+        InputError: If a folder is missing.
+    """
+    for domain, folder in folders.items():
+        for name in class_names:
+            yield from (PlacedImage(path, domain, name) for path in images_in(folder / name))
 
 
 def labelled(inputs: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:

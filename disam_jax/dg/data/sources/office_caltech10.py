@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from disam_jax.dg.data.sources.convert import images_in
+from disam_jax.dg.data.sources.convert import images_by_class
 from disam_jax.dg.data.sources.registry import PlacedImage, Source
 
 _CLASSES = (
@@ -28,10 +28,7 @@ _FOLDERS = {"amazon": "amazon", "caltech": "Caltech", "dslr": "dslr", "webcam": 
 
 
 def _images(checkout: Path) -> Iterator[PlacedImage]:
-    for domain, folder in _FOLDERS.items():
-        for name in _CLASSES:
-            for path in images_in(checkout / folder / name):
-                yield PlacedImage(path, domain, name)
+    return images_by_class({domain: checkout / folder for domain, folder in _FOLDERS.items()}, _CLASSES)
 
 
 SOURCES = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from disam_jax.dg.data.sources.convert import images_in
+from disam_jax.dg.data.sources.convert import images_by_class
 from disam_jax.dg.data.sources.registry import PlacedImage, Source
 
 _CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
@@ -16,10 +16,7 @@ _COUNTS = {
 
 
 def _images(checkout: Path) -> Iterator[PlacedImage]:
-    for domain in _COUNTS:
-        for name in _CLASSES:
-            for path in images_in(checkout / "PACS" / domain / name):
-                yield PlacedImage(path, domain, name)
+    return images_by_class({domain: checkout / "PACS" / domain for domain in _COUNTS}, _CLASSES)
 
 
 SOURCES = {
