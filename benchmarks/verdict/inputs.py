@@ -34,7 +34,8 @@ def load(entry: DataSet, folder: Path, cache: Path, say: Callable[[str], None] =
     kept = cache / f"{entry.data}.npz"
     if kept.exists():
         return open_data(str(kept))
-    show = lambda what, done, total: say(f"{entry.data}: {what}, {done} of {total}")
+    say(f"{entry.data}: reading images and computing features")
+    show = lambda *_: None
     options = with_own_checkpoint(Compare(data=path, model=entry.model, train_from=CLASSIFIER, cache=cache))
     pretrained, finetune = load_checkpoint(options), finetune_of(options)
     assert pretrained is not None

@@ -33,7 +33,7 @@ class Regime(NamedTuple):
 REGIMES: Mapping[str, Regime] = MappingProxyType(
     {
         "linear": Regime("linear classifier", 0, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), learning_rate=4e-3),
-        "mlp": Regime("MLP head", 64, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0), learning_rate=2e-3),
+        "mlp": Regime("MLP head", 16, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0), learning_rate=4e-3),
     }
 )
 
