@@ -12,6 +12,7 @@ from benchmarks.verdict.plan import ARMS, BUDGET, REGIMES, DataSet, candidates, 
 from benchmarks.verdict.trainer import Curves, Fixed, train
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.methods import METHODS, Batch, Outputs
+from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.testing import toy
 from disam_jax.dg.training.config import TrainConfig
@@ -264,3 +265,40 @@ def test_pages_are_made_from_the_files(tmp_path):
     assert len(comparisons.read_text().splitlines()) == 1 + 38
     with pytest.raises(FileNotFoundError, match="no runs of the phase screening"):
         tables.write(tmp_path, "screening")
+
+
+def test_networks_compute_in_bfloat16_and_are_trained_in_float32():
+    from benchmarks.verdict.whole import PreparedIn, computed_in
+
+    seen = []
+
+    def apply(params, state, x, key, train):
+        hidden = PreparedIn(lambda x: x.astype(jnp.float32), "bfloat16")(x) @ params["kernel"] + state["shift"]
+        seen.append(hidden.dtype)
+        return Output(hidden, hidden, {"shift": hidden.mean(0)})
+
+    network = Network(lambda key: ({"kernel": jax.random.normal(key, (INPUTS, CLASSES))}, {}), apply)
+    params, _ = network.init(jax.random.key(0))
+    state = {"shift": jnp.zeros(CLASSES)}
+    x = np.random.default_rng(0).normal(size=(4, INPUTS)).astype(np.float32)
+    narrow = computed_in(network, "bfloat16")
+    output = narrow.apply(params, state, jnp.asarray(x), None, True)
+    assert (seen[-1], output.logits.dtype, output.state["shift"].dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(output.logits, x @ np.asarray(params["kernel"]), atol=0.1)
+    gradient = jax.grad(lambda params: narrow.apply(params, state, jnp.asarray(x), None, True).logits.sum())(params)
+    assert gradient["kernel"].dtype == jnp.float32
+    assert computed_in(network, "float32") is network
+
+
+def test_whole_rounds_alone_are_counted():
+    from benchmarks.verdict import whole
+
+    one = lambda dtype, seed, arm, accuracy: whole.Row(dtype, seed, "x", arm, accuracy, 0.0, 0.1, 0.5, 1.0)
+    gains = {arm: 0.0 if arm in ("ERM", "SAM") else 2.0 for arm in whole.ARMS}
+    rows = [
+        one(dtype, seed, arm, 50.0 + seed + gains[arm]) for dtype in whole.DTYPES for seed in (0, 1) for arm in gains
+    ]
+    text = whole.table([*rows, one("float32", 2, "SAM", 0.0)])
+    assert text.startswith("2 pairs of seed and target.")
+    assert "| DISAM-std, lam 0.7, float32 | 52.50 | +2.00 ± 0.00 |" in text
+    assert "| SAM, bfloat16 | 50.50 | 0.00 ± 0.00 |" in text
