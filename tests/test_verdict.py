@@ -273,7 +273,7 @@ def test_networks_compute_in_bfloat16_and_are_trained_in_float32():
     seen = []
 
     def apply(params, state, x, key, train):
-        hidden = PreparedIn(lambda x: x.astype(jnp.float32), "bfloat16")(x) @ params["kernel"] + state["shift"]
+        hidden = PreparedIn(lambda x: x.astype(jnp.float32), "bfloat16")(x) @ params["kernel"] + state["shift"][None]
         seen.append(hidden.dtype)
         return Output(hidden, hidden, {"shift": hidden.mean(0)})
 
