@@ -72,22 +72,22 @@ def relative_spread(losses: jax.Array) -> jax.Array:
 
 
 def spread_growth(losses: jax.Array, perturbed: jax.Array) -> jax.Array:
-    """The spread at w + e relative to that at w, sd(L(w + e)) / sd(L(w)).
+    """How the spread at w + e differs from that at w, ln(sd(L(w + e)) / sd(L(w))).
 
     Args:
         losses: Domain losses at w, float32 [M].
         perturbed: Domain losses at w + e, where e = rho g / ||g|| is SAM's perturbation, float32 [M].
 
     Returns:
-        float32 []; 1 where both spreads are 0.
+        float32 []; 0 where both spreads are 0.
 
     Example:
-        >>> float(spread_growth(jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 6.0])))
-        2.0
+        >>> round(float(spread_growth(jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 6.0]))), 3)
+        0.693
     """
     before, after = jnp.std(losses), jnp.std(perturbed)
     nothing = (before == 0) & (after == 0)
-    return jnp.where(nothing, 1.0, after / jnp.where(nothing, 1.0, before))
+    return jnp.where(nothing, 0.0, jnp.log(after / jnp.where(nothing, 1.0, before)))
 
 
 def domain_gram(gram: jax.Array) -> jax.Array:

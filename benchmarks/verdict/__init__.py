@@ -1,0 +1,1 @@
+"""What the verdict on DISAM is made of."""
