@@ -139,7 +139,7 @@ class Forecast:
             f"R² {of.r2:+.2f} against the mean gain (p = {unseen.p['r2']:.3f}), rank correlation "
             f"{of.rank_correlation:+.2f} (p = {unseen.p['rank_correlation']:.3f}); {unseen.groups} data sets, each "
             "held out once.",
-            f"An interval holds {percent} % of the gains; one that holds 0 does not say whether {arm} gains over SAM.",
+            f"The intervals are those that held {percent} % of the gains of {arm} over SAM there.",
         ]
 
     def record(self) -> dict[str, Any]:

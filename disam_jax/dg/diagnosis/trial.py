@@ -188,7 +188,7 @@ def diagnose(
     """
     splits = [split(data, seed, config.holdout) for seed in seeds]
     check_domains(data, splits, targets)
-    trials = Trials(data, network, config, arm, seeds, splits)
+    trials = _Trials(data, network, config, arm, seeds, splits)
     found = np.empty((len(seeds), len(targets), len(Signals._fields)))
     done, total = 0, found.shape[0] * found.shape[1]
     for place, seed in enumerate(seeds):
@@ -207,7 +207,7 @@ def diagnose(
     )
 
 
-class Trials:
+class _Trials:
     """Trains and measures the trials of a data set, one after the other, each in the same compiled program.
 
     Args:
@@ -255,9 +255,9 @@ class Trials:
 
         self._measure = jax.jit(measure)
         if isinstance(data, StreamedImages) or (isinstance(data, CachedFeatures) and data.streamed):
-            self.source: OnDisk | InMemory = OnDisk(data, self.config)
+            self.source: _OnDisk | _InMemory = _OnDisk(data, self.config)
         else:
-            self.source = InMemory(data, self.config, self.splits)
+            self.source = _InMemory(data, self.config, self.splits)
 
     def measure(self, seed: int, target: int) -> np.ndarray:
         """The signals of a trial, float64 [K].
@@ -316,7 +316,7 @@ def probe_rows(data: Domains, split: Split, target: int, probe: int) -> tuple[np
     return training.reshape(len(sources), HALVES, half), validation
 
 
-class InMemory:
+class _InMemory:
     """Examples of a data set that is on the device.
 
     Args:
@@ -328,8 +328,8 @@ class InMemory:
     def __init__(self, data: Domains, config: TrainConfig, splits: tuple[Split, ...]):
         self.arrays = make_arrays(data, splits, config.standardise)
         self.config = config
-        self._draw = jax.jit(functools.partial(draw_steps, per_domain=config.per_domain), static_argnames="number")
-        self._take = jax.jit(take_rows)
+        self._draw = jax.jit(functools.partial(_draw_steps, per_domain=config.per_domain), static_argnames="number")
+        self._take = jax.jit(_take_rows)
 
     def stacks(
         self, run: Run, specs: RunSpec, split: Split, length: int
@@ -344,7 +344,7 @@ class InMemory:
         return self._take(specs, jnp.asarray(rows, jnp.int32), self.arrays)
 
 
-def draw_steps(
+def _draw_steps(
     spec: RunSpec, first: jax.Array, arrays: Arrays, number: int, per_domain: int
 ) -> tuple[jax.Array, jax.Array]:
     """Inputs [K, M, n, ...] and labels [K, M, n] of the batches of K steps of a run."""
@@ -352,13 +352,13 @@ def draw_steps(
     return jax.vmap(lambda step: draw(spec, step, arrays, per_domain))(steps)
 
 
-def take_rows(spec: RunSpec, rows: jax.Array, arrays: Arrays) -> jax.Array:
+def _take_rows(spec: RunSpec, rows: jax.Array, arrays: Arrays) -> jax.Array:
     """Inputs [*rows.shape, ...] as the network of a run gets them."""
     inputs = standardised(arrays.inputs[rows.reshape(-1)], spec, arrays)
     return inputs.reshape(*rows.shape, *inputs.shape[1:])
 
 
-class OnDisk:
+class _OnDisk:
     """Examples of a data set that stays in its files.
 
     Args:
