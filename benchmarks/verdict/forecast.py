@@ -27,8 +27,8 @@ def main(arguments=None):
     parser.add_argument("--permutations", type=int, default=999)
     parser.add_argument("--out", type=pathlib.Path, default=FILE)
     options = parser.parse_args(arguments)
-    if options.permutations < 19:
-        parser.error(f"--permutations must be at least 19, got {options.permutations}: no p can be below 0.05 then")
+    if options.permutations < 20:
+        parser.error(f"--permutations must be at least 20, got {options.permutations}: no p can be below 0.05 then")
 
     provenance = {
         "version": disam_jax.__version__,

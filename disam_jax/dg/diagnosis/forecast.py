@@ -217,7 +217,7 @@ def fit(table: Table, permutations: int = 999, provenance: Mapping[str, Any] | N
             f"has not seen: give at least {LEAST_DATA_SETS}"
         )
     held_out = leave_one_out(table.signals, np.arange(len(table.gain)), table.data_sets)
-    place = best_strength(held_out, table.gain)
+    place = int(best_strength(held_out, table.gain))
     fitted, mean = ridge(table.signals), float(table.gain.mean())
     return Forecast(
         table.names,

@@ -7,7 +7,7 @@ strength of its penalty.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,9 +48,9 @@ class Smoother(NamedTuple):
     maps: np.ndarray
 
     def __call__(self, gain: np.ndarray) -> np.ndarray:
-        """Forecasts [A, m] from the gains of all rows."""
-        mean = gain[self.train].mean()
-        return mean + self.maps @ (gain[self.train] - mean)
+        """Forecasts [A, m, ...] from the gains of all rows, [N, ...]."""
+        mean = gain[self.train].mean(0)
+        return mean + np.tensordot(self.maps, gain[self.train] - mean, axes=1)
 
 
 def scales(signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,19 +166,25 @@ def folds(signals: np.ndarray, groups: np.ndarray) -> tuple[Fold, ...]:
     return tuple(found)
 
 
-def best_strength(smoothers: Sequence[Smoother], gain: np.ndarray) -> int:
+def best_strength(smoothers: Sequence[Smoother], gain: np.ndarray) -> np.ndarray:
     """Place in `STRENGTHS` of the one whose forecasts have the least squared error.
 
     Of equal ones the strongest is taken, which says least.
 
+    Args:
+        smoothers: Each forecasts a group from others.
+        gain: float64 [N, ...].
+
+    Returns:
+        int [...].
+
     Example:
         >>> signals, rows = np.arange(4.0)[:, None], np.arange(4)
-        >>> best_strength(leave_one_out(signals, rows, groups=rows), gain=np.arange(4.0))
+        >>> int(best_strength(leave_one_out(signals, rows, groups=rows), gain=np.arange(4.0)))
         0
     """
-    errors = sum(((each(gain) - gain[each.test]) ** 2).sum(1) for each in smoothers)
-    assert isinstance(errors, np.ndarray)
-    return len(errors) - 1 - int(np.argmin(errors[::-1]))
+    errors = np.sum([((each(gain) - gain[each.test]) ** 2).sum(1) for each in smoothers], axis=0)
+    return len(errors) - 1 - np.argmin(errors[::-1], axis=0)
 
 
 def out_of_sample(found: Sequence[Fold], gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,10 +192,10 @@ def out_of_sample(found: Sequence[Fold], gain: np.ndarray) -> tuple[np.ndarray, 
 
     Args:
         found: From `folds`.
-        gain: float64 [N].
+        gain: float64 [N, ...].
 
     Returns:
-        Forecasts [N] from the signals, and those of the mean gain of the other groups.
+        Forecasts [N, ...] from the signals, and those of the mean gain of the other groups.
 
     Example:
         >>> signals = np.arange(6.0)[:, None]
@@ -200,13 +206,14 @@ def out_of_sample(found: Sequence[Fold], gain: np.ndarray) -> tuple[np.ndarray, 
     model, constant = np.empty_like(gain), np.empty_like(gain)
     for outer, inner in found:
         forecasts = outer(gain)
-        model[outer.test] = forecasts[best_strength(inner, gain)]
+        best = best_strength(inner, gain)[None, None]
+        model[outer.test] = np.take_along_axis(forecasts, best, axis=0)[0]
         constant[outer.test] = forecasts[-1]
     return model, constant
 
 
 class Measures(NamedTuple):
-    """How good forecasts are.
+    """How good forecasts are; numbers, or arrays [...] of several tables of gains.
 
     Attributes:
         r2: 1 minus their squared error over that of the mean gain: above 0 where signals help.
@@ -217,34 +224,37 @@ class Measures(NamedTuple):
         constant_error: `error` of the mean gain.
     """
 
-    r2: float
-    rank_correlation: float
-    right_signs: float
-    error: float
-    constant_signs: float
-    constant_error: float
+    r2: Any
+    rank_correlation: Any
+    right_signs: Any
+    error: Any
+    constant_signs: Any
+    constant_error: Any
 
 
 def measures(model: np.ndarray, constant: np.ndarray, gain: np.ndarray) -> Measures:
     """How good forecasts are beside those of the mean gain.
 
     Args:
-        model: Forecasts, float64 [N].
-        constant: Those of the mean gain, float64 [N].
-        gain: What came, float64 [N].
+        model: Forecasts, float64 [N, ...].
+        constant: Those of the mean gain, float64 [N, ...].
+        gain: What came, float64 [N, ...].
 
     Returns:
-        Measures.
+        Measures with arrays [...].
 
     Example:
-        >>> measures(np.array([1.0, 2.0]), np.array([1.5, 1.5]), np.array([1.0, 3.0]))
-        Measures(r2=0.6, rank_correlation=1.0, right_signs=1.0, error=0.5, constant_signs=1.0, constant_error=1.0)
+        >>> found = measures(np.array([1.0, 2.0]), np.array([1.5, 1.5]), np.array([1.0, 3.0]))
+        >>> float(found.r2), float(found.right_signs), float(found.error), float(found.constant_error)
+        (0.6, 1.0, 0.5, 1.0)
     """
-    squares = float(((constant - gain) ** 2).sum())
-    signs = lambda forecast: float((np.sign(forecast) == np.sign(gain)).mean())
-    error = lambda forecast: float(np.abs(forecast - gain).mean())
+    squares = ((constant - gain) ** 2).sum(0)
+    # Gains that are all equal differ from their mean by rounding.
+    known = squares <= 1e-24 * (gain**2).sum(0)
+    signs = lambda forecast: (np.sign(forecast) == np.sign(gain)).mean(0)
+    error = lambda forecast: np.abs(forecast - gain).mean(0)
     return Measures(
-        1.0 - float(((model - gain) ** 2).sum()) / squares if squares > 0 else 0.0,
+        np.where(known, 0.0, 1.0 - ((model - gain) ** 2).sum(0) / np.where(known, 1.0, squares)),
         rank_correlation(model, gain),
         signs(model),
         error(model),
@@ -253,18 +263,18 @@ def measures(model: np.ndarray, constant: np.ndarray, gain: np.ndarray) -> Measu
     )
 
 
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 where all of one are equal.
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the first axis; 0 where all of one are equal.
 
     Example:
-        >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3]))
+        >>> float(rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3])))
         1.0
     """
     from scipy.stats import rankdata
 
-    ranks = [rankdata(each) - (len(each) + 1) / 2 for each in (one, other)]
-    norm = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return float(ranks[0] @ ranks[1]) / norm if norm > 0 else 0.0
+    ranks = [rankdata(each, axis=0) - (len(each) + 1) / 2 for each in (one, other)]
+    norm = np.sqrt((ranks[0] ** 2).sum(0) * (ranks[1] ** 2).sum(0))
+    return (ranks[0] * ranks[1]).sum(0) / np.where(norm > 0, norm, 1.0)
 
 
 def permuted(gain: np.ndarray, data_sets: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -362,19 +372,20 @@ def reliability(table: Table, groups: np.ndarray, permutations: int = 999, seed:
     """
     found = folds(table.signals, groups)
     model, constant = out_of_sample(found, table.gain)
-    observed = measures(model, constant, table.gain)
+    observed = Measures(*map(float, measures(model, constant, table.gain)))
     rng = np.random.default_rng(seed)
-    as_good = dict.fromkeys(TESTED, 1)
-    for _ in range(permutations):
-        gain = permuted(table.gain, table.data_sets, table.targets, rng)
-        by_chance = measures(*out_of_sample(found, gain), gain)
-        for name, sign in TESTED.items():
-            # The order of a sum must not decide whether two equal values tie.
-            as_good[name] += sign * (getattr(by_chance, name) - getattr(observed, name)) >= -1e-12
+    draw = lambda: permuted(table.gain, table.data_sets, table.targets, rng)
+    gains = np.stack([draw() for _ in range(permutations)], axis=1)
+    by_chance = measures(*out_of_sample(found, gains), gains)
+    p = {}
+    for name, sign in TESTED.items():
+        # The order of a sum must not decide whether two equal values tie.
+        as_good = sign * (getattr(by_chance, name) - getattr(observed, name)) >= -1e-12
+        p[name] = (int(as_good.sum()) + 1) / (permutations + 1)
     return Reliability(
         len(found),
         observed,
-        {name: count / (permutations + 1) for name, count in as_good.items()},
+        p,
         half_width(model - table.gain),
         half_width(constant - table.gain),
     )
