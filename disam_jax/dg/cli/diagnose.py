@@ -41,22 +41,18 @@ def run_diagnose(options: "Diagnose", command: str) -> None:
     if options.out is not None:
         check_folder(options.out)
 
-    from disam_jax.dg.cli.progress import progress
+    from disam_jax.dg.cli.progress import progress, say
+    from disam_jax.dg.data.splits import small_domains, split
     from disam_jax.dg.diagnosis.forecast import own_forecasts
-    from disam_jax.dg.diagnosis.trial import diagnose, find_arm, trial_steps
+    from disam_jax.dg.diagnosis.trial import diagnose, find_arm
     from disam_jax.dg.report import formats
     from disam_jax.dg.sweep.results_folder import write_files
 
     arm = find_arm(options.method)
     forecast = own_forecasts().get(arm)
-    with progress() as (show, say):
+    with progress() as (show, _):
         runs, config, targets = put_together(options, {}, options.out, show)
-        steps, trials = trial_steps(config), len(targets) * options.seeds
-        say(
-            f"{runs.data.name}: {trials} trials of {steps} plain steps, {trials * steps} steps in all; held out: "
-            f"{', '.join(runs.data.domain_names[target] for target in targets)}; {options.seeds} seeds"
-        )
-        found = diagnose(runs.data, runs.network, config, arm, targets, range(options.seeds), show)
+        found = diagnose(runs.data, runs.network, config, arm, targets, range(options.seeds), show, say)
     if options.out is not None:
         contents = {
             SIGNALS_FILE: signals_csv(found, runs.data.name, config, arm).encode(),
@@ -64,7 +60,9 @@ def run_diagnose(options: "Diagnose", command: str) -> None:
         }
         write_files(options.out, contents)
     formats.print_table(signals_table(found, runs.data.name, arm, forecast))
-    formats.print_lines(["", *meaning(found, arm, regime(config), forecast), "", "Next, measure it:", ""])
+    notes = [*runs.data.notes, *small_domains(runs.data, split(runs.data, 0, config.holdout), config.per_domain)]
+    said = meaning(found, arm, regime(config), forecast)
+    formats.print_lines([*notes, "", *said, "", "Next, measure it:", ""])
     # Not wrapped, so that it can be copied.
     formats.print_lines([f"  {next_command(given, arm)}"], wrap=False)
     if options.out is not None:

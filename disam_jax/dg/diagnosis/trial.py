@@ -159,6 +159,7 @@ def diagnose(
     targets: Sequence[int],
     seeds: Sequence[int],
     on_progress: OnProgress | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Trains a trial of each target and seed, and measures its signals.
 
@@ -170,6 +171,7 @@ def diagnose(
         targets: Indices of the domains to hold out.
         seeds: Seeds.
         on_progress: Called as the trials are finished.
+        on_line: Called with a line of text before the first one, which says what will be run.
 
     Returns:
         Diagnosis.
@@ -188,6 +190,8 @@ def diagnose(
     """
     splits = [split(data, seed, config.holdout) for seed in seeds]
     check_domains(data, splits, targets)
+    if on_line is not None:
+        on_line(start_line(data, config, targets, len(seeds)))
     trials = _Trials(data, network, config, arm, seeds, splits)
     found = np.empty((len(seeds), len(targets), len(Signals._fields)))
     done, total = 0, found.shape[0] * found.shape[1]
@@ -204,6 +208,21 @@ def diagnose(
         tuple(seeds),
         trials.config.steps,
         {name: found[..., number] for number, name in enumerate(Signals._fields)},
+    )
+
+
+def start_line(data: Domains, config: TrainConfig, targets: Sequence[int], seeds: int) -> str:
+    """What will be run, in a line.
+
+    Example:
+        >>> from disam_jax.dg.testing import toy
+        >>> start_line(toy(), TrainConfig(steps=400), targets=[0, 2], seeds=3)
+        'toy: 6 trials of 40 plain steps, 240 steps in all; held out: photo, cartoon; 3 seeds'
+    """
+    steps, trials = trial_steps(config), len(targets) * seeds
+    return (
+        f"{data.name}: {trials} trials of {steps} plain steps, {trials * steps} steps in all; held out: "
+        f"{', '.join(data.domain_names[target] for target in targets)}; {seeds} seeds"
     )
 
 

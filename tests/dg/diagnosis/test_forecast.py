@@ -45,12 +45,12 @@ def noise(signals, data_set, rng):
 
 @pytest.fixture(scope="module")
 def of_planted():
-    return fit(made_table(planted), permutations=99)
+    return fit(made_table(planted), permutations=49)
 
 
 @pytest.fixture(scope="module")
 def of_noise():
-    return fit(made_table(noise), permutations=99)
+    return fit(made_table(noise), permutations=49)
 
 
 def test_a_planted_gain_is_found(of_planted):
@@ -94,12 +94,13 @@ def test_a_signal_that_only_tells_data_sets_apart_is_caught():
     table.signals[:] = mark[:, None] + 0.05 * table.signals
     table.signals[:, 1] = (mark**2)[:]
     table.signals[:, 2] = (mark**3)[:]
-    found = fit(table, permutations=99)
+    found = fit(table, permutations=49)
     assert found.reliability["target"].measures.r2 > 0.3
     assert found.reliability["data set"].measures.r2 < 0.1
     assert not found.foretells
 
 
+@pytest.mark.slow
 def test_permutations_call_as_much_noise_a_finding_as_alpha_allows():
     """Gains and signals both come in data sets; rows that are permuted one by one would find too much."""
     clustered = lambda signals, data_set, rng: means[data_set] + 0.3 * rng.normal()
