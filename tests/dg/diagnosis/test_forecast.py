@@ -2,10 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.verdict import forecast as script
 from disam_jax.dg.diagnosis import forecast as forecasts
@@ -123,6 +126,17 @@ def test_ridge_is_that_of_scikit_learn():
     assert (maps[-1] == 0).all()
 
 
+def test_a_group_is_forecast_by_a_pipeline_that_was_fitted_on_the_others():
+    table = made_table(planted)
+    fold = held_out.folds(table.signals, table.data_sets)[2]
+    others = table.data_sets != 2
+    forecasts = fold.outer(table.gain)
+    for place in (0, 10, 25):
+        pipeline = make_pipeline(StandardScaler(), Ridge(alpha=held_out.STRENGTHS[place]))
+        pipeline.fit(table.signals[others], table.gain[others])
+        np.testing.assert_allclose(forecasts[place], pipeline.predict(table.signals[~others]), rtol=1e-8)
+
+
 def test_no_group_is_forecast_by_what_has_seen_it():
     """Whatever the gains of a group are, its own forecasts stay."""
     table = made_table(planted)
@@ -175,9 +189,11 @@ def test_signals_beyond_the_table_are_named(of_planted):
 @pytest.mark.parametrize("name", ["of_planted", "of_noise"])
 def test_a_record_holds_all_of_a_forecast(name, request):
     forecast = request.getfixturevalue(name)
-    record = json.loads(json.dumps(forecast.record(), allow_nan=False))
-    again = Forecast.from_record(record)
-    assert again.record() == record
+    for strength in (3.0, math.inf):
+        record = json.loads(json.dumps(replace(forecast, strength=strength).record(), allow_nan=False))
+        again = Forecast.from_record(record)
+        assert again.record() == record
+        assert again.strength == strength
     signals = {each: np.linspace(-1, 1, 3) for each in Signals._fields}
     np.testing.assert_allclose(again.predict(signals), forecast.predict(signals), rtol=1e-8)
     assert again.sentences("DISAM") == forecast.sentences("DISAM")
