@@ -226,7 +226,7 @@ def meaning(found: "Diagnosis", arm: str, what: str, forecast: "Forecast | None"
         lines.insert(0, decided(arm, int((low > 0).sum()), int((high < 0).sum()), len(low)))
         if beyond := forecast.beyond(means_of(found)):
             names = ", ".join(name.replace("_", " ") for name in beyond)
-            lines.append(f"Beyond what the model was fitted on, so that the forecast is less certain: {names}.")
+            lines.append(f"Beyond what the model was fitted on, and taken as the nearest value there: {names}.")
     if known and what not in known:
         lines.append(f"The model was fitted on other training than this ({what}): {', '.join(known)}.")
     return lines

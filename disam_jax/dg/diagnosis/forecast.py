@@ -85,7 +85,7 @@ class Forecast:
         """Forecasts gains on a data set that the model has not seen.
 
         Args:
-            signals: Values of each of `names`, float64 [T].
+            signals: Values of each of `names`, float64 [T]. One beyond those of the table is taken as the nearest one.
 
         Returns:
             Prediction with arrays [T]. Where signals do no better than the mean gain, it is the mean gain.
@@ -99,7 +99,8 @@ class Forecast:
         values = np.stack([np.asarray(signals[name], np.float64) for name in self.names], -1)
         found = self.reliability["data set"]
         if self.foretells:
-            gain = self.intercept + ((values - self.center) / self.scale) @ self.coefficients
+            within = np.clip(values, self.lowest, self.highest)
+            gain = self.intercept + ((within - self.center) / self.scale) @ self.coefficients
             half = found.half_width
         else:
             gain, half = np.full(values.shape[:-1], self.intercept), found.constant_half_width
@@ -205,10 +206,10 @@ def fit(table: Table, permutations: int = 999, provenance: Mapping[str, Any] | N
         >>> from disam_jax.dg.diagnosis.table import Table
         >>> rows = np.arange(12)
         >>> names = tuple("abcd"[row // 3] for row in rows)
-        >>> table = Table(names, names, tuple(map(str, rows)), rows * 1.0, rows * 0.0, rows[:, None] * 1.0, ("x",))
+        >>> table = Table(names, names, tuple(map(str, rows)), rows % 3.0, rows * 0.0, rows[:, None] % 3.0, ("x",))
         >>> forecast = fit(table, permutations=39)
-        >>> round(float(forecast.predict({"x": np.array([20.0])}).gain[0]))
-        20
+        >>> round(float(forecast.predict({"x": np.array([1.5])}).gain[0]), 1)
+        1.5
     """
     number = len(set(table.data))
     if number < LEAST_DATA_SETS:
