@@ -211,8 +211,9 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
     from disam_jax.dg.cli import checks
     from disam_jax.dg.cli import main as cli
     from disam_jax.dg.cli.compare import chosen_methods, with_own_checkpoint
-    from disam_jax.dg.cli.options import Compare, Data
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, TrainingOptions
     from disam_jax.dg.data.sources.registry import find_source
+    from disam_jax.dg.diagnosis.trial import find_arm
     from disam_jax.dg.sweep import hparams
 
     for arguments in commands(text_of(page)):
@@ -223,11 +224,14 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
         options = cli.parse(arguments)
         if isinstance(options, Data):
             find_source(options.name)
-        if isinstance(options, Compare):
+        if isinstance(options, TrainingOptions):
             options = with_own_checkpoint(options)
             checks.check_numbers(options)
             checks.check_checkpoint(options)
             checks.check_model_options(options)
+        if isinstance(options, Diagnose):
+            find_arm(options.method)
+        if isinstance(options, Compare):
             hparams.check_grid(checks.parse_grid(options.grid), chosen_methods(options))
 
 
@@ -249,9 +253,16 @@ def test_the_tables_of_the_benchmark_page_are_those_of_the_registries(monkeypatc
         registries.filled("<!-- registry: animals -->")
 
 
+def test_the_signals_of_the_diagnosis_page_are_those_that_are_measured():
+    from disam_jax.dg.diagnosis.signals import Signals
+
+    rows = re.findall(r"^\| ([a-z ]+) \| [^|]+ \| [^|]+ \|$", (DOCS / "diagnose.md").read_text(), re.MULTILINE)
+    assert rows == ["signal", *(name.replace("_", " ") for name in Signals._fields)]
+
+
 def test_there_are_commands_on_the_pages():
     found = [arguments for page in PAGES for arguments in commands(text_of(page))]
-    assert {arguments[0] for arguments in found} == {"compare", "sweep", "report", "data", "list"}
+    assert {arguments[0] for arguments in found} == {"compare", "sweep", "diagnose", "report", "data", "list"}
     assert len(found) > 30
 
 

@@ -13,5 +13,6 @@ this list only:
     runners                    many runs in one compiled program
     sweep                      which runs, their results on disk, which one is reported
     report                     scores, statistics, tables, figures
+    diagnosis                  whether DISAM will help, told before training
     cli                        the command line
 """

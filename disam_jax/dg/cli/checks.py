@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.cli.options import Compare, OpenClassOptions, TrainingOptions
     from disam_jax.dg.models.registry import Model
 
 PACKAGES = ("rich", "matplotlib", "scipy", "sklearn", "skimage", "PIL", "flax", "grain")
@@ -27,20 +27,30 @@ def check(options: "Compare") -> None:
     Raises:
         InputError: If an option has a value that it cannot have, or has no effect with the others. It is named.
     """
-    from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.sweep.results_file import check_results
     from disam_jax.dg.sweep.results_folder import check_out
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    check_training(options)
+    check_out(options.out)
+    check_results(options.out)
+
+
+def check_training(options: "TrainingOptions") -> None:
+    """Checks the options of all commands that train, and that the packages they need are there.
+
+    Raises:
+        InputError: As for `check`.
+    """
+    from disam_jax.dg.models.registry import MODELS
+
     check_numbers(options)
     model = MODELS[options.model]
     if options.image_size is not None and not model.of_images:
         from disam_jax.dg.data.features import check_image_size
 
         check_image_size(options.image_size)
-    check_out(options.out)
-    check_results(options.out)
     for package in (*PACKAGES, *(TOKENIZERS if options.checkpoint and model.text else ())):
         if importlib.util.find_spec(package) is None:
             raise InputError(missing(package))
@@ -48,7 +58,7 @@ def check(options: "Compare") -> None:
     check_model_options(options)
 
 
-def check_numbers(options: "Compare") -> None:
+def check_numbers(options: "TrainingOptions") -> None:
     """Checks that every number is in its range.
 
     Raises:
@@ -72,9 +82,9 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def is_given(options: "Compare", name: str) -> bool:
-    """Whether an option differs from its default."""
-    return getattr(options, name) != _default(options, name)
+def is_given(options: "TrainingOptions", name: str) -> bool:
+    """Whether an option differs from its default; one that the command does not have is not given."""
+    return hasattr(options, name) and getattr(options, name) != _default(options, name)
 
 
 def _default(options: Any, name: str) -> Any:
@@ -88,7 +98,7 @@ def _takers(takes: dict[str, bool]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def check_model_options(options: "Compare") -> None:
+def check_model_options(options: "TrainingOptions") -> None:
     """Checks that the model takes the options that are about networks.
 
     Raises:
@@ -116,14 +126,14 @@ def check_model_options(options: "Compare") -> None:
         raise InputError(f"--augment is for pixels, which {_takers(takers)} take: --model is {options.model}")
 
 
-def check_checkpoint(options: "Compare") -> None:
+def check_checkpoint(options: "TrainingOptions") -> None:
     """Checks that the options about pretrained weights go together.
 
     Raises:
         InputError: If they do not. The option is named.
     """
+    from disam_jax.dg.cli.options import OpenClassOptions
     from disam_jax.dg.models.registry import MODELS
-    from disam_jax.dg.peft.registry import FINETUNING
     from disam_jax.dg.training.config import FineTuneConfig
 
     model = MODELS[options.model]
@@ -138,8 +148,28 @@ def check_checkpoint(options: "Compare") -> None:
         takers = _takers({name: each.checkpoints != "none" for name, each in MODELS.items()})
         raise InputError(f"--checkpoint is for {takers}: --model is {options.model}")
     peft = options.peft or model.peft
+    if isinstance(options, OpenClassOptions):
+        check_open_class(options, model, peft, options.class_contexts)
+    check_finetuning_options(options, peft)
+
+
+def check_open_class(options: "OpenClassOptions", model: "Model", peft: str, class_contexts: bool) -> None:
+    """Checks that classes that are not trained on can be told by their texts, if they are asked for.
+
+    Args:
+        options: Options of the command line.
+        model: Model that they name.
+        peft: Name of the way of fine-tuning.
+        class_contexts: Whether each class has a context of its own.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.registry import FINETUNING
+
     way = FINETUNING[peft]
-    if options.open_class and (not model.text or way.classifier == "head" or options.class_contexts):
+    if options.open_class and (not model.text or way.classifier == "head" or class_contexts):
         texts = _takers({name: each.text for name, each in MODELS.items()})
         ways = _takers({name: each.classifier != "head" for name, each in FINETUNING.items()})
         raise InputError(
@@ -148,10 +178,9 @@ def check_checkpoint(options: "Compare") -> None:
         )
     if options.base_classes and not options.open_class:
         raise InputError("--base-classes is for --open-class")
-    check_finetuning_options(options, peft)
 
 
-def check_finetuning_options(options: "Compare", peft: str) -> None:
+def check_finetuning_options(options: "TrainingOptions", peft: str) -> None:
     """Checks that the model and the way of fine-tuning take the options that are about fine-tuning.
 
     Args:

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from disam_jax.dg.cli.checks import check, parse_grid
 from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.cli.options import Compare, TrainingOptions
     from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
     from disam_jax.dg.models.network import Network
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from disam_jax.dg.sweep.run import NewClasses
     from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 
+SomeOptions = TypeVar("SomeOptions", bound="TrainingOptions")
 
-def with_own_checkpoint(options: "Compare") -> "Compare":
+
+def with_own_checkpoint(options: SomeOptions) -> SomeOptions:
     """The options with the checkpoint that a model brings along, where none is given.
 
     Example:
@@ -51,23 +54,13 @@ def run_compare(options: "Compare", command: str) -> None:
 
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
-    from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.sweep import hparams
     from disam_jax.dg.sweep import run as sweep
 
     hparams.check_grid(grid, methods)
-    memory_budget = None if options.memory is None else int(options.memory * 2**30)
+    memory_budget = memory_budget_of(options)
     with progress() as (show, say):
-        pretrained = load_checkpoint(options)
-        of_weights = pretrained.image_size if pretrained else None
-        size = options.image_size or of_weights or MODELS[options.model].image_size
-        data = read_data(options, size, memory_budget, show)
-        config = config_of(options, data)
-        targets = sweep.check_targets(options.target, data.domain_names, data.name)
-        if pretrained is None:
-            runs = from_scratch(data, config, methods)
-        else:
-            runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget)
+        runs, config, targets = put_together(options, methods, options.out, show)
         candidates = {
             name: hparams.grid_candidates(method, config, grid)
             if grid and method.tuned
@@ -94,6 +87,65 @@ def run_compare(options: "Compare", command: str) -> None:
     report(results, options.select, options.out, cost, command, time.perf_counter() - began)
 
 
+class ToTrain(NamedTuple):
+    """What the options come to.
+
+    Attributes:
+        runs: What is trained, on what.
+        config: How it is trained.
+        targets: Indices of the domains to hold out.
+    """
+
+    runs: "Runs"
+    config: "TrainConfig"
+    targets: tuple[int, ...]
+
+
+def put_together(
+    options: "TrainingOptions", methods: Mapping[str, "Method"], out: Path | None, show: "OnProgress"
+) -> ToTrain:
+    """Reads weights and data and makes the network.
+
+    Args:
+        options: Options of the command line, checked.
+        methods: Methods by name.
+        out: Folder that results will be written to, if there is one.
+        show: Function that shows progress.
+
+    Returns:
+        ToTrain.
+
+    Raises:
+        InputError: If weights or data cannot be used.
+    """
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.sweep.run import check_targets
+
+    memory_budget = memory_budget_of(options)
+    pretrained = load_checkpoint(options)
+    of_weights = pretrained.image_size if pretrained else None
+    size = options.image_size or of_weights or MODELS[options.model].image_size
+    data = read_data(options, size, memory_budget, show, out)
+    config = config_of(options, data)
+    targets = check_targets(options.target, data.domain_names, data.name)
+    if pretrained is None:
+        runs = from_scratch(data, config, methods)
+    else:
+        runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget)
+    return ToTrain(runs, config, targets)
+
+
+def memory_budget_of(options: "TrainingOptions") -> int | None:
+    """Bytes on each device that a program may take, if the options say.
+
+    Example:
+        >>> from disam_jax.dg.cli.options import Compare
+        >>> memory_budget_of(Compare(memory=0.5)) == 2**29
+        True
+    """
+    return None if options.memory is None else int(options.memory * 2**30)
+
+
 def chosen_methods(options: "Compare") -> dict[str, "Method"]:
     """The methods that the options name; with --penalty std, DISAM is the one with that penalty."""
     from disam_jax.dg.methods import METHODS, find_methods
@@ -112,12 +164,12 @@ def chosen_methods(options: "Compare") -> dict[str, "Method"]:
     return found
 
 
-def taken(options: "Compare", config: type) -> dict[str, Any]:
+def taken(options: "TrainingOptions", config: type) -> dict[str, Any]:
     """The options that have the name of an attribute of a configuration."""
     return {each.name: getattr(options, each.name) for each in fields(config) if hasattr(options, each.name)}
 
 
-def config_of(options: "Compare", data: "Domains") -> "TrainConfig":
+def config_of(options: "TrainingOptions", data: "Domains") -> "TrainConfig":
     """What all runs share: what the options say, and defaults by data, model and way of fine-tuning.
 
     Raises:
@@ -128,7 +180,7 @@ def config_of(options: "Compare", data: "Domains") -> "TrainConfig":
     return make_config(data, finetune=finetune_of(options), **taken(options, TrainConfig))
 
 
-def finetune_of(options: "Compare") -> "FineTuneConfig | None":
+def finetune_of(options: "TrainingOptions") -> "FineTuneConfig | None":
     """What is trained of a pretrained model, if the options name one.
 
     Raises:
@@ -147,7 +199,7 @@ def finetune_of(options: "Compare") -> "FineTuneConfig | None":
     return check_finetuning(options.model, FineTuneConfig(**values))
 
 
-def load_checkpoint(options: "Compare") -> "Pretrained | None":
+def load_checkpoint(options: "TrainingOptions") -> "Pretrained | None":
     """The pretrained model that the options name, if they do.
 
     Raises:
@@ -176,7 +228,9 @@ def load_checkpoint(options: "Compare") -> "Pretrained | None":
     return pretrained
 
 
-def read_data(options: "Compare", image_size: int, memory_budget: int | None, show: "OnProgress") -> "Domains":
+def read_data(
+    options: "TrainingOptions", image_size: int, memory_budget: int | None, show: "OnProgress", out: Path | None
+) -> "Domains":
     """The data set that the options name.
 
     Raises:
@@ -197,7 +251,7 @@ def read_data(options: "Compare", image_size: int, memory_budget: int | None, sh
         stream=options.stream,
         most_bytes=pixel_budget(memory_budget),
         on_progress=lambda done, total: show("reading images", done, total),
-        out=options.out,
+        out=out,
     )
     if isinstance(data, StreamedImages):
         say(f"reading the images of {data.name} from disk as they are needed")
@@ -221,7 +275,7 @@ def frozen_activations(
     pretrained: "Pretrained",
     data: "Domains",
     finetune: "FineTuneConfig",
-    options: "Compare",
+    options: "TrainingOptions",
     show: "OnProgress",
     memory_budget: int | None,
 ) -> "Domains":
@@ -292,7 +346,7 @@ def fine_tuned(
     data: "Domains",
     config: "TrainConfig",
     methods: Mapping[str, "Method"],
-    options: "Compare",
+    options: "TrainingOptions",
     show: "OnProgress",
     memory_budget: int | None,
 ) -> Runs:
@@ -302,6 +356,7 @@ def fine_tuned(
         InputError: if classes have no names that can be told apart, a domain has none of the base classes, or the
             activations before a cut do not fit.
     """
+    from disam_jax.dg.cli.options import OpenClassOptions
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
     from disam_jax.dg.peft.finetuning import cache, make_networks
@@ -311,7 +366,7 @@ def fine_tuned(
     assert finetune is not None
     bases = data.class_names
     news: Sequence[str] = ()
-    if options.open_class:
+    if isinstance(options, OpenClassOptions) and options.open_class:
         bases, news = split_classes(data.class_names, options.base_classes)
         check_bases(take_classes(data, bases), bases)
     # Names are checked before anything takes long.

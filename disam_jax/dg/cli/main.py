@@ -13,7 +13,7 @@ from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare, Data, List, Report
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Report
 
 
 def use_all_cores() -> None:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def parse(arguments: Sequence[str]) -> "Compare | Report | Data | List":
+def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Data | List":
     """The options that the arguments give.
 
     Raises:
@@ -65,10 +65,17 @@ def parse(arguments: Sequence[str]) -> "Compare | Report | Data | List":
     """
     import tyro
 
-    from disam_jax.dg.cli.options import Compare, Data, List, Report, Sweep
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Report, Sweep
 
     return tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare, "sweep": Sweep, "report": Report, "data": Data, "list": List},
+        {
+            "compare": Compare,
+            "sweep": Sweep,
+            "diagnose": Diagnose,
+            "report": Report,
+            "data": Data,
+            "list": List,
+        },
         prog="disam-jax",
         description="Domain-inspired sharpness-aware minimisation (DISAM), measured.",
         args=arguments,
@@ -89,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         if end.code:
             say_failures()
         raise
-    from disam_jax.dg.cli.options import Data, List, Report
+    from disam_jax.dg.cli.options import Data, Diagnose, List, Report
 
     command = shlex.join(["disam-jax", *arguments])
     match options:
@@ -105,6 +112,11 @@ def run(arguments: Sequence[str]) -> int:
 
             say_failures()
             run_data(options)
+        case Diagnose():
+            from disam_jax.dg.cli.diagnose import run_diagnose
+
+            say_failures()
+            run_diagnose(options, command)
         case _:
             from disam_jax.dg.cli.compare import run_compare
 

@@ -41,16 +41,8 @@ DATA_HELP = (
 
 
 @dataclass(frozen=True)
-class Compare:
-    """Train methods by leave-one-domain-out and print what differs.
-
-    By default ERM, SAM and DISAM, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and it
-    takes about half a minute.
-
-    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
-    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; where
-    --out holds results of anything else, nothing is done.
-    """
+class DataOptions:
+    """What to train on."""
 
     data: Annotated[str, arg(metavar="NAME|PATH", help=DATA_HELP)] = "digits"
 
@@ -86,11 +78,27 @@ class Compare:
     ] = ()
     """Domains to hold out, one after the other."""
 
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is compared."""
+
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("erm", "sam", "disam")
     """Methods to train, also separated by commas; `all` for all of them. See `disam-jax list`."""
 
     penalty: Literal["variance", "std"] = "variance"
     """How `disam` measures differences between the domain losses; std is the scale-free one."""
+
+    lam: Annotated[
+        float | None,
+        arg(metavar="FLOAT", help_behavior_hint="(default: 1, 0.4 for the std penalty)"),
+    ] = None
+    """Weight of the penalty in DISAM's ascent objective; negative for a control of wrong sign."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network, and what is trained of it."""
 
     model: Model = TrainConfig.model
     """Network. mlp and linear get images as 176 features, the others get pixels; resnets have a stem for small images
@@ -153,6 +161,11 @@ class Compare:
     )
     """Folder in which --train-from keeps what it has computed, for later runs too."""
 
+
+@dataclass(frozen=True)
+class OpenClassOptions:
+    """Which classes are trained on."""
+
     open_class: bool = False
     """Train on base classes, and measure new ones too: base, new and their harmonic mean. For clip."""
 
@@ -161,17 +174,16 @@ class Compare:
     ] = ()
     """Classes that are trained on, with --open-class."""
 
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How a run is trained."""
+
     rho: Annotated[
         float | None,
         arg(metavar="FLOAT", help_behavior_hint="(default: 0.1 for digits, 0.5 for features, 0.05 for pixels)"),
     ] = None
     """Length of the perturbation; adaptive methods take ten times that."""
-
-    lam: Annotated[
-        float | None,
-        arg(metavar="FLOAT", help_behavior_hint="(default: 1, 0.4 for the std penalty)"),
-    ] = None
-    """Weight of the penalty in DISAM's ascent objective; negative for a control of wrong sign."""
 
     learning_rate: Annotated[
         float | None,
@@ -182,18 +194,6 @@ class Compare:
     weight_decay: Annotated[float, arg(metavar="FLOAT")] = TrainConfig.weight_decay
     """Added to the gradient, times the weights."""
 
-    candidates: Annotated[int, arg(metavar="N")] = 1
-    """Choices of hyperparameters for each method, target and seed: the defaults, and N - 1 random draws from
-    DomainBed's ranges (ours for rho, lam and SGD), the same draws for every method."""
-
-    grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
-    """Instead of random draws, all combinations of these values, as in `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""
-
-    select: Criterion = "last"
-    """Which point of training and which candidate the printed table reports: by the source domains' validation splits,
-    by the target's, or the last step of the defaults. The report has all three; the folder keeps to the first one
-    that it is given, and has the tables of another one in a folder of their own."""
-
     optimizer: Annotated[
         OptimizerName | None,
         arg(
@@ -202,9 +202,6 @@ class Compare:
         ),
     ] = None
     """Stochastic gradient descent with momentum 0.9, or Adam."""
-
-    averaging: Average = TrainConfig.averaging
-    """Average of the weights along training, on top of every method."""
 
     augment: bool = TrainConfig.augment
     """Random crops, flips, colours and grey, for pixels."""
@@ -224,9 +221,6 @@ class Compare:
     per_domain: Annotated[int, arg(metavar="N")] = TrainConfig.per_domain
     """Examples of each source domain in a batch."""
 
-    seeds: Annotated[int, arg(metavar="N")] = 10
-    """Number of seeds, at least 2."""
-
     steps: Annotated[
         int | None,
         arg(
@@ -236,6 +230,49 @@ class Compare:
     ] = None
     """Optimizer steps of each run."""
 
+    memory: Annotated[
+        float | None,
+        arg(metavar="GIB", help_behavior_hint="(default: half of what is free)"),
+    ] = None
+    """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(OptimizerOptions, ModelOptions, DataOptions):
+    """What all commands that train have in common."""
+
+
+# --help shows the options of the last base first.
+@dataclass(frozen=True)
+class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, DataOptions):
+    """Train methods by leave-one-domain-out and print what differs.
+
+    By default ERM, SAM and DISAM, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and it
+    takes about half a minute.
+
+    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
+    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; where
+    --out holds results of anything else, nothing is done.
+    """
+
+    candidates: Annotated[int, arg(metavar="N")] = 1
+    """Choices of hyperparameters for each method, target and seed: the defaults, and N - 1 random draws from
+    DomainBed's ranges (ours for rho, lam and SGD), the same draws for every method."""
+
+    grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
+    """Instead of random draws, all combinations of these values, as in `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""
+
+    select: Criterion = "last"
+    """Which point of training and which candidate the printed table reports: by the source domains' validation splits,
+    by the target's, or the last step of the defaults. The report has all three; the folder keeps to the first one
+    that it is given, and has the tables of another one in a folder of their own."""
+
+    averaging: Average = TrainConfig.averaging
+    """Average of the weights along training, on top of every method."""
+
+    seeds: Annotated[int, arg(metavar="N")] = 10
+    """Number of seeds, at least 2."""
+
     evaluations: Annotated[int, arg(metavar="N")] = TrainConfig.evaluations
     """How many times runs are measured along training."""
 
@@ -244,12 +281,6 @@ class Compare:
         arg(metavar="N", help_behavior_hint="(default: 256; 1 for pixels on a CPU)"),
     ] = None
     """The largest number of runs in one compiled program."""
-
-    memory: Annotated[
-        float | None,
-        arg(metavar="GIB", help_behavior_hint="(default: half of what is free)"),
-    ] = None
-    """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""
@@ -272,6 +303,28 @@ class Sweep(Compare):
     seeds: Annotated[int, arg(metavar="N")] = 20
     evaluations: Annotated[int, arg(metavar="N")] = 10
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-sweep")
+
+
+@dataclass(frozen=True)
+class Diagnose(TrainingOptions):
+    """Forecast, before training, whether DISAM gains over SAM on a data set.
+
+    Trains a short plain trial for each held-out domain, a tenth of a run's steps, and measures on the source domains
+    alone how far their losses and gradients differ. Prints these signals, the gain that they foretell in points of
+    held-out accuracy, and how far such forecasts can be relied on. --out writes signals.csv and diagnosis.json.
+    """
+
+    method: Annotated[str, arg(metavar="METHOD")] = "DISAM-std"
+    """Method whose gain over SAM is forecast: DISAM or DISAM-std."""
+
+    memory: Annotated[float | None, arg(metavar="GIB", help_behavior_hint="(default: half of all memory)")] = None
+    """Images whose pixels take more stay in their files and are read as they are needed."""
+
+    seeds: Annotated[int, arg(metavar="N")] = 3
+    """Number of trials of each held-out domain, at least 2."""
+
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: no files)")] = None
+    """Folder for the files, made if need be."""
 
 
 @dataclass(frozen=True)

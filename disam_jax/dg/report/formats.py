@@ -277,14 +277,14 @@ def print_table(table: Table, file: IO[str] | None = None) -> None:
     print_lines(["", *table.notes], file)
 
 
-def print_lines(lines: Sequence[str], file: IO[str] | None = None) -> None:
-    """Prints lines of text, wrapped between words, in what the file can encode."""
+def print_lines(lines: Sequence[str], file: IO[str] | None = None, wrap: bool = True) -> None:
+    """Prints lines of text, wrapped between words or as they are, in what the file can encode."""
     from rich.console import Console
 
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     console.width = max(console.width, WIDTH) if console.is_terminal else WIDTH
     for line in lines:
-        console.print(_writable(line, console.encoding), soft_wrap=False)
+        console.print(_writable(line, console.encoding), soft_wrap=not wrap)
 
 
 def _writable(text: str, encoding: str) -> str:

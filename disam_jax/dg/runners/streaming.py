@@ -19,7 +19,7 @@ from jax.sharding import Sharding
 from disam_jax.dg.data import keys
 from disam_jax.dg.data.load import CachedFeatures, StreamedImages
 from disam_jax.dg.data.splits import Split, validates
-from disam_jax.dg.data.streaming import MappedBatches, StreamingBatches, eval_blocks
+from disam_jax.dg.data.streaming import Block, MappedBatches, StreamingBatches, eval_blocks
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
@@ -205,7 +205,7 @@ class StreamingRunner:
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
         averages: list[Any] = []
-        with self._stream(run) as stream:
+        with batches_of(run, self.data, self.splits[run.seed], config, self.threads, self.length) as stream:
             for first in config.measured_at:
                 points.append(self._measure(*weights(states, config), specs, runs))
                 last = min(first + config.segment, config.steps)
@@ -225,27 +225,11 @@ class StreamingRunner:
         sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
         return found(points, jax.device_get(sharpness), runs)
 
-    def _stream(self, run: Run) -> StreamingBatches | MappedBatches:
-        sources = tuple(domain for domain in range(len(self.data.counts)) if domain != run.target)
-        plan = (self.splits[run.seed], sources, run.seed, run.target, self.config.per_domain, self.config.steps)
-        ahead = {"threads": self.threads, "prefetch": max(self.length, self.threads)}
-        if isinstance(self.data, CachedFeatures):
-            return MappedBatches(self.data, *plan, **ahead)
-        return StreamingBatches(self.data.listing, *plan, image_size=self.data.image_size, **ahead)
-
-    def _blocks(self, rows: np.ndarray, data: StreamedImages | CachedFeatures | None = None) -> Iterator[Any]:
-        data = data or self.data
-        if isinstance(data, CachedFeatures):
-            return eval_blocks(data, rows, self.block)
-        ahead = {"threads": self.threads, "prefetch": self.threads}
-        return eval_blocks(data.listing, rows, self.block, image_size=data.image_size, **ahead)
-
     def _probe_for(self, run: Run, where: Sharding) -> tuple[jax.Array, jax.Array]:
         """Images [D, n, ...] and labels int32 [D, n] of the probe of a seed, on the device."""
         if (run.seed, where) not in self._probe_of:
             rows = self.splits[run.seed].order[self.data.starts[:, None] + np.arange(self.probe)[None]]
-            pixels = np.concatenate([block.x[block.valid] for block in self._blocks(rows.reshape(-1))])
-            probe = (pixels.reshape(*rows.shape, *pixels.shape[1:]), self.data.labels[rows])
+            probe = (read_rows(rows, self.data, self.block, self.threads), self.data.labels[rows])
             # Only that of the last seed is kept: the chunks have the seeds one after the other.
             self._probe_of = {(run.seed, where): jax.device_put(probe, where)}
         return self._probe_of[run.seed, where]
@@ -290,7 +274,9 @@ class StreamingRunner:
         rows = np.arange(len(groups))
         total: Any = 0.0
         before = None
-        for first, block in zip(range(0, len(rows), self.block), self._blocks(rows, data), strict=True):
+        for first, block in zip(
+            range(0, len(rows), self.block), blocks_of(rows, data, self.block, self.threads), strict=True
+        ):
             here = np.full(self.block, -1, np.int32)
             here[block.valid] = groups[first : first + self.block]
             sums = evaluate(*jax.device_put((block.x, block.y, here), everywhere))
@@ -302,6 +288,43 @@ class StreamingRunner:
         with np.errstate(invalid="ignore"):
             means = total / np.bincount(groups, minlength=number)
         return {name: means[:, k] for k, name in enumerate(METRICS)}
+
+
+def batches_of(
+    run: Run, data: StreamedImages | CachedFeatures, split: Split, config: TrainConfig, threads: int, prefetch: int
+) -> StreamingBatches | MappedBatches:
+    """The batches of a run.
+
+    Args:
+        run: Run, of which seed and target decide.
+        data: Images, or activations on disk.
+        split: Split of its seed.
+        config: Configuration that all runs share.
+        threads: Number of threads that read.
+        prefetch: Number of batches that are read ahead; at least one for each thread is.
+
+    Returns:
+        A stream of `config.steps` batches.
+    """
+    sources = tuple(domain for domain in range(len(data.counts)) if domain != run.target)
+    plan = (split, sources, run.seed, run.target, config.per_domain, config.steps)
+    ahead = {"threads": threads, "prefetch": max(prefetch, threads)}
+    if isinstance(data, CachedFeatures):
+        return MappedBatches(data, *plan, **ahead)
+    return StreamingBatches(data.listing, *plan, image_size=data.image_size, **ahead)
+
+
+def blocks_of(rows: np.ndarray, data: StreamedImages | CachedFeatures, block: int, threads: int) -> Iterator[Block]:
+    """Examples [K, ...] of the data, in blocks of one size; see `eval_blocks`."""
+    if isinstance(data, CachedFeatures):
+        return eval_blocks(data, rows, block)
+    return eval_blocks(data.listing, rows, block, image_size=data.image_size, threads=threads, prefetch=threads)
+
+
+def read_rows(rows: np.ndarray, data: StreamedImages | CachedFeatures, block: int, threads: int) -> np.ndarray:
+    """Inputs [*rows.shape, ...] of the examples in the rows of the data."""
+    found = np.concatenate([each.x[each.valid] for each in blocks_of(rows.reshape(-1), data, block, threads)])
+    return found.reshape(*rows.shape, *found.shape[1:])
 
 
 def with_weights(network: Network, function: Callable[..., Any], axes: tuple[Any, ...]) -> Callable[..., Any]:

@@ -349,7 +349,7 @@ def closed_pipe():
     return os.fdopen(writer, "w")
 
 
-PRINTED = [["list"], ["--help"], ["compare", "--help"], ["report"]]
+PRINTED = [["list"], ["--help"], ["compare", "--help"], ["diagnose", "--help"], ["report"]]
 
 
 @pytest.fixture
