@@ -1,6 +1,6 @@
 """The gains of DISAM-std over SAM beside the signals of a short plain trial: what a forecast is fitted to.
 
-    python -m benchmarks.verdict.gains --folder DATA && python -m benchmarks.verdict.forecast gains.csv
+python -m benchmarks.verdict.gains --folder DATA && python -m benchmarks.verdict.forecast gains.csv
 """
 
 import argparse

@@ -40,7 +40,7 @@ def load(entry: DataSet, folder: Path, cache: Path, say: Callable[[str], None] =
     pretrained, finetune = load_checkpoint(options), finetune_of(options)
     assert pretrained is not None
     assert finetune is not None
-    images = read_data(options, IMAGE_SIZE, None, show)
+    images = read_data(options, IMAGE_SIZE, None, show, None)
     data = frozen_activations(pretrained, images, finetune, options, show, None)
     names = {"domain_names": data.domain_names, "class_names": data.class_names}
     np.savez(kept, x=data.inputs, y=data.labels, domain=data.domain_ids, **names)

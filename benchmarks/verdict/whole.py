@@ -107,7 +107,7 @@ def rounds(options: Compare, minutes: float, clock: Callable[[], float] = time.m
     silent = lambda *_: None
     pretrained = load_checkpoint(options)
     assert pretrained is not None
-    data = read_data(options, options.image_size or 128, None, silent)
+    data = read_data(options, options.image_size or 128, None, silent, options.out)
     config = config_of(options, data)
 
     def network_in(dtype: str) -> Network:

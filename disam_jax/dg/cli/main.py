@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = missing(error.name)
     except KeyboardInterrupt:
-        say("interrupted; what was finished is kept, and the same command goes on from there")
+        kept = arguments[:1] in (["compare"], ["sweep"])
+        say("interrupted" + kept * "; what was finished is kept, and the same command goes on from there")
         return 130
     say(f"error: {message}")
     return 2

@@ -210,3 +210,12 @@ def test_the_next_command_trains_on_the_same(arguments):
     assert again.method == ("sam", "disam")
     for each in dataclasses.fields(TrainingOptions):
         assert getattr(again, each.name) == getattr(options, each.name), each.name
+
+
+def test_an_interruption_promises_nothing_that_is_not_kept(sites, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_diagnose", interrupted)
+    assert cli.main(["diagnose", "--data", str(sites)]) == 130
+    assert capsys.readouterr().err == "disam-jax: interrupted\n"
