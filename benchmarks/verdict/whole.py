@@ -155,7 +155,8 @@ def table(rows: list[Row]) -> str:
             sam = [of[dtype, *unit, "SAM"] for unit in units]
             gain, error = estimate(np.array([a.accuracy - b.accuracy for a, b in zip(mine, sam, strict=True)]))
             mean = lambda name, mine=mine: float(np.mean([getattr(each, name) for each in mine]))
-            cells = [f"{mean('accuracy'):.2f}", f"{signed(gain)} ± {error:.2f}", f"{mean('spread'):.3f}"]
+            spread_of_gain = f" ± {error:.2f}" if len(units) > 1 else ""
+            cells = [f"{mean('accuracy'):.2f}", signed(gain) + spread_of_gain, f"{mean('spread'):.3f}"]
             lines.append([f"{arm}, {dtype}", *cells, f"{mean('worst_loss'):.3f}", f"{mean('seconds'):.1f}"])
     header = ["", "accuracy", "minus SAM", "spread, nats", "largest loss, nats", "seconds per run"]
     return f"{len(units)} pairs of seed and target.\n\n{markdown(header, lines)}\n"
