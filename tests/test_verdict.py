@@ -40,7 +40,11 @@ def problem():
     return params, batch, forward
 
 
-@pytest.mark.parametrize("name", ARMS)
+IN_THE_DEFAULT_RUN = ("DISAM-std, lam 0.7", "own e", "descent 0.5", "GroupDRO")
+EACH_ARM = [pytest.param(name, marks=() if name in IN_THE_DEFAULT_RUN else pytest.mark.slow) for name in ARMS]
+
+
+@pytest.mark.parametrize("name", EACH_ARM)
 def test_each_arm_is_the_method_of_its_name(name):
     arm = ARMS[name]
     candidate = [each for each in candidates(REGIMES["mlp"]) if each.arm == name][3]
@@ -61,6 +65,7 @@ def test_each_arm_is_the_method_of_its_name(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), found, wanted)
 
 
+@pytest.mark.slow
 def test_arms_differ():
     params, batch, forward = problem()
     program = jax.jit(VERDICT.gradient, static_argnums=2)
@@ -106,6 +111,7 @@ def test_components_keep_distances():
     assert np.square(found[seen]).mean() == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_runs_are_those_of_the_library():
     # ERM and SAM, a step of the trainer at a time, against the library's own runner.
     from disam_jax.dg.results import Run
