@@ -40,6 +40,7 @@ gc.set_threshold(100_000, 50, 100)
 import hypothesis
 import jax
 import pytest
+from dealing import deal
 from support import enable_x64
 
 if QUICK_TO_COMPILE:
@@ -50,6 +51,19 @@ hypothesis.settings.load_profile("fixed")
 
 # Programs, and what several tests share.
 collect_ignore = ["mutation", "support"]
+
+
+# The core's docstrings have quick examples; those of the folders in it compile larger programs.
+CORE = pathlib.Path(__file__).parents[1] / "disam_jax"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what is slow, before pytest leaves it out."""
+    deal(items)
+    for item in items:
+        if CORE in item.path.parents[1:]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

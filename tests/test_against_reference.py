@@ -10,6 +10,8 @@ import problems
 import pytest
 from support import enable_x64
 
+pytestmark = pytest.mark.dealt
+
 PENALTIES = ("variance", "weighted_variance", "std")
 # Relative error of the whole gradient: a few units in the last place of the dtype, times the depth of the sums. In half
 # precision the parameters themselves are rounded after the perturbation, which costs rho-independent units.

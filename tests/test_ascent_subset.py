@@ -19,6 +19,8 @@ import disam_jax.nnx
 from disam_jax import variants
 from disam_jax.dg import methods
 
+pytestmark = pytest.mark.dealt
+
 RHO, LAM, FRACTION = 0.3, 0.7, 0.25
 
 
@@ -241,6 +243,8 @@ class Net(nnx.Module):
         return self.out(self.norm(x))
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_nnx_writes_the_statistics_of_the_part_and_hands_over_the_gradient_of_the_whole():
     problem = problems.make_problem(seed=7)
     classify = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y).mean(-1)

@@ -171,6 +171,7 @@ SAME = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "other"),
     [

@@ -20,6 +20,8 @@ from support import enable_x64
 import disam_jax
 from disam_jax import variants
 
+pytestmark = pytest.mark.dealt
+
 HERE = pathlib.Path(__file__).parent / "data"
 SHARED = os.environ.get("DISAM_JAX_SHARED")
 EVERYWHERE = sorted(HERE.glob("*.npz"))

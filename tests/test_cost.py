@@ -22,6 +22,8 @@ from benchmarks.counts import abstract
 from benchmarks.steps import SIDES
 from benchmarks.workloads import SIZES
 
+pytestmark = pytest.mark.dealt
+
 BATCH = 64
 LIMIT = 2.01
 # XLA aligns every buffer to 64 bytes, and the domain losses, shares and weights are [M] each.
@@ -179,6 +181,7 @@ def test_penalised_descent_costs_no_pass_and_no_memory(form, descent_lam):
     assert memory <= sam_memory + SMALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh_every", [2])
 def test_held_perturbation_is_the_only_extra_memory(refresh_every):
     params, _, _ = setup("mlp")
@@ -207,6 +210,7 @@ def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_accumulated_memory_falls_as_one_over_the_number_of_domains():
     sums = 2 * 2 * 512 * 512 * 4  # sum g_i and sum L_i g_i are there whatever M is
     _, whole = accumulated_counts(1, accumulated=False)
@@ -216,6 +220,7 @@ def test_accumulated_memory_falls_as_one_over_the_number_of_domains():
     np.testing.assert_allclose(at[4] / at[16], 4, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_accumulated_flops_are_those_of_the_vmapped_form():
     for num_domains in (4, 16):
         vmapped, _ = accumulated_counts(num_domains, accumulated=False)
@@ -227,6 +232,7 @@ def test_accumulated_flops_are_those_of_the_vmapped_form():
         assert accumulated >= 0.95 * vmapped
 
 
+@pytest.mark.slow
 def test_accumulated_penalised_descent_takes_two_gradients_of_each_domain():
     vmapped, _ = accumulated_counts(4, accumulated=False)
     counted, memory = accumulated_counts(4, accumulated=True, descent_lam=0.5)
@@ -238,6 +244,7 @@ def test_accumulated_penalised_descent_takes_two_gradients_of_each_domain():
 
 
 # Of the five products of a gradient here, two are the forward pass: nothing is differentiated by the inputs.
+@pytest.mark.slow
 @pytest.mark.parametrize(("lam", "passes"), [(0.0, 2), (0.1, 2 + 2 / 5)])
 def test_own_perturbations_take_two_gradients_of_each_domain_and_their_radii_a_forward_pass(lam, passes):
     vmapped, _ = accumulated_counts(4, accumulated=False)
@@ -247,6 +254,7 @@ def test_own_perturbations_take_two_gradients_of_each_domain_and_their_radii_a_f
     assert memory <= accumulated_counts(4, accumulated=True)[1] + SMALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lam", "domain_gradients"), [(0.0, "own"), (0.1, "own"), (0.1, "normalised")])
 def test_without_a_loop_every_step_is_two_plain_steps(lam, domain_gradients):
     """XLA counts all of it then, and finds that the forward pass for the radii is the one at w."""
@@ -256,6 +264,7 @@ def test_without_a_loop_every_step_is_two_plain_steps(lam, domain_gradients):
     assert 0.95 * vmapped <= counted <= 1.02 * vmapped
 
 
+@pytest.mark.slow
 def test_normalised_gradients_take_no_further_pass():
     vmapped, _ = accumulated_counts(4, accumulated=False)
     counted, memory = accumulated_counts(4, accumulated=True, domain_gradients="normalised")

@@ -52,7 +52,9 @@ def of_an_update(leaves, domains):
     return crossings(lambda: step.trace(state, params))
 
 
-@pytest.mark.parametrize(("leaves", "domains"), [(1, 3), (5, 3), (1, 16)])
+@pytest.mark.parametrize(
+    ("leaves", "domains"), [(1, 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in [(5, 3), (1, 16)])]
+)
 def test_a_traced_update_crosses_few_files(leaves, domains):
     found = of_an_update(leaves, domains)
     assert 0 < len(found) <= MOST, "\n".join(found)

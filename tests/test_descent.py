@@ -14,9 +14,11 @@ import numpy as np
 import optax
 import problems
 import pytest
-from support import slow
+from support import rest, slow
 
 import disam_jax
+
+pytestmark = pytest.mark.dealt
 
 PENALTIES = ("variance", "weighted_variance", "std")
 PROBLEM = problems.make_problem(seed=40, num_domains=4)
@@ -32,7 +34,7 @@ def penalised(losses, lam, penalty):
     return jnp.mean(losses) - lam * spread
 
 
-@pytest.mark.parametrize("zero", [0, 0.0, -0.0, np.float32(0), np.zeros(())], ids=repr)
+@pytest.mark.parametrize("zero", [0, *rest(0.0, -0.0, np.float32(0)), np.zeros(())], ids=repr)
 @pytest.mark.parametrize("form", ["value_and_grad", *slow("transform_grouped", "accumulated", "transform_stacked")])
 def test_zero_is_the_program_of_the_mean_loss(form, zero):
     program = lambda **options: str(jax.make_jaxpr(lambda p: forms.FORMS[form](p, 0.1, 0.3, **options))(PROBLEM))
@@ -69,6 +71,8 @@ def test_lam_and_minus_lam_move_the_spread_in_opposite_directions(penalty):
     assert below < plain - 1e-3 < above - 2e-3
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("form", ["value_and_grad", *slow("transform_grouped", "transform_flat"), "accumulated"])
 def test_one_domain_has_no_penalty(form):
     problem = problems.make_problem(seed=5, num_domains=1)
@@ -78,6 +82,8 @@ def test_one_domain_has_no_penalty(form):
         chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("penalty", ["std", *slow("variance", "weighted_variance")])
 def test_an_absent_domain_is_as_if_left_out(penalty, x64):
     problem = problems.make_problem(seed=7, num_domains=4, dtype=jnp.float64)
@@ -112,7 +118,7 @@ def test_the_value_of_an_absent_domain_is_never_read_and_all_absent_is_zero():
 
 
 @pytest.mark.usefixtures("nans_allowed")
-@pytest.mark.parametrize("form", ["value_and_grad", "accumulated"])
+@pytest.mark.parametrize("form", ["value_and_grad", *rest("accumulated")])
 def test_a_domain_that_is_not_finite_surfaces(form):
     offset = jnp.zeros((4, 8)).at[1, 0].set(np.nan)
     broken = problems.Problem(PROBLEM.params, {**PROBLEM.batch, "offset": offset})
@@ -120,6 +126,8 @@ def test_a_domain_that_is_not_finite_surfaces(form):
     assert not np.isfinite(problems.flatten(got["gradient"])).any()
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("form", ["value_and_grad", "accumulated"])
 def test_the_subset_of_an_ascent_leaves_the_descent_the_whole_batch(form, x64):
     problem = problems.make_problem(seed=41, dtype=jnp.float64)
@@ -137,6 +145,8 @@ def test_the_subset_of_an_ascent_leaves_the_descent_the_whole_batch(form, x64):
     assert problems.relative_error(jax.jit(step)(problem.params, problem.batch)[1], want) < 1e-12
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_subset_value_and_grad_penalises_the_subset_alone(x64):
     problem = problems.make_problem(seed=42, dtype=jnp.float64)
     subset, rest = disam_jax.split_examples(problem.batch, 0.25)
@@ -147,6 +157,8 @@ def test_subset_value_and_grad_penalises_the_subset_alone(x64):
     assert problems.relative_error(got, 0.25 * perturbed + 0.75 * plain) < 1e-12
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("refresh_every", [1, 2])
 def test_every_update_of_the_transformation_has_it_and_a_schedule_follows_the_count(refresh_every, x64):
     problem = problems.make_problem(seed=43, dtype=jnp.float64)
@@ -164,7 +176,7 @@ def test_every_update_of_the_transformation_has_it_and_a_schedule_follows_the_co
         assert problems.relative_error(got, want) < 1e-11
 
 
-@pytest.mark.parametrize("form", ["closure", "stacked"])
+@pytest.mark.parametrize("form", ["closure", *rest("stacked")])
 def test_inject_hyperparams_may_make_an_array_of_the_zero(form):
     tx = optax.inject_hyperparams(disam_jax.disam, static_args=("num_domains", "refresh_every"))(rho=0.1, lam=0.5)
     assert "descent_lam" in tx.init(PROBLEM.params).hyperparams
@@ -187,6 +199,8 @@ def of_parts(x, form, axis_name):
     return disam_jax.value_and_grad(losses, 0.2, 0.4, **options)(PROBLEM.params, x)[1]
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("form", ["value_and_grad", "accumulated"])
 def test_the_weights_are_those_of_all_devices(form):
     halves = jax.tree.map(lambda x: jnp.stack([x[:, :4], x[:, 4:]]), PROBLEM.batch)
@@ -196,6 +210,8 @@ def test_the_weights_are_those_of_all_devices(form):
         assert problems.relative_error(jax.tree.map(lambda g, d=device: g[d], by_device), want) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_vmap_over_descent_lam_trains_a_sweep_in_one_program():
     step = lambda lam: disam_jax.value_and_grad(losses, 0.2, 0.4, penalty="std", descent_lam=lam)(PROBLEM.params)[1]
     together = jax.jit(jax.vmap(step))(jnp.array([-0.5, 0.0, 0.5]))

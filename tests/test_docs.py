@@ -111,6 +111,7 @@ def test_figures_of_the_sharpness_page_are_those_that_its_code_names(monkeypatch
         assert (DOCS / "figures" / f"sharpness_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_arrows_of_the_architecture_point_up(monkeypatch):
     pytest.importorskip("matplotlib")
     architecture = load(DOCS / "figures" / "architecture.py", monkeypatch)

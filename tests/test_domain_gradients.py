@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from support import slow
+from support import rest, slow
 
 import disam_jax
 from disam_jax import variants
+
+pytestmark = pytest.mark.dealt
 
 PROBLEM = problems.make_problem(seed=50, num_domains=3)
 OF_DOMAINS = ("normalised", "own")
@@ -70,6 +72,8 @@ def test_own_perturbations_need_no_other_domain_but_for_their_radii(lam):
         np.testing.assert_allclose(got[f"w{i}"], want, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_a_loss_times_a_number_does_not_change_the_normalised_ascent():
     """With equal shares the perturbation depends on directions alone, where SAM's follows the largest gradient."""
     scaled = lambda p, one: one["times"] * problems.loss(p, one)
@@ -99,12 +103,12 @@ def test_one_domain_is_sam(domain_gradients):
 @pytest.mark.parametrize("domain_gradients", OF_DOMAINS)
 def test_rho_zero_is_the_plain_gradient(domain_gradients):
     got = step(PROBLEM.params, PROBLEM.batch, 0.0, domain_gradients=domain_gradients)
-    want = jax.grad(lambda p: jnp.mean(disam_jax.per_domain(problems.loss)(p, PROBLEM.batch)))(PROBLEM.params)
+    want = jax.jit(jax.grad(lambda p: jnp.mean(disam_jax.per_domain(problems.loss)(p, PROBLEM.batch))))(PROBLEM.params)
     assert problems.relative_error(got, want) < 1e-6
 
 
 @pytest.mark.parametrize("domain_gradients", OF_DOMAINS)
-@pytest.mark.parametrize("eps", [1e-12, 0.0])
+@pytest.mark.parametrize("eps", [*rest(1e-12), 0.0])
 def test_a_domain_without_a_gradient_is_not_perturbed_and_leaves_no_nan(domain_gradients, eps):
     loss = lambda w, one: one["on"] * jnp.sum((w - one["x"]) ** 2) + one["x"][0]
     batch = {"on": jnp.array([1.0, 0.0, 2.0]), "x": jnp.array([[0.0, 0.0], [3.0, 1.0], [2.0, 1.0]])}
@@ -152,6 +156,8 @@ def test_a_domain_that_is_not_finite_surfaces(domain_gradients):
     assert not np.isfinite(problems.flatten(got)).any()
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("make", ["normalised", "own", "stacked"])
 def test_a_mapped_axis_gives_the_numbers_of_the_whole_batch(make):
     """Each domain's examples on two devices: the length of its gradient is that over both."""
@@ -170,6 +176,8 @@ def test_a_mapped_axis_gives_the_numbers_of_the_whole_batch(make):
         assert problems.relative_error(jax.tree.map(lambda g, d=device: g[d], by_device), want) < 2e-5
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("domain_gradients", OF_DOMAINS)
 def test_a_traced_zero_and_a_number_are_the_same_step(domain_gradients):
     traced = jax.jit(
@@ -235,6 +243,8 @@ def test_aux_and_info_are_those_of_w_and_the_ascent_may_have_its_own_loss(domain
         assert problems.relative_error(grads, whole.gradients_at(at).mean(0)) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("domain_gradients", ["joint", *OF_DOMAINS])
 def test_without_a_loop_the_numbers_are_the_same(domain_gradients):
     options = {"domain_gradients": domain_gradients, "descent_lam": 0.3}

@@ -9,6 +9,8 @@ import pytest
 
 import disam_jax
 
+pytestmark = pytest.mark.dealt
+
 
 def test_per_domain_is_the_loss_of_each_domain_alone():
     problem = problems.make_problem(seed=1)
@@ -135,6 +137,8 @@ def test_grouping_takes_ids_of_any_integer_dtype(dtype):
         disam_jax.group_by_domain(x, plain.astype(dtype), 300 if len(plain) < 300 else 301)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_keyword_arguments_are_passed_to_every_domain_as_they_are():
     x = jnp.arange(6.0).reshape(3, 2)
     scale = jnp.array([1.0, 2.0, 3.0])  # as long as there are domains, and not one for each
@@ -164,6 +168,8 @@ def test_half_precision_losses_are_summed_in_float32(dtype):
     assert out.values.tolist() == [1.0]
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_the_gradient_of_the_mean_loss_of_a_flat_batch_is_that_of_the_mean_over_examples():
     problem = problems.make_problem(seed=3)
     flat = problem.flat

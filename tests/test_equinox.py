@@ -38,6 +38,7 @@ def domain_losses(params, static, batch):
     return jax.vmap(lambda one: loss(model, one))(batch)
 
 
+@pytest.mark.slow
 def test_equinox_with_the_gradient_function():
     model, batch = make()
     tx = optax.adamw(1e-2)
@@ -69,6 +70,7 @@ def test_equinox_with_the_transformation_gives_the_same_gradient():
     np.testing.assert_allclose(optax.tree.get(state, "domain_losses"), losses(params), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_plain_pytree_of_lists_and_scalars():
     params = [jnp.ones((2, 3)), (jnp.zeros(3), jnp.float32(2.0)), {"unused": None}]
 

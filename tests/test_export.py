@@ -13,9 +13,12 @@ import problems
 import pytest
 from jax import export
 from jax.experimental import io_callback
+from support import slow
 
 import disam_jax
 from disam_jax import variants
+
+pytestmark = pytest.mark.dealt
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 RHO, LAM = 0.1, 0.5
@@ -78,13 +81,15 @@ FORMS = {
     "value_and_grad": lambda **o: gradient_function(disam_jax.value_and_grad(grouped_losses, RHO, LAM, **o)),
     "accumulated": lambda **o: gradient_function(disam_jax.accumulated_value_and_grad(problems.loss, RHO, LAM, **o)),
 }
-STEPS = [pytest.param(form, VARIANTS[v], id=f"{form}-{v}") for form in FORMS for v in VARIANTS]
-STEPS += [pytest.param("grouped", {"refresh_every": 2, **VARIANTS[v]}, id=f"grouped-{v}-held") for v in VARIANTS]
-STEPS += [pytest.param(form, {"refresh_every": 2}, id=f"{form}-held") for form in ("flat", "stacked")]
+EVERY = {"always": {}, "held": {"refresh_every": 2}}
+STEPS = [(form, variant, "always") for form in FORMS for variant in VARIANTS]
+STEPS += [("grouped", variant, "held") for variant in VARIANTS] + [
+    (form, "sam", "held") for form in ("flat", "stacked")
+]
 
 
-def make_step(form, options):
-    step, init, batch = FORMS[form](**options)
+def make_step(form, variant="sam", refreshed="always"):
+    step, init, batch = FORMS[form](**VARIANTS[variant], **EVERY[refreshed])
     return step, (PROBLEM.params, init(PROBLEM.params), batch)
 
 
@@ -96,9 +101,9 @@ def host_traffic(text):
     return re.findall(r"custom_call\s*@[\w.]+|\b(?:infeed|outfeed)\b|stablehlo\.(?:send|recv)\b|\w*callback\w*", text)
 
 
-@pytest.mark.parametrize(("form", "options"), STEPS)
-def test_a_step_is_exported_for_every_platform_without_a_call_to_the_host(form, options):
-    step, args = make_step(form, options)
+@pytest.mark.parametrize(("form", "variant", "refreshed"), STEPS)
+def test_a_step_is_exported_for_every_platform_without_a_call_to_the_host(form, variant, refreshed):
+    step, args = make_step(form, variant, refreshed)
     exported = export.export(jax.jit(step), platforms=PLATFORMS)(*args)
     assert tuple(exported.platforms) == PLATFORMS
     text = exported.mlir_module()
@@ -108,8 +113,9 @@ def test_a_step_is_exported_for_every_platform_without_a_call_to_the_host(form, 
     assert not exported.unordered_effects
 
 
+@pytest.mark.slow
 def test_the_exported_step_computes_what_the_step_computes():
-    step, args = make_step("grouped", {"refresh_every": 2})
+    step, args = make_step("grouped", refreshed="held")
     exported = export.export(jax.jit(step), platforms=PLATFORMS)(*args)
     got, want = exported.call(*args), jax.jit(step)(*args)
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
@@ -124,10 +130,10 @@ HOST_CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", HOST_CALLS)
+@pytest.mark.parametrize("call", ["io_callback", *slow(*(call for call in HOST_CALLS if call != "io_callback"))])
 def test_the_detector_sees_a_host_call_inside_a_step(call):
     """On the platform at hand: jax refuses to lower a callback for several platforms or to export it."""
-    step, args = make_step("grouped", {})
+    step, args = make_step("grouped")
 
     def with_host_call(params, state, batch):
         return step({**params, "out": {**params["out"], "b": HOST_CALLS[call](params["out"]["b"])}}, state, batch)
@@ -150,23 +156,22 @@ def aliased(step, args, donate):
     return jax.jit(step, donate_argnums=donate).lower(*args).compile().memory_analysis().alias_size_in_bytes
 
 
-DONATED = [pytest.param(form, {}, id=form) for form in FORMS]
-DONATED += [pytest.param("grouped", {"variant": variants.gsam(0.3)}, id="grouped-gsam")]
-DONATED += [pytest.param(form, {"refresh_every": 2}, id=f"{form}-held") for form in ("grouped", "flat", "stacked")]
+DONATED = [(form, "sam", "always") for form in FORMS] + [("grouped", "gsam", "always")]
+DONATED += [(form, "sam", "held") for form in ("grouped", "flat", "stacked")]
 
 
-@pytest.mark.parametrize(("form", "options"), DONATED)
-def test_a_donated_step_writes_parameters_and_optimizer_state_in_place(form, options):
-    step, args = make_step(form, options)
+@pytest.mark.parametrize(("form", "variant", "refreshed"), DONATED)
+def test_a_donated_step_writes_parameters_and_optimizer_state_in_place(form, variant, refreshed):
+    step, args = make_step(form, variant, refreshed)
     params, state, _ = args
     moments = size(optax.tree.get(state, "mu"), optax.tree.get(state, "nu"))
     held = size(optax.tree.get(state, "perturbation", None))
     assert moments == 2 * size(params)
-    assert held == (size(params) if "refresh_every" in options else 0)
+    assert held == (size(params) if refreshed == "held" else 0)
     # The rest are the numbers of the last step, which a step may write without having read them.
     assert size(params) + moments + held <= aliased(step, args, (0, 1)) <= size(params, state)
 
 
 def test_a_step_that_is_not_donated_has_nothing_in_place():
-    step, args = make_step("grouped", {})
+    step, args = make_step("grouped")
     assert aliased(step, args, ()) == 0

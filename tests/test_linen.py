@@ -73,6 +73,7 @@ def plain_step(state, statistics, batch, key):
     return state.apply_gradients(grads=grads), statistics, value
 
 
+@pytest.mark.slow
 def test_running_statistics_move_once_and_are_bitwise_those_of_the_plain_step():
     state, statistics, batch = make()
     key = jax.random.key(1)
@@ -98,6 +99,7 @@ def test_the_dropout_mask_is_the_same_in_both_passes():
     assert not np.array_equal(info.domain_losses, other.domain_losses)
 
 
+@pytest.mark.slow
 def test_a_stock_train_state_trains_and_counts_one_step_per_step():
     state, statistics, batch = make(dropout=0.0)
     losses = []
@@ -124,6 +126,7 @@ def test_the_gradient_is_that_of_the_optax_form():
     assert problems.relative_error(grads, want) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_missing_dropout_key_is_an_error_that_names_the_stream():
     state, statistics, batch = make()
 

@@ -9,10 +9,13 @@ import optax
 import problems
 import pytest
 from flax import nnx
+from support import rest
 
 import disam_jax
 import disam_jax.nnx
 from disam_jax import variants
+
+pytestmark = pytest.mark.dealt
 
 RHO, LAM = 0.1, 0.5
 M, N = 3, 16
@@ -83,7 +86,7 @@ def by_hand(model, batch, variant=None):
     return disam_jax.value_and_grad(losses, RHO, LAM, variant=variant)(params)
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "nnx.jit"])
+@pytest.mark.parametrize("jit", [*rest(False), True], ids=["eager", "nnx.jit"])
 def test_running_statistics_and_random_streams_move_once_as_in_the_plain_step(model, batch, jit):
     before, plain = state_of(model), nnx.clone(model)
     wrap = nnx.jit if jit else lambda f: f
@@ -110,7 +113,7 @@ def test_statistics_move_once_in_each_of_many_steps(model, batch):
     assert counts == [1, 2, 3]
 
 
-@pytest.mark.parametrize("variant", [None, variants.gsam(0.3), variants.sagm(0.01, reference="clean")])
+@pytest.mark.parametrize("variant", [None, *rest(variants.gsam(0.3), variants.sagm(0.01, reference="clean"))])
 def test_gradient_is_that_of_the_functional_form_with_one_dropout_mask(model, batch, variant):
     want_loss, want = by_hand(model, batch, variant)
     loss, grads = disam_jax.nnx.value_and_grad(flat_losses, RHO, LAM, variant=variant)(model, batch)
@@ -134,6 +137,8 @@ def test_dropout_is_the_same_in_both_passes(batch):
     assert not np.array_equal(info.domain_losses, other.domain_losses)  # the next step has other masks
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_optimizer_and_jit_train(model, batch):
     optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
 
@@ -147,6 +152,8 @@ def test_optimizer_and_jit_train(model, batch):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1  # random labels: there is little to learn
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_grouped_batch_by_nnx_vmap(batch):
     model = Network(nnx.Rngs(0), dropout=0.0, norm=False)
     losses = nnx.vmap(one_loss, in_axes=(None, 0))
@@ -155,6 +162,8 @@ def test_grouped_batch_by_nnx_vmap(batch):
     assert problems.relative_error(grads, want) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_the_optax_form_through_nnx_optimizer(batch):
     model = Network(nnx.Rngs(0), dropout=0.0, norm=False)
     other = nnx.clone(model)
@@ -197,6 +206,8 @@ def test_wrt_selects_what_is_perturbed_and_differentiated(batch, wrt):
     assert problems.relative_error(grads, want) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_lora_leaves_the_backbone_bit_identical(batch):
     model = Network(nnx.Rngs(0), dropout=0.0, norm=False)
     model.hidden = nnx.LoRA(4, 2, 8, base_module=model.hidden, rngs=nnx.Rngs(3))
@@ -218,6 +229,8 @@ def test_lora_leaves_the_backbone_bit_identical(batch):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_aux_and_info_in_their_places(model, batch):
     def with_aux(model, batch, scale=1.0):
         return flat_losses(model, batch), {"scale": scale}
@@ -362,6 +375,8 @@ def test_a_teacher_in_eval_mode_beside_the_model_is_no_reason_to_warn(model, bat
     assert np.isfinite(disam_jax.nnx.value_and_grad(losses, RHO, LAM)(model, teacher, batch)[0])
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_the_pass_at_the_perturbed_weights_writes_to_no_argument(batch):
     """Each of them is written to once, by the pass at w, though the function runs twice."""
 
@@ -404,6 +419,8 @@ def test_writes_to_what_is_differentiated_are_those_of_the_pass_at_w(batch):
     assert problems.relative_error(grads, want) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_several_modules_are_perturbed_together(batch):
     """One norm over all that is differentiated, as if both were parts of one module."""
     a, b = (Network(nnx.Rngs(seed), dropout=0.0, norm=False) for seed in (0, 1))

@@ -426,21 +426,21 @@ def assert_same(got, want):
 
 
 def table():
-    """The default run has each kind, each form and each mode; the slow one pairs of them."""
-    quick = {(kind, "model", mode) for kind, mode in zip(KINDS, itertools.cycle(MODES))}
-    quick |= {("Dropout", form, "jit") for form in FORMS}
+    """The default run has each kind, each form and each mode (`dealt`); the slow one pairs of them."""
     cases = [
+        *zip(KINDS, FORMS, itertools.cycle(["jit", "remat"]), strict=False),
         *itertools.product(KINDS, ["model"], MODES),
         *itertools.product(["Several"], FORMS, MODES),
         *itertools.product(["ActNorm", "Clipped", "Dropout", "Sower", "Tied"], FORMS, ["jit"]),
     ]
     return [
-        pytest.param(kind, form, mode, marks=() if (kind, form, mode) in quick else pytest.mark.slow)
+        (kind, form, mode)
         for kind, form, mode in dict.fromkeys(cases)
         if mode != "scan" or (kind not in NOT_IN_A_SCAN and form == "model")
     ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("kind", "form", "mode"), table())
 def test_rho_zero_is_plain_nnx(kind, form, mode):
     if form == "variable_of_its_own_type" and FLAX < (0, 12):
@@ -452,6 +452,8 @@ def test_rho_zero_is_plain_nnx(kind, form, mode):
     assert_same(state, want_state)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("kind", ["Counter", *slow("BatchNorm", "Dropout", "ActNorm", "Tied", "Clipped")])
 def test_an_ensemble_that_nnx_vmap_trains_is_plain_nnx(kind):
     """The whole step under `nnx.vmap`: each member has its own gradient and its own state."""

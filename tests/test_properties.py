@@ -12,10 +12,12 @@ import numpy as np
 import optax
 import problems
 import pytest
-from support import enable_x64, slow
+from support import enable_x64, rest, slow
 
 import disam_jax
 from disam_jax import variants
+
+pytestmark = pytest.mark.dealt
 
 
 def closure(problem):
@@ -35,7 +37,7 @@ def optax_sam(rho, base):
     return optax.contrib.sam(base, adversary, opaque_mode=True)
 
 
-@pytest.mark.parametrize("form", ["transform", "sam", "value_and_grad", "accumulated"])
+@pytest.mark.parametrize("form", ["transform", *rest("sam", "value_and_grad", "accumulated")])
 def test_lam_zero_is_optax_sam_over_fifty_steps(form, x64):
     problem = problems.make_problem(seed=3, dtype=jnp.float64)
     # optax divides by the bare norm, so eps, which would show at 1e-12, is 0 here.
@@ -101,7 +103,7 @@ def plain_gradient(form, problem):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, *slow(jnp.bfloat16)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["sam", *slow("asam")])  # whose result is the perturbed gradient itself
-@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("form", ["value_and_grad", *rest(*(form for form in forms.FORMS if form != "value_and_grad"))])
 @pytest.mark.parametrize("traced", [True, *slow(False)])
 def test_rho_zero_is_bitwise_the_plain_gradient(form, variant, dtype, traced):
     if form == "accumulated" and dtype == jnp.bfloat16:
@@ -130,9 +132,14 @@ def test_one_domain_is_sam_for_every_lam(form, penalty):
 def test_a_scalar_loss_is_one_domain():
     problem = problems.make_problem(seed=5, num_domains=1)
     tx = disam_jax.disam(0.1, 0.7)
-    scalar, _ = one_update(tx, problem, domain_loss_fn=lambda p: closure(problem)(p)[0])
-    vector, _ = one_update(tx, problem)
-    chex.assert_trees_all_equal(scalar, vector)
+
+    @jax.jit
+    def both(params):
+        losses = closure(problem)
+        of = lambda f: tx.update(None, tx.init(params), params, domain_loss_fn=f)[0]
+        return of(lambda p: losses(p)[0]), of(losses)
+
+    chex.assert_trees_all_close(*both(problem.params), rtol=1e-6)
 
 
 # --- domains: order, absence ------------------------------------------------------------------------------------------
@@ -217,6 +224,8 @@ def test_the_stacked_gradient_of_an_absent_domain_is_never_read():
     assert np.isfinite(problems.flatten(run(jnp.nan))).all()
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_a_flat_batch_without_a_domain_is_as_if_the_domain_did_not_exist(x64):
     problem = problems.make_problem(seed=8, num_domains=2, dtype=jnp.float64)
     flat = problem.flat
@@ -394,6 +403,8 @@ def test_state_is_stable_and_one_trace_serves_many_steps(form, refresh_every):
     assert state.count.dtype == jnp.int32
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("refresh_every", [1, *slow(2)])
 def test_scan_equals_the_loop_and_checks_for_tracer_leaks(refresh_every):
     problem = problems.make_problem(seed=15)
@@ -432,6 +443,8 @@ def test_state_survives_cond():
     assert problems.flatten(grads).any()
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("refresh_every", [1, 2])
 def test_vmap_over_rho_and_lam_trains_a_sweep_in_one_program(refresh_every):
     problem = problems.make_problem(seed=17)
@@ -453,6 +466,8 @@ def test_vmap_over_rho_and_lam_trains_a_sweep_in_one_program(refresh_every):
         assert problems.relative_error(jax.tree.map(lambda x, i=i: x[i], swept), alone) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("form", ["value_and_grad", "accumulated"])
 def test_gradient_functions_under_jit_vmap_and_rho_as_an_argument(form):
     problem = problems.make_problem(seed=18)
@@ -467,6 +482,8 @@ def test_gradient_functions_under_jit_vmap_and_rho_as_an_argument(form):
 # --- schedules, refresh, mask, info -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_schedules_of_rho_and_lam_follow_the_count():
     problem = problems.make_problem(seed=19)
     rho = optax.linear_schedule(0.0, 0.2, 4)
@@ -569,6 +586,8 @@ def test_outputs_of_value_and_grad():
     np.testing.assert_allclose(doubled, 2 * loss, rtol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_argnums_selects_and_several_are_perturbed_together():
     problem = problems.make_problem(seed=25)
     losses = lambda hidden, batch, out: disam_jax.per_domain(problems.loss)({"hidden": hidden, "out": out}, batch)
@@ -595,6 +614,8 @@ def test_accumulated_returns_the_stacked_aux_of_the_clean_pass():
     np.testing.assert_allclose(aux["mean"], np.mean(problem.batch["x"], axis=(1, 2)), rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("num_domains", [1, 3])
 def test_accumulated_takes_keys_and_flags_and_returns_whatever_scan_stacks(num_domains):
     rng = np.random.default_rng(27)
@@ -634,6 +655,8 @@ def test_accumulated_keeps_its_digits_when_the_losses_are_close(penalty):
     assert np.isfinite(info_grads).all()
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_unknown_extra_arguments_are_ignored_and_incoming_gradients_are_not_used():
     problem = problems.make_problem(seed=27)
     tx = disam_jax.disam(0.1, 0.5)

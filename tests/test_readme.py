@@ -56,6 +56,7 @@ def test_commands_and_extras_are_those_of_pyproject():
         "imagenet",
         "sharpness",
         "docs",
+        "test",
         "dev",
     }
     assert project["scripts"] == {"disam-jax": "disam_jax.dg.cli.main:main"}

@@ -14,10 +14,14 @@ from support import slow
 import disam_jax
 from disam_jax import variants
 
+pytestmark = pytest.mark.dealt
+
 RHO, LAM = 0.3, 0.7
 LOSSES = disam_jax.per_domain(loss)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @given(n=st.integers(1, 40), fraction=st.floats(0.01, 1), axis=st.sampled_from([0, 1]))
 def test_every_example_is_on_one_side(n, fraction, axis):
     batch = numbered(n, axis)
@@ -31,7 +35,10 @@ def test_every_example_is_on_one_side(n, fraction, axis):
     np.testing.assert_array_equal(np.sort(both, axis), np.sort(batch["x"], axis))
 
 
-@pytest.mark.parametrize(("n", "fraction", "axis"), [(1, 0.25, 1), (7, 0.25, 0), (12, 0.4, 1)])
+@pytest.mark.parametrize(
+    ("n", "fraction", "axis"),
+    [(7, 0.25, 0), *(pytest.param(*more, marks=pytest.mark.slow) for more in [(12, 0.4, 1), (1, 0.25, 1)])],
+)
 def test_arrays_of_jax_are_taken_apart_as_those_of_numpy(n, fraction, axis):
     batch = numbered(n, axis)
     got = disam_jax.split_examples(jax.tree.map(jnp.asarray, batch), fraction, axis=axis)
@@ -61,7 +68,7 @@ def flat_losses(params, batch):
     return disam_jax.mean_by_domain(example_losses(params, batch), batch["domain"], 3)
 
 
-@pytest.mark.parametrize("form", ["grouped", "flat"])
+@pytest.mark.parametrize("form", ["grouped", *slow("flat")])
 @pytest.mark.parametrize("fraction", [0.25, *slow(0.5, 0.4)])
 @pytest.mark.parametrize(
     ("plain", "options"),

@@ -39,6 +39,7 @@ def test_the_equations_of_a_step_grow_with_the_leaves_and_not_with_the_domains()
         assert count(4, 64, side) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["value_and_grad", *slow("disam")])
 def test_the_sides_take_the_step_of_optax_sam_where_lam_is_zero(side, monkeypatch):
     monkeypatch.setattr(trace, "LAM", 0.0)

@@ -13,6 +13,8 @@ from support import enable_x64
 
 import disam_jax
 
+pytestmark = pytest.mark.dealt
+
 PENALTIES = ("variance", "weighted_variance", "std")
 
 
@@ -36,7 +38,7 @@ def objective(losses, shares, lam, penalty):
 
 @st.composite
 def losses_and_weights(draw, min_domains=1, absent=True):
-    m = draw(st.sampled_from([m for m in (1, 2, 3, 5, 9) if m >= min_domains]))
+    m = draw(st.sampled_from([m for m in (1, 2, 5) if m >= min_domains]))
     values = draw(st.lists(st.floats(-5, 5, width=32), min_size=m, max_size=m))
     weights = draw(st.lists(st.integers(0 if absent else 1, 20), min_size=m, max_size=m))
     hypothesis.assume(sum(weights) > 0)
@@ -116,7 +118,7 @@ def test_equal_losses_give_exactly_the_shares(penalty, value, num_domains):
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_weights_of_equal_losses_have_finite_derivatives(penalty, derivative):
     of = lambda losses: disam_jax.domain_weights(losses, 0.5, penalty=penalty)
-    assert np.isfinite(derivative(of)(jnp.ones(3))).all()
+    assert np.isfinite(jax.jit(derivative(of))(jnp.ones(3))).all()
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)

@@ -166,6 +166,12 @@ OTHER_OPTIMIZERS = (
     "adamw",
     "schedule_free inside",
     "polyak",
+    "reduce_on_plateau",
+    "schedule_free around",
+    "inject_hyperparams with",
+    "inject_hyperparams, static",
+    "apply_if_finite",
+    "partition",
 )
 
 
@@ -196,6 +202,8 @@ def test_conditionally_transform_runs_disam_on_active_steps_only():
     assert problems.relative_error(run(tx, steps=4), params) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_lbfgs_takes_the_gradient_of_value_and_grad():
     # As the last of a chain it fails on the unconsumed argument; as the optimizer of a gradient function it is right.
     tx = optax.lbfgs(linesearch=None)
@@ -233,6 +241,8 @@ def test_multi_steps_around_disam_ignores_the_accumulated_gradients():
     assert problems.relative_error(params, last_only) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.usefixtures("nans_allowed")
 def test_apply_if_finite_around_disam_misses_a_gradient_that_is_not_finite():
     """It looks at the incoming gradient, which disam does not use. Right: chain(disam, apply_if_finite(...)), above."""

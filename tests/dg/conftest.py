@@ -1,5 +1,7 @@
 """A folder of images, a toy data set, and a tiny CLIP and ViT with a batch for them."""
 
+import functools
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -9,9 +11,22 @@ from tiny_networks import CLIP_CONFIG, VIT_CONFIG, filled
 from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.models.clip import CLIP
 from disam_jax.dg.models.vit import ViT
+from disam_jax.dg.report import figures
 
 # Start 28, end 29: names of one, two and three tokens.
 CLASS_IDS = np.array([[28, 5, 29, 0, 0, 0], [28, 6, 7, 29, 0, 0], [28, 8, 9, 10, 29, 0]], np.int32)
+
+
+@pytest.fixture
+def rendered():
+    """For a test of a command that needs its figures."""
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_not_rendered(request, monkeypatch):
+    """Rendering takes nine tenths of the time of a report, and the tests of the report itself do it."""
+    if "report" not in request.path.parts and "rendered" not in request.fixturenames:
+        monkeypatch.setattr(figures, "render", lambda figure, suffix: suffix.encode())
 
 
 @pytest.fixture
@@ -38,19 +53,20 @@ def toy():
     return join_domains("toy", inputs, labels, ("a", "b", "c"), ("x", "y", "z"))
 
 
-def spread(make):
-    """The module with random numbers for all its parameters, so that no scale is 1 and no bias 0."""
-    return filled(make, nnx.Param, lambda rng, shape: rng.normal(0, 0.4, shape))
+@functools.cache
+def spread(kind, config):
+    """A network with random numbers for all its parameters, so that no scale is 1 and no bias 0."""
+    return filled(lambda: kind(config, rngs=nnx.Rngs(0)), nnx.Param, lambda rng, shape: rng.normal(0, 0.4, shape))
 
 
 @pytest.fixture
 def clip():
-    return spread(lambda: CLIP(CLIP_CONFIG, rngs=nnx.Rngs(0)))
+    return nnx.clone(spread(CLIP, CLIP_CONFIG))
 
 
 @pytest.fixture
 def vit():
-    return spread(lambda: ViT(VIT_CONFIG, rngs=nnx.Rngs(0)))
+    return nnx.clone(spread(ViT, VIT_CONFIG))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 from installed import install
+from support import slow
 
 import disam_jax
 
@@ -98,7 +99,7 @@ def test_contributing_shows_the_files():
     assert list(FILES) == [MODEL, DATA]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["inside", *slow("outside")])
 def test_an_entry_is_in_help_list_and_documentation_at_once(tmp_path, way):
     found = look(WAYS[way](tmp_path))
     status, text, _ = found["help"]
@@ -129,6 +130,7 @@ def test_an_entry_trains(tmp_path, way):
     assert list(header["data"]["domains"]) == ["A", "B", "C"]
 
 
+@pytest.mark.slow
 def test_two_entries_of_one_name_are_an_error_that_names_both(tmp_path):
     found = look(inside(tmp_path, {MODEL: FILES[MODEL].replace('"wide"', '"mlp"')}))
     for status, out, err in (found["help"], found["list"]):
@@ -138,6 +140,7 @@ def test_two_entries_of_one_name_are_an_error_that_names_both(tmp_path):
         assert "disam_jax.dg.models.entries.wide. Rename one." in err
 
 
+@pytest.mark.slow
 def test_an_entry_point_that_fails_is_named_and_the_rest_goes_on(tmp_path):
     entries = [
         ("disam_jax.models", "tall", "my_missing:entry"),

@@ -132,6 +132,7 @@ def installed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_listed(copied):
     listed, _ = disam_jax(copied, "list")
     assert "LowEntropy" in listed
@@ -161,6 +162,7 @@ def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_trained_a
     assert "a metric that is not installed here" in (copied / "out" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_documented(copied):
     pytest.importorskip("sphinx")
     script = "import registries; print(*(table() for table in registries.TABLES.values()))"

@@ -53,7 +53,7 @@ LEAST = 0.95
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.mutation",
-        description="Mutates the core and runs the default tests of the mutated module against every mutant. Exit "
+        description="Mutates the core and runs the quick tests of the mutated module against every mutant. Exit "
         f"status 1 when fewer than {LEAST:.0%} are killed.",
     )
     parser.add_argument("--modules", nargs="+", choices=list(TESTS), default=list(TESTS))

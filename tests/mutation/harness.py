@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 # The parent has imported plugins of pytest, which then cannot rewrite their assertions.
 QUIET = "ignore::pytest.PytestAssertRewriteWarning"
+# Of a dealt test every case, since a fault may be seen in one of them alone, and what else is quick enough.
+OPTIONS = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", QUIET, "-m", "not slow or rest")
 
 
 class Fault(NamedTuple):
@@ -221,7 +223,7 @@ def _in_child(fault: Fault | None, files: Sequence[str], root: Path, order: Orde
         watch = _Watch(order, _Finder(fault) if fault else None)
         # File by file, for what the first file finds spares the collection of the others.
         for file in order.files(files):
-            code = pytest.main([file, "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", QUIET], plugins=[watch])
+            code = pytest.main([file, *OPTIONS], plugins=[watch])
             # 5: no test was left to run, because none fits into the budget or all of the file are slow ones.
             if code not in (0, 5):
                 break

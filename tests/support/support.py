@@ -22,6 +22,11 @@ def slow(*values):
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+def rest(*values):
+    """Parameters that the default run leaves out and `tests.mutation` does not."""
+    return [pytest.param(value, marks=[pytest.mark.slow, pytest.mark.rest]) for value in values]
+
+
 def save_image(path, seed):
     """A picture of noise; the ending of the path says in which format."""
     from PIL import Image

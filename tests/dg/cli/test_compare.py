@@ -507,7 +507,7 @@ def test_targets_by_name():
 
 
 @pytest.mark.slow
-def test_digits_from_end_to_end(tmp_path, capsys):
+def test_digits_from_end_to_end(tmp_path, capsys, rendered):
     out = tmp_path / "out"
     arguments = ["compare", "--seeds", "2", "--steps", "3", "--lam", "-0.5", "--out", str(out)]
     assert cli.main(arguments) == 0

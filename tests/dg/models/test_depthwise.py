@@ -8,6 +8,8 @@ from flax import nnx
 
 from disam_jax.dg.models.depthwise import depthwise_convolution, same_padding, shifted_products
 
+pytestmark = pytest.mark.dealt
+
 SIZES = [(7, 8), (2, 3)]
 
 

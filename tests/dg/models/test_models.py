@@ -18,6 +18,8 @@ from disam_jax.dg.models.mlp import MLP
 from disam_jax.dg.models.norm import make_norm
 from disam_jax.dg.models.registry import MODELS, make_network
 
+pytestmark = pytest.mark.dealt
+
 KEY, OTHER = jax.random.key(1), jax.random.key(2)
 IMAGE = (8, 6, 3)
 LAYOUT = ("NHWC", "HWIO", "NHWC")

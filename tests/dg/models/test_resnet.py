@@ -1,5 +1,7 @@
 """ResNets: torchvision's sizes, blocks against numpy, BatchNorm live, evaluating and frozen, a whole step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,14 +29,22 @@ def paths(tree):
     return {".".join(str(entry.key) for entry in path): leaf.shape for path, leaf in leaves}
 
 
+@functools.cache
+def shapes(name):
+    """Of the parameters and of the running statistics."""
+    return jax.eval_shape(make_network(name, (224, 224, 3), 1000).init, KEY)
+
+
 @pytest.mark.parametrize(
     ("name", "num_params", "num_statistics", "features"),
     # torchvision's counts; its BatchNorm layers have 4800 and 26560 channels.
-    [("resnet18", 11_689_512, 2 * 4_800, 512), ("resnet50", 25_557_032, 2 * 26_560, 2048)],
+    [
+        ("resnet18", 11_689_512, 2 * 4_800, 512),
+        pytest.param("resnet50", 25_557_032, 2 * 26_560, 2048, marks=pytest.mark.slow),
+    ],
 )
 def test_as_many_parameters_as_torchvision(name, num_params, num_statistics, features):
-    network = make_network(name, (224, 224, 3), 1000)
-    params, state = jax.eval_shape(network.init, KEY)
+    params, state = shapes(name)
     assert count(params) == num_params
     assert count(state) == num_statistics
     assert params["fc"]["kernel"].shape == (features, 1000)
@@ -53,19 +63,20 @@ def test_as_many_parameters_as_torchvision(name, num_params, num_statistics, fea
                 "layer4.1.bn2.bias": (512,),
             },
         ),
-        (
+        pytest.param(
             "resnet50",
             {
                 "layer1.0.downsample.0.kernel": (1, 1, 64, 256),
                 "layer3.5.conv3.kernel": (1, 1, 256, 1024),
                 "layer4.0.conv2.kernel": (3, 3, 512, 512),
-                "fc.bias": (4,),
+                "fc.bias": (1000,),
             },
+            marks=pytest.mark.slow,
         ),
     ],
 )
 def test_names_as_torchvision(name, expected):
-    params, state = jax.eval_shape(make_network(name, (224, 224, 3), 4).init, KEY)
+    params, state = shapes(name)
     found = paths(params)
     assert {key: found[key] for key in expected} == expected
     assert not any(key.startswith("layer1.1.downsample") for key in found)
@@ -161,8 +172,8 @@ def pictures(n=4, size=16):
     "case",
     [
         (BasicBlock, (1, 1), "train", False),
-        (BasicBlock, (1,), "eval", True),
-        (Bottleneck, (2,), "frozen", True),
+        *slow((BasicBlock, (1,), "eval", True)),
+        *slow((Bottleneck, (2,), "frozen", True)),
         *slow(*((block, (1, 2), mode, small) for block in BLOCKS for mode in MODES for small in (False, True))),
     ],
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import slow
 from tiny_networks import CLIP_CONFIG
 
 from disam_jax.dg.models.clip import ImageTower
@@ -14,6 +15,8 @@ from disam_jax.dg.models.efficientnet import EfficientNetLite, Scale
 from disam_jax.dg.models.resnet import BasicBlock, ResNet
 from disam_jax.dg.models.stages import front, in_front, rest, stage_names, without_front
 from disam_jax.dg.models.vit import ViT, ViTConfig
+
+pytestmark = pytest.mark.dealt
 
 CLIP = dataclasses.replace(CLIP_CONFIG, vision_layers=2)
 TOWERS = {
@@ -44,7 +47,7 @@ def images(kind):
     return jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", [slow(kind)[0] if kind == "efficientnet" else kind for kind in TOWERS])
 def test_stages_have_their_names_in_order(kind):
     assert stage_names(nnx.merge(*shapes(kind))) == NAMES[kind]
 
@@ -79,6 +82,7 @@ def test_the_rest_needs_nothing_of_the_front(kind):
         assert set(nnx.to_flat_state(nnx.state(tower)).paths) == everything
 
 
+@pytest.mark.slow
 def test_a_cut_is_the_network_bit_for_bit():
     graph, variables = shapes("vit")
     rng = np.random.default_rng(0)
@@ -91,7 +95,7 @@ def test_a_cut_is_the_network_bit_for_bit():
     np.testing.assert_array_equal(found, want)
 
 
-@pytest.mark.parametrize("stage", ["stem", "layer5", "", "Head"])
+@pytest.mark.parametrize("stage", ["layer5", *slow("stem", "", "Head")])
 def test_an_unknown_stage_lists_the_stages(stage):
     tower = nnx.merge(*shapes("resnet"))
     for function in (front, rest):

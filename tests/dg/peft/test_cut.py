@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from support import slow
 from tiny_networks import CLIP_CONFIG, VIT_CONFIG
 
 import disam_jax
@@ -40,6 +41,8 @@ from disam_jax.dg.runners.in_memory import draw
 from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 from disam_jax.dg.training.step import RunSpec, make_arrays
 
+pytestmark = pytest.mark.dealt
+
 KEY = jax.random.key(0)
 TWO_LAYERS = dataclasses.replace(CLIP_CONFIG, vision_layers=2)
 TWO_LAYERS_VIT = dataclasses.replace(VIT_CONFIG, layers=2)
@@ -57,6 +60,11 @@ STAGES = {"resnet": "layer2", "efficientnet": "blocks.6", "vit": "layers.1", "cl
 
 
 def pretrained(kind, seed=0):
+    return Pretrained(nnx.clone(module_of(kind, seed)), None, Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+
+
+@functools.cache
+def module_of(kind, seed):
     """A model with random numbers for all its weights, in a dtype and range that statistics can have."""
     module = nnx.eval_shape(MODULES[kind])
     rng = np.random.default_rng(seed)
@@ -68,7 +76,7 @@ def pretrained(kind, seed=0):
 
     flat = nnx.to_flat_state(nnx.state(module))
     nnx.update(module, nnx.from_flat_state([(path, leaf.replace(draw(path, leaf))) for path, leaf in flat]))
-    return Pretrained(module, None, Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+    return module
 
 
 def pictures(size=8, seed=0):
@@ -127,14 +135,9 @@ def leaves(params, prefix):
     return found
 
 
-@pytest.mark.parametrize(
-    ("kind", "sharpness_aware"),
-    [
-        ("vit", False),
-        *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in ("resnet", "efficientnet", "clip")),
-        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in MODULES),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sharpness_aware", [False, True])
+@pytest.mark.parametrize("kind", MODULES)
 def test_training_from_a_cut_is_training_the_whole_with_a_frozen_front(kind, sharpness_aware, tmp_path):
     """The operations are the same, but XLA sums and fuses two programs differently.
 
@@ -205,7 +208,7 @@ def with_eps(whole):
     return whole._replace(module=module)
 
 
-@pytest.mark.parametrize("different", OTHERS)
+@pytest.mark.parametrize("different", ["weights", *slow(*(each for each in OTHERS if each != "weights"))])
 def test_what_is_of_something_else_is_not_used(different, tmp_path):
     whole, data = pretrained("vit"), pictures()
     first, _ = kept(whole, data, tmp_path)
@@ -235,6 +238,7 @@ def test_dropout_comes_after_the_cut():
         assert least <= (found == 0).sum() <= most
 
 
+@pytest.mark.slow
 def test_the_front_uses_running_statistics_whatever_the_batch(tmp_path):
     live = nnx.eval_shape(lambda: ResNet((1, 1), BasicBlock, None, width=4, rngs=nnx.Rngs(0)))
     frozen = pretrained("resnet")
@@ -256,6 +260,7 @@ def test_the_command_freezes_all_statistics_behind_a_cut_too(train_from, frozen)
     assert all((kind is FrozenBatchNorm) == frozen for kind in norms)
 
 
+@pytest.mark.slow
 def test_another_image_size_is_not_used(tmp_path):
     whole = pretrained("resnet")
     for size in (8, 16):
@@ -265,6 +270,7 @@ def test_another_image_size_is_not_used(tmp_path):
     assert any(line.endswith("is not used: it is of another data, image_size, shape") for line in said)
 
 
+@pytest.mark.slow
 def test_float16_is_rounded_and_what_it_cannot_hold_is_refused(tmp_path):
     whole, data = pretrained("vit"), pictures()
     half, said = kept(whole, data, tmp_path, dtype="float16")
@@ -323,6 +329,7 @@ def of_numbers(number_of_views):
     return CachedFeatures.of(data, rows, origin="numbers", views=views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_batches_from_disk_and_in_memory_have_the_same_views(number):
     data = of_numbers(number)
@@ -346,6 +353,7 @@ def test_batches_from_disk_and_in_memory_have_the_same_views(number):
         assert np.abs(counts - 400 / number).max() < 6 * np.sqrt(400 * 2 / 9)
 
 
+@pytest.mark.slow
 def test_classes_of_activations_on_disk_are_read_as_they_are_needed():
     whole = of_numbers(2)
     on_disk = dataclasses.replace(whole, streamed=True)
@@ -375,11 +383,11 @@ def test_views_need_a_key(tmp_path):
     ("peft", "stage", "found"),
     [
         ("full", "layers.1", {"blocks.1", "norm_out", "head"}),
-        ("full", "head", {"norm_out", "head"}),
-        ("full", "classifier", {"head"}),
-        ("norm-bias", "layers.1", {"blocks.1", "norm_out", "head"}),
+        pytest.param("full", "head", {"norm_out", "head"}, marks=pytest.mark.slow),
+        pytest.param("full", "classifier", {"head"}, marks=pytest.mark.slow),
+        pytest.param("norm-bias", "layers.1", {"blocks.1", "norm_out", "head"}, marks=pytest.mark.slow),
         ("lora", "layers.1", {"blocks.1", "head"}),
-        ("probe", "layers.1", {"head"}),
+        pytest.param("probe", "layers.1", {"head"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_trained_behind_a_cut(peft, stage, found):

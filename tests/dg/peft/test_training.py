@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from support import slow
 
 import disam_jax.nnx
 from disam_jax.dg.peft import TRAINABLE, CoOp, LinearProbe, TextClassifier, add_lora
@@ -52,7 +51,6 @@ CASES = {
         "coop", lambda clip, vit, ids: CoOp(clip, ids, 4, rngs=nnx.Rngs(1), class_contexts=True), r"context"
     ),
 }
-DEFAULT = ("coop-clip",)
 
 
 def domain_losses(model, batch):
@@ -72,7 +70,8 @@ def norm(tree):
     return np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
 
 
-@pytest.mark.parametrize("name", [*DEFAULT, *slow(*(name for name in CASES if name not in DEFAULT))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_selected_variables_are_perturbed_and_trained_and_no_others(name, clip, vit, class_ids, batch):
     peft, make, trained = CASES[name]
     model, wrt = make(clip, vit, class_ids), TRAINABLE[peft]
@@ -127,6 +126,7 @@ def test_selected_variables_are_perturbed_and_trained_and_no_others(name, clip, 
     assert norm(jax.tree.map(jnp.subtract, grads, plain)) > 1e-2 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrt", ["coop", "lora"])
 def test_a_way_that_the_model_was_not_extended_for_is_an_error(wrt, clip, class_ids, batch):
     model = TextClassifier(clip, class_ids)

@@ -22,6 +22,8 @@ from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.clip_keys import clip_config, clip_recipe
 from disam_jax.dg.pretrained.files import read_checkpoint
 
+pytestmark = pytest.mark.dealt
+
 NAMES = ("clip-openai", "clip-eos")
 SMALL = replace(CLIP_CONFIG, image_size=16, patch_size=8, vocab_size=50, embed_dim=4, eos_token_id=49)
 
@@ -130,12 +132,18 @@ def test_buffers_of_older_files_are_left_out():
 @pytest.mark.parametrize(
     ("key", "shape", "message"),
     [
-        ("visual_projection.weight", (12, 25), r"visual_projection.weight float32\[12, 25\] makes \[25, 12\] where"),
+        pytest.param(
+            "visual_projection.weight",
+            (12, 25),
+            r"visual_projection.weight float32\[12, 25\] makes \[25, 12\] where",
+            marks=pytest.mark.slow,
+        ),
         # As many numbers as 3 x 8 x 8, in another form.
-        (
+        pytest.param(
             "vision_model.embeddings.patch_embedding.weight",
             (24, 12, 4, 4),
             r"cannot be brought into image.patch.kernel",
+            marks=pytest.mark.slow,
         ),
         ("text_model.embeddings.token_embedding.weight", (90, 16), r"where text.tokens.embedding is \[100, 16\]"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+from support import slow
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.resnet import ResNet
@@ -44,7 +45,7 @@ def leaves(module):
     return nnx.to_pure_dict(nnx.state(module, (nnx.Param, nnx.BatchStat)))
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, *slow(np.float16, np.float64)])
 def test_stored_widths(folder, dtype):
     def cast(tensors):
         for key, tensor in tensors.items():

@@ -120,6 +120,7 @@ def test_a_backbone_has_features_and_no_logits():
         module(jnp.zeros((1, 32, 32, 3), jnp.float32), KEY)
 
 
+@pytest.mark.slow
 def test_every_variable_is_a_tensor_of_the_file():
     for name in (*TORCHVISION, *TRANSFORMERS, BACKBONE):
         found = [np.sort(leaf, axis=None) for leaf in leaves(load(name)).values()]
@@ -135,6 +136,7 @@ def test_prefix_is_optional(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, leaves(from_pretrained(tmp_path)), leaves(load(name)))
 
 
+@pytest.mark.slow
 def test_timm_says_its_architecture(tmp_path):
     file = DATA / TORCHVISION[0] / "weights.safetensors"
     shutil.copy(file, tmp_path / "model.safetensors")

@@ -18,11 +18,13 @@ from disam_jax.dg.pretrained import from_pretrained
 from disam_jax.dg.pretrained.files import read_checkpoint
 from disam_jax.dg.pretrained.vit_keys import vit_config, vit_recipe
 
+pytestmark = pytest.mark.dealt
+
 NAMES = ("vit-classifier", "vit-backbone")
 SMALL = ViTConfig(image_size=16, patch_size=8, width=8, layers=1, heads=2, hidden=16, num_classes=3)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[NAMES[0], *slow(NAMES[1])])
 def pair(request):
     """A checkpoint by the public way, and what transformers makes of it."""
     return from_pretrained(DATA / request.param), expected(request.param)
@@ -67,6 +69,7 @@ def renamed(key):
     return key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_both_spellings_of_the_blocks(name):
     tensors = read_checkpoint(DATA / name).tensors
@@ -76,6 +79,7 @@ def test_both_spellings_of_the_blocks(name):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, *slow(jnp.bfloat16)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_new_head(name, dtype):
@@ -108,6 +112,7 @@ def test_misshapen_tensors_are_named(key, shape, message):
         load("vit-classifier", vit_recipe, tensors=tensors)
 
 
+@pytest.mark.slow
 def test_a_lost_head_is_missed(tmp_path):
     from safetensors.numpy import save_file
 

@@ -252,6 +252,7 @@ def printed(table, encoding="utf-8"):
         return raw.getvalue().decode(encoding)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("methods", [COMPARE, MANY], ids=["three", "twenty"])
 def test_every_table_fits_80_columns_and_no_number_is_cut(methods, encoding):
@@ -386,6 +387,7 @@ def test_lines_of_many_domains_differ():
     assert len(looks) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [COMPARE, MANY], ids=["three", "twenty"])
 def test_convergence_shows_every_method(methods):
     summary = summarise(make_results(methods, seeds=2, points=2), "last")

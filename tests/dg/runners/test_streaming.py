@@ -240,6 +240,7 @@ class Uncompiled(streamed.StreamingRunner):
         return None
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_is_named_and_no_run_is_written(root, tmp_path, monkeypatch):
     monkeypatch.setattr(make, "StreamingRunner", Uncompiled)
     folder = copied(root, tmp_path)

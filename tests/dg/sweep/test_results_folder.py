@@ -54,6 +54,7 @@ with unfinished_folder(Path(sys.argv[1])) as unfinished:
 """
 
 
+@pytest.mark.slow
 def test_what_a_process_is_writing_is_removed_once_it_was_killed_and_not_before(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -20,6 +20,8 @@ from disam_jax.dg.training.evaluation import by_domain_and_split, domain_sharpne
 from disam_jax.dg.training.metrics import METRICS, Metric, measure_examples
 from disam_jax.dg.training.step import RunSpec, make_arrays, sources_of, standardised
 
+pytestmark = pytest.mark.dealt
+
 SEEDS, PROBE = (0, 1, 2), 4
 CONFIG = TrainConfig(rho=0.2, sharpness_rho=0.15, block=10)
 
@@ -191,7 +193,7 @@ HYPER = {"rho": 0.3, "lam": 0.6, "alpha": 0.1}
     ("name", "options"),
     [
         # A method without a perturbation is measured with SAM's.
-        ("ERM", {"rho": 0.2, "lam": 0.0}),
+        pytest.param("ERM", {"rho": 0.2, "lam": 0.0}, marks=pytest.mark.slow),
         ("DISAM-std", {"rho": 0.3, "lam": 0.6, "penalty": "std"}),
         pytest.param("SAM", {"rho": 0.3, "lam": 0.0}, marks=pytest.mark.slow),
         pytest.param("ASAM+DISAM", {"rho": 0.3, "lam": 0.6, "adaptive": True}, marks=pytest.mark.slow),
