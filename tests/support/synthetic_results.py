@@ -96,15 +96,23 @@ def diverge(results, method, seed, target, point=2):
 
 
 def make_plan(
-    methods=("erm", "sam"), *, seeds=2, domains=("art", "photo", "sketch"), candidates=1, steps=4, command=""
+    methods=("erm", "sam"),
+    *,
+    seeds=2,
+    domains=("art", "photo", "sketch"),
+    targets=None,
+    candidates=1,
+    steps=4,
+    rho=0.1,
+    command="",
 ):
     """Header and plan of a sweep over a data set without any sense."""
     data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
-    config, found = TrainConfig(steps=steps, evaluations=2), find_methods(methods)
+    config, found = TrainConfig(steps=steps, evaluations=2, rho=rho), find_methods(methods)
     plan = Plan(
         {name: random_candidates(method, config, candidates, 0) for name, method in found.items()},
-        tuple(range(len(domains))),
-        tuple(range(seeds)),
+        tuple(range(len(domains))) if targets is None else targets,
+        tuple(range(seeds)) if isinstance(seeds, int) else seeds,
     )
     return make_header(data, config, found, plan, [], command), plan
 
@@ -131,5 +139,5 @@ def write_results(out, *, at_once=3, seed=0, leave=0, select="validation", **opt
                 "sharpness": rng.uniform(0.0, 1.0, (size, d)),
             }
             measured["perturbed_losses"][np.arange(size), :, [run.target for run in chunk]] = np.nan
-            store.chunk(name, number, chunk, measured)
+            store.chunk(name, chunk, measured)
     return header, plan

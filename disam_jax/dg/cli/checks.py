@@ -1,6 +1,7 @@
 """What can be checked of the options before the data is looked at."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def check(options: "Compare") -> None:
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
     check_numbers(options)
+    parse_seeds(options.seeds)
     model = MODELS[options.model]
     if options.image_size is not None and not model.of_images:
         from disam_jax.dg.data.features import check_image_size
@@ -58,7 +60,7 @@ def check_numbers(options: "Compare") -> None:
 
     for name in RANGES:
         value = getattr(options, name, None)
-        if value is not None:
+        if isinstance(value, int | float):
             check_range(name, value)
 
 
@@ -201,6 +203,44 @@ def missing(package: str) -> str:
     """
     extras = "dg,pretrained" if package in (*TOKENIZERS, "huggingface_hub") else "dg"
     return f'the package {package} is missing: pip install "disam-jax[{extras}]"'
+
+
+# What the keys of a run are made of.
+LARGEST_SEED = 2**31 - 1
+
+
+def parse_seeds(texts: Sequence[str]) -> tuple[int, ...]:
+    """Seeds, ascending, from one number of them, or from seeds and ranges A..B.
+
+    Raises:
+        InputError: On anything else, a seed twice, or fewer than two.
+
+    Example:
+        >>> parse_seeds(["3"]), parse_seeds(["3..5"]), parse_seeds(["7", "0..1", "4"])
+        ((0, 1, 2), (3, 4, 5), (0, 1, 4, 7))
+    """
+    from disam_jax.dg.ranges import RANGES, check_range
+    from disam_jax.dg.reading import brief
+
+    how = "a number of seeds as 20, a range as 3..9, or seeds as 0 4 7"
+    if len(texts) == 1 and re.fullmatch(r"[+-]?[0-9]{1,4000}", texts[0]):
+        check_range("seeds", int(texts[0]))
+        return tuple(range(int(texts[0])))
+    seeds: list[int] = []
+    for text in texts:
+        match = re.fullmatch(r"([0-9]{1,4000})(?:\.\.([0-9]{1,4000}))?", text)
+        if match is None:
+            raise InputError(f"--seeds must be {how}, got {brief(text, 40)}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last > LARGEST_SEED:
+            raise InputError(f"--seeds must be {how}, ascending and up to {LARGEST_SEED}, got {brief(text, 40)}")
+        check_range("seeds", max(2, len(seeds) + last - first + 1))
+        seeds += range(first, last + 1)
+    if len({*seeds}) < len(seeds):
+        raise InputError(f"--seeds must be {how}, each once, got {brief(' '.join(texts), 40)}")
+    if len(seeds) < RANGES["seeds"].least:
+        raise InputError(f"--seeds must be at least two, got {brief(' '.join(texts), 40)}: write {how}")
+    return tuple(sorted(seeds))
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from disam_jax.dg.cli.checks import check, parse_grid
+from disam_jax.dg.cli.checks import check, parse_grid, parse_seeds
 from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
@@ -79,7 +79,7 @@ def run_compare(options: "Compare", command: str) -> None:
             runs.network,
             config,
             runs.methods,
-            sweep.Plan(candidates, targets, tuple(range(options.seeds))),
+            sweep.Plan(candidates, targets, parse_seeds(options.seeds)),
             options.out,
             command=command,
             overwrite=options.overwrite,

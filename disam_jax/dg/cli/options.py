@@ -48,8 +48,9 @@ class Compare:
     takes about half a minute.
 
     Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
-    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; where
-    --out holds results of anything else, nothing is done.
+    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; with more
+    seeds, methods, targets or candidates it adds the runs that are missing. Where --out holds results of anything else,
+    nothing is done.
     """
 
     data: Annotated[str, arg(metavar="NAME|PATH", help=DATA_HELP)] = "digits"
@@ -224,8 +225,8 @@ class Compare:
     per_domain: Annotated[int, arg(metavar="N")] = TrainConfig.per_domain
     """Examples of each source domain in a batch."""
 
-    seeds: Annotated[int, arg(metavar="N")] = 10
-    """Number of seeds, at least 2."""
+    seeds: Annotated[tuple[str, ...], arg(metavar="N|A..B|A B C")] = ("10",)
+    """Seeds, at least 2: 20 are the first twenty, 3..9 those from 3 to 9, and 0 4 7 these three."""
 
     steps: Annotated[
         int | None,
@@ -241,9 +242,13 @@ class Compare:
 
     runs_at_once: Annotated[
         int | None,
-        arg(metavar="N", help_behavior_hint="(default: 256; 1 for pixels on a CPU)"),
+        arg(
+            metavar="N",
+            help_behavior_hint="(default: 8 on each core, 1 for pixels; 256 on each accelerator, 32 for pixels)",
+        ),
     ] = None
-    """The largest number of runs in one compiled program."""
+    """The largest number of runs that are trained at once, on all devices. A run has the same numbers, bit for bit, in
+    all sweeps that have as many on each device."""
 
     memory: Annotated[
         float | None,
@@ -269,7 +274,7 @@ class Sweep(Compare):
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("all",)
     candidates: Annotated[int, arg(metavar="N")] = 5
     select: Criterion = "validation"
-    seeds: Annotated[int, arg(metavar="N")] = 20
+    seeds: Annotated[tuple[str, ...], arg(metavar="N|A..B|A B C")] = ("20",)
     evaluations: Annotated[int, arg(metavar="N")] = 10
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-sweep")
 
@@ -290,6 +295,14 @@ class Report:
     ] = None
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how many runs of a sweep are done, missing and diverged, and how long the rest takes; also while it runs."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """Folder with results.jsonl."""
 
 
 @dataclass(frozen=True)

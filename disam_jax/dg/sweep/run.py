@@ -30,8 +30,11 @@ from disam_jax.dg.sweep.results_file import SCHEMA, open_store
 from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.metrics import extra_metrics
 
-# More runs at once were no faster on any machine that was tried: see benchmarks/results.
-MOST_AT_ONCE = 256
+# Runs at once on each device, before memory is asked. On a core more were no faster, see
+# benchmarks/results/sweep_speed.md, while small networks keep an accelerator waiting. The number does not depend on how
+# many runs there are: it is part of the program, and a sweep that grows must end with the same numbers as one that had
+# all its runs from the beginning.
+ON_A_CORE, ON_AN_ACCELERATOR, OF_IMAGES_ON_AN_ACCELERATOR = 8, 256, 32
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ def run_sweep(
     """Trains all runs of a plan that a folder does not have yet.
 
     Runs go through the compiled program of their method in chunks. A finished chunk is on disk before the next one
-    starts: whatever happens, at most one chunk is lost, and the chunks of a later start are the same.
+    starts: whatever happens, at most one chunk is lost. A run has the same numbers in any chunk, since the program has
+    as many runs on each device whatever the chunk: a folder can be gone on with, with the same plan or a larger one.
 
     Args:
         data: Data set of at least two domains; `StreamedImages` are read as they are needed, with the same results.
@@ -144,7 +148,7 @@ def run_sweep(
         command: Command that was typed, for the record.
         overwrite: Whether results of something else in the folder are moved into a folder of their own, inside;
             otherwise they are an error.
-        runs_at_once: Largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
+        runs_at_once: Largest number of runs in a chunk, on all devices; by default from `default_runs_at_once`.
         memory_budget: Bytes on each device that a program may take; by default half of what is free.
         on_progress: Called as the runs are trained.
         on_line: Called with a line of text at the start and whenever a chunk is on disk.
@@ -202,16 +206,18 @@ def run_sweep(
         left = TimeLeft(done, total)
         make_runner = runner_factory(data, config, splits, plan.seeds, probe, new)
         for name, method in methods.items():
-            runs = plan.runs_of(name)
+            runs = [run for run in plan.runs_of(name) if not store.has(run)]
+            if not runs:
+                continue
             runner = make_runner(name, network_of(name), method)
             if name not in store.programs:
                 show(f"compiling {name}", done, total)
-                size = runner.runs_at_once(runs, most, budget)
-                store.program(name, {"runs_at_once": size, "flops": runner.flops(runs[0])})
-            size = store.programs[name]["runs_at_once"]
-            for number, chunk in enumerate(runner.chunks(runs, size)):
-                if store.has(name, number, chunk):
-                    continue
+                per_device = runner.runs_at_once(runs, most, budget)
+                store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
+            runner.per_device = store.programs[name]["runs_at_once"]
+            together = max(map(len, runner.chunks(runs, len(runs))))
+            size = chunk_size(runner.per_device, together, most, jax.device_count())
+            for chunk in runner.chunks(runs, size):
                 # The last chunk is filled up with a run that is not written down, so that it fits the program.
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
                 show(f"compiling {name}", done, total)
@@ -220,12 +226,13 @@ def run_sweep(
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
                 measured = runner.train(filled, counting(show, what, done, step, total))
-                seconds[name].append((time.perf_counter() - began) / len(filled))
-                store.chunk(name, number, chunk, measured)
+                took = time.perf_counter() - began
+                seconds[name].append(took / len(filled))
+                store.chunk(name, chunk, measured, took)
                 done += len(chunk)
                 show(what, done, total)
                 say(chunk_line(name, done, total, left.text(done)))
-        results = store.results(header, plan.runs, config.measured_at)
+        results = store.results(plan.runs)
         cost = {
             name: {
                 "flops": store.programs[name]["flops"],
@@ -300,19 +307,40 @@ def counting(show: OnProgress, what: str, done: float, step: float, total: float
     return lambda: show(what, done + step * next(count), total)
 
 
-def default_runs_at_once(config: TrainConfig) -> int:
-    """The largest number of runs in one program, before memory is asked.
+def chunk_size(per_device: int, together: int, most: int, devices: int) -> int:
+    """Number of runs in a chunk: as many devices as there is work for, each with the runs of its program.
+
+    Args:
+        per_device: Number of runs of the program of a device.
+        together: Number of runs that can go into a chunk.
+        most: Largest number of runs on all devices; one device is always used.
+        devices: Number of devices.
+
+    Returns:
+        A multiple of `per_device`.
 
     Example:
-        >>> default_runs_at_once(TrainConfig(model="mlp"))
-        256
+        >>> chunk_size(8, together=60, most=64, devices=2), chunk_size(8, together=20, most=64, devices=8)
+        (16, 24)
+    """
+    return per_device * min(devices, max(1, most // per_device), -(-together // per_device))
+
+
+def default_runs_at_once(config: TrainConfig) -> int:
+    """The largest number of runs in a chunk, on all devices, before memory is asked.
+
+    Example:
+        >>> default_runs_at_once(TrainConfig(model="mlp")) == 8 * jax.device_count()
+        True
     """
     finetune = config.finetune
     cached = finetune is not None and (finetune.cache_features or finetune.train_from == CLASSIFIER)
     model = MODELS.get(config.model)
-    if model is not None and model.one_at_a_time_on_cpu and not cached and jax.default_backend() == "cpu":
-        return jax.device_count()
-    return MOST_AT_ONCE
+    if jax.default_backend() == "cpu":
+        alone = model is not None and model.one_at_a_time_on_cpu and not cached
+        return jax.device_count() * (1 if alone else ON_A_CORE)
+    of_images = model is not None and model.of_images and not cached
+    return jax.device_count() * (OF_IMAGES_ON_AN_ACCELERATOR if of_images else ON_AN_ACCELERATOR)
 
 
 def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: str) -> tuple[int, ...]:

@@ -209,7 +209,9 @@ def check_chunk(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str
     Raises:
         WrongError: If something in it cannot be, or is not of the header's runs.
     """
-    check_keys(line, ("chunk", "runs"), (CHECKSUM,), "the line")
+    check_keys(line, ("chunk", "runs"), ("seconds", CHECKSUM), "the line")
+    if "seconds" in line and _number(line["seconds"], "seconds") < 0:
+        wrong(f"seconds must not be negative, got {brief(line['seconds'], 40)}")
     if not isinstance(line["chunk"], list) or len(line["chunk"]) != 2:
         wrong(f"chunk must be [method, number], got {brief(line['chunk'], 40)}")
     method = _known_method(line["chunk"][0], header)
