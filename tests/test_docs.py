@@ -251,7 +251,7 @@ def test_the_tables_of_the_benchmark_page_are_those_of_the_registries(monkeypatc
 
 def test_there_are_commands_on_the_pages():
     found = [arguments for page in PAGES for arguments in commands(text_of(page))]
-    assert {arguments[0] for arguments in found} == {"compare", "sweep", "report", "status", "data", "list"}
+    assert {arguments[0] for arguments in found} == {"compare", "sweep", "report", "status", "merge", "data", "list"}
     assert len(found) > 30
 
 

@@ -1,5 +1,6 @@
 """`disam-jax compare` and `sweep`: data, configuration, networks and methods are put together and run."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -48,6 +49,9 @@ def run_compare(options: "Compare", command: str) -> None:
     began = time.perf_counter()
     methods = chosen_methods(options)
     grid = parse_grid(options.grid)
+    from disam_jax.dg.sweep.shards import parse_shard
+
+    shard = None if options.shard is None else parse_shard(options.shard, os.environ)
 
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
@@ -79,7 +83,7 @@ def run_compare(options: "Compare", command: str) -> None:
             runs.network,
             config,
             runs.methods,
-            sweep.Plan(candidates, targets, parse_seeds(options.seeds)),
+            sweep.Plan(candidates, targets, parse_seeds(options.seeds), shard),
             options.out,
             command=command,
             overwrite=options.overwrite,
@@ -91,6 +95,12 @@ def run_compare(options: "Compare", command: str) -> None:
             own_networks=runs.own_networks,
             new=runs.new,
         )
+    if shard is not None:
+        say(
+            f"shard {shard} has all of its {len(results.runs)} runs in {options.out}; when all {shard.count} have "
+            f"theirs, write disam-jax merge and their folders, and --out DIR for the whole"
+        )
+        return
     report(results, options.select, options.out, cost, command, time.perf_counter() - began)
 
 

@@ -13,7 +13,7 @@ from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare, Data, List, Report, Status
+    from disam_jax.dg.cli.options import Compare, Data, List, Merge, Report, Status
 
 
 def use_all_cores() -> None:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def parse(arguments: Sequence[str]) -> "Compare | Report | Status | Data | List":
+def parse(arguments: Sequence[str]) -> "Compare | Report | Status | Merge | Data | List":
     """The options that the arguments give.
 
     Raises:
@@ -65,10 +65,18 @@ def parse(arguments: Sequence[str]) -> "Compare | Report | Status | Data | List"
     """
     import tyro
 
-    from disam_jax.dg.cli.options import Compare, Data, List, Report, Status, Sweep
+    from disam_jax.dg.cli.options import Compare, Data, List, Merge, Report, Status, Sweep
 
     return tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare, "sweep": Sweep, "report": Report, "status": Status, "data": Data, "list": List},
+        {
+            "compare": Compare,
+            "sweep": Sweep,
+            "report": Report,
+            "status": Status,
+            "merge": Merge,
+            "data": Data,
+            "list": List,
+        },
         prog="disam-jax",
         description="Domain-inspired sharpness-aware minimisation (DISAM), measured.",
         args=arguments,
@@ -89,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
         if end.code:
             say_failures()
         raise
-    from disam_jax.dg.cli.options import Data, List, Report, Status
+    from disam_jax.dg.cli.options import Data, List, Merge, Report, Status
 
     command = shlex.join(["disam-jax", *arguments])
     match options:
@@ -100,6 +108,10 @@ def run(arguments: Sequence[str]) -> int:
             from disam_jax.dg.cli.report import run_report
 
             run_report(options, command)
+        case Merge():
+            from disam_jax.dg.cli.report import run_merge
+
+            run_merge(options)
         case Status():
             from disam_jax.dg.cli.status import run_status
 

@@ -256,6 +256,11 @@ class Compare:
     ] = None
     """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
 
+    shard: Annotated[str | None, arg(metavar="I/N|auto", help_behavior_hint="(default: all runs)")] = None
+    """Train one of N parts of the runs, I from 0, in an --out of its own, for machines that share no network; `auto`
+    reads the place of the job in an array of SLURM or an indexed job of Kubernetes. `disam-jax merge` puts them
+    together."""
+
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""
 
@@ -295,6 +300,26 @@ class Report:
     ] = None
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Put the folders of all shards of a sweep together: the tables are those of one process.
+
+    The folders must be of the same data, setting and runs. A run that is missing or there twice is an error.
+    """
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR DIR [DIR ...]")]
+    """Folders that `sweep --shard I/N` wrote, in any order."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for the whole, new."""
+
+    select: Annotated[
+        Criterion | None,
+        arg(metavar=_braces(CRITERIA), help_behavior_hint="(default: as when the runs were trained)"),
+    ] = None
+    """Which point of training and which candidate is reported."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, shown
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Report
+    from disam_jax.dg.cli.options import Merge, Report
     from disam_jax.dg.results import Results
 
 # Of a report with too many methods for one table.
@@ -87,3 +87,20 @@ def run_report(options: "Report", command: str) -> None:
     manifest = read_manifest(out)
     select = options.select or (manifest.select if manifest else "validation")
     report(results, select, out, None, command, None)
+
+
+def run_merge(options: "Merge") -> None:
+    """Puts shards together, prints the table of the whole and writes its report.
+
+    Raises:
+        InputError: If they do not belong together, or the whole cannot be written.
+    """
+    from disam_jax.dg.sweep.merge import merge
+    from disam_jax.dg.sweep.results_folder import read_manifest
+
+    if len(options.folders) < 2:
+        raise InputError("merge takes the folders of all shards: write disam-jax merge DIR DIR ... --out DIR")
+    results = merge(options.folders, options.out, options.select)
+    manifest = read_manifest(options.out)
+    select = options.select or (manifest.select if manifest else "validation")
+    report(results, select, options.out, None, results.header["command"], None)

@@ -37,6 +37,7 @@ from disam_jax.dg.sweep.schema import (
     name_of,
     wrong,
 )
+from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import RECORDED
 
 SCHEMA = 2
@@ -113,6 +114,20 @@ class _Line(NamedTuple):
     value: dict[str, Any]
 
 
+class Chunk(NamedTuple):
+    """A chunk as it is in a results file.
+
+    Attributes:
+        records: What was measured of its runs.
+        seconds: Seconds that they took, if they are known.
+        version: Version of jax that trained them.
+    """
+
+    records: list[dict[str, Any]]
+    seconds: float | None
+    version: str
+
+
 class Written:
     """What the lines of a results file say, each checked as it is taken.
 
@@ -137,6 +152,7 @@ class Written:
         self.seconds: dict[str, tuple[float, int]] = {}
         self.in_force = header
         self._chunks: dict[tuple[str, int], tuple[int, list[Name]]] = {}
+        self._chunk_seconds: dict[tuple[str, int], float | None] = {}
         self._program_lines: dict[str, int] = {}
         self._run_lines: dict[Name, int] = {}
 
@@ -182,6 +198,13 @@ class Written:
         self._run_lines = {renamed[name]: line for name, line in self._run_lines.items()}
         self.header = header
 
+    def chunks_of(self, method: str) -> Iterator[Chunk]:
+        """The chunks of a method of a file that did not grow."""
+        for (name, number), (_, names) in self._chunks.items():
+            if name == method:
+                seconds = self._chunk_seconds[name, number]
+                yield Chunk([self.records[each] for each in names], seconds, self.versions[names[0]])
+
     def next_chunk(self, method: str) -> int:
         """The number that the next chunk of a method has."""
         return 1 + max((number for name, number in self._chunks if name == method), default=-1)
@@ -193,6 +216,7 @@ class Written:
             wrong(f"a chunk of {method} before the line of its program")
         if seconds is not None and (method, place) not in self._chunks:
             self.took(method, seconds, len(records))
+        self._chunk_seconds.setdefault((method, place), seconds)
         names = [name_of(record) for record in records]
         before, same = self._chunks.setdefault((method, place), (number, names))
         if same != names:
@@ -223,12 +247,13 @@ def _renamed(name: Name, old: Mapping[str, Any], new: Mapping[str, Any]) -> Name
     return method, target, seed, here.index(there[candidate])
 
 
-def unlike(there: Any, here: Mapping[str, Any]) -> str | None:
+def unlike(there: Any, here: Mapping[str, Any], strict: bool = False) -> str | None:
     """What keeps the runs of two headers apart, as they differ in more than the number of their runs.
 
     Args:
         there: A header, or what was read in the place of one.
         here: Another one.
+        strict: Whether they must have the same runs. Those of shards must, since another number is dealt otherwise.
 
     Returns:
         The first difference, with the option that makes it; None if one can be a part of the other. Versions of jax
@@ -236,7 +261,8 @@ def unlike(there: Any, here: Mapping[str, Any]) -> str | None:
     """
     if not isinstance(there, dict):
         return "it has no header of disam-jax"
-    found = difference(_compared(there), _compared(here))
+    strict = strict or "shard" in there or "shard" in here
+    found = difference(_compared(there, strict), _compared(here, strict))
     return found and _as_typed(found)
 
 
@@ -245,8 +271,8 @@ def _changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
     return any(there.get(key) != here.get(key) for key in ("version", *GROWING))
 
 
-def _compared(header: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: each for key, each in header.items() if key not in ("command", *GROWING)}
+def _compared(header: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    kept = {key: each for key, each in header.items() if key not in ("command", *(() if strict else GROWING))}
     version = kept.get("version")
     if isinstance(version, dict):
         kept["version"] = {key: each for key, each in version.items() if key != "jax"}
@@ -303,7 +329,15 @@ def _as_typed(found: str) -> str:
     """A difference with the option that makes it, where one does."""
     key = found.partition(" is ")[0]
     first, _, rest = key.partition(".")
-    options = {"steps": "--steps or --evaluations", "data": "--data and its options"}
+    options = {
+        "steps": "--steps or --evaluations",
+        "data": "--data and its options",
+        "seeds": "--seeds",
+        "targets": "--target",
+        "methods": "--method, --candidates or --grid",
+        "candidates": "--method, --candidates or --grid",
+        "shard": "--shard",
+    }
     if first == "setting":
         name = rest.rpartition(".")[2]
         options_of = {recorded: name for name, recorded in RECORDED.items()}
@@ -438,15 +472,19 @@ def load_results(out: Path) -> Results:
 
 
 def planned(header: Mapping[str, Any]) -> list[Name]:
-    """What the runs of a header are found by, in the order in which one process trains them."""
+    """What the runs of a header, or of its shard, are found by, in the order in which one process trains them."""
     domains = list(header["data"]["domains"])
-    return [
-        (method, domains.index(target), seed, candidate)
-        for method, candidates in header["candidates"].items()
-        for candidate in range(len(candidates))
-        for target in header["targets"]
-        for seed in header["seeds"]
-    ]
+    shard = Shard(*header["shard"]) if "shard" in header else None
+    names = []
+    for turn, (method, candidates) in enumerate(header["candidates"].items()):
+        of_method = [
+            (method, domains.index(target), seed, candidate)
+            for candidate in range(len(candidates))
+            for target in header["targets"]
+            for seed in header["seeds"]
+        ]
+        names += in_shard(of_method, turn, shard)
+    return names
 
 
 def read_written(out: Path) -> Written:
@@ -537,11 +575,13 @@ def _has_runs(lines: Iterator[tuple[int, bytes]]) -> bool:
 def _results(written: Written, header: Mapping[str, Any], order: Sequence[Name]) -> Results:
     methods = {name: {**each, **written.programs.get(name, {})} for name, each in header["methods"].items()}
     records = [written.records[name] for name in order]
-    names = (*MEASURED, *(name for name in OPTIONAL if name in records[0]))
-    arrays = {name: np.stack([_array(record[name]) for record in records]) for name in names}
+    names = (*MEASURED, *(name for name in OPTIONAL if any(name in record for record in records)))
+    # A shard may have no run.
+    stacked = lambda arrays: np.stack(arrays) if arrays else np.zeros((0,))
+    arrays = {name: stacked([_array(record[name]) for record in records]) for name in names}
     runs = tuple(Run(*name_of(record), hparams=dict(record["hyper"])) for record in records)
     metrics = {
-        name: np.stack([_array(record["metrics"][name]) for record in records]) for name in header.get("metrics", ())
+        name: stacked([_array(record["metrics"][name]) for record in records]) for name in header.get("metrics", ())
     }
     header = {**_with_versions(header, [written.versions[name] for name in order]), "methods": methods}
     return Results(header=header, runs=runs, steps=np.array(header["steps"]), **arrays, metrics=metrics)
@@ -550,8 +590,8 @@ def _results(written: Written, header: Mapping[str, Any], order: Sequence[Name])
 def _with_versions(header: Mapping[str, Any], versions: Sequence[str]) -> dict[str, Any]:
     """A header that says by which versions of jax the runs were trained."""
     counts = collections.Counter(versions)
-    said = {**header, "version": {**header["version"], "jax": ", ".join(sorted(counts))}}
-    if len(counts) == 1:
+    said = {**header, "version": {**header["version"], "jax": ", ".join(sorted(counts))}} if counts else {**header}
+    if len(counts) <= 1:
         return said
     each = ", ".join(f"{version}: {counts[version]} runs" for version in sorted(counts))
     note = f"Trained by several versions of jax, whose numbers differ by rounding: {each}; the results file has which."
@@ -617,6 +657,12 @@ class Store:
         ]
         time = {} if seconds is None else {"seconds": plain(seconds)}
         self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": records})
+
+    def copy(self, method: str, records: Sequence[Mapping[str, Any]], seconds: float | None, version: str) -> None:
+        """Writes runs that are in another file, trained by a version of jax, as they are there."""
+        self._header = {**self._header, "version": {**self._header["version"], "jax": version}}
+        time = {} if seconds is None else {"seconds": seconds}
+        self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": list(records)})
 
     def begin(self) -> None:
         """Writes the header, where the file has none that says as much of the lines that come."""

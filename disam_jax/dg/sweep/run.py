@@ -27,6 +27,7 @@ from disam_jax.dg.runners import memory
 from disam_jax.dg.runners.base import NewClasses
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
+from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.metrics import extra_metrics
 
@@ -45,20 +46,23 @@ class Plan:
         candidates: for each method's name, its hyperparameters; the first are the defaults.
         targets: T indices of domains.
         seeds: S seeds.
+        shard: Part of the runs that is trained; None for all.
     """
 
     candidates: Mapping[str, Sequence[Mapping[str, float]]]
     targets: tuple[int, ...]
     seeds: tuple[int, ...]
+    shard: Shard | None = None
 
     def runs_of(self, method: str) -> list[Run]:
         """The runs of a method, in the order in which they are trained."""
-        return [
+        runs = [
             Run(method, target, seed, place, hparams)
             for place, hparams in enumerate(self.candidates[method])
             for target in self.targets
             for seed in self.seeds
         ]
+        return in_shard(runs, list(self.candidates).index(method), self.shard)
 
     @property
     def runs(self) -> list[Run]:
@@ -110,7 +114,8 @@ def make_header(
         "steps": list(config.measured_at),
         **({"metrics": list(extra)} if (extra := extra_metrics()) else {}),
         "notes": list(notes),
-        "planned": len(plan.runs),
+        "planned": sum(map(len, plan.candidates.values())) * len(plan.targets) * len(plan.seeds),
+        **({} if plan.shard is None else {"shard": list(plan.shard)}),
     }
 
 
@@ -201,7 +206,7 @@ def run_sweep(
     with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:
             say(f"the earlier results are in {store.aside} now")
-        say(start_line(header, len(store.records)))
+        say(start_line(header, len(store.records), None if plan.shard is None else len(plan.runs)))
         done = len(store.records)
         left = TimeLeft(done, total)
         make_runner = runner_factory(data, config, splits, plan.seeds, probe, new)
@@ -260,12 +265,13 @@ def check_size(plan: Plan) -> None:
         raise InputError(f"these are {number:,} runs: take fewer --candidates, --seeds or methods")
 
 
-def start_line(header: Mapping[str, Any], there: int) -> str:
+def start_line(header: Mapping[str, Any], there: int, of_shard: int | None = None) -> str:
     """What will be run, in a line.
 
     Args:
         header: From `make_header`.
         there: Number of runs that are finished.
+        of_shard: Number of runs of the shard, if it is one.
 
     Returns:
         Text.
@@ -280,6 +286,8 @@ def start_line(header: Mapping[str, Any], there: int) -> str:
         f"targets {', '.join(header['targets'])}",
         f"{len(header['seeds'])} seeds",
     ]
+    if of_shard is not None:
+        parts.append(f"{of_shard} of them are in shard {Shard(*header['shard'])}")
     return "; ".join([*parts, f"{there} are finished"] if there else parts)
 
 

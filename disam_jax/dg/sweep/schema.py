@@ -126,7 +126,11 @@ def check_header(header: Any) -> Mapping[str, Any]:
         WrongError: If it cannot be what `sweep.make_header` made.
     """
     required = ("schema", "version", "command", "data", "setting", "methods", "candidates", "targets", "seeds", "steps")
-    check_keys(header, (*required, "notes", "planned"), ("metrics",), "the header")
+    check_keys(header, (*required, "notes", "planned"), ("metrics", "shard"), "the header")
+    if "shard" in header:
+        _list(header["shard"], "shard", _whole, 2)
+        if len(header["shard"]) != 2 or not header["shard"][0] < header["shard"][1]:
+            wrong(f"shard must be [I, N] with I below N, got {brief(header['shard'], 40)}")
     if "metrics" in header:
         _distinct(header["metrics"], "metrics", _text)
     _named(header["version"], "version", _text)
