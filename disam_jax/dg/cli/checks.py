@@ -46,8 +46,26 @@ def check(options: "Compare") -> None:
     for package in (*PACKAGES, *(TOKENIZERS if options.checkpoint and model.text else ())):
         if importlib.util.find_spec(package) is None:
             raise InputError(missing(package))
+    check_cluster(options)
     check_checkpoint(options)
     check_model_options(options)
+
+
+def check_cluster(options: "Compare") -> None:
+    """Checks that at most one cluster is asked for, and that its package is there.
+
+    Raises:
+        InputError: If not.
+    """
+    given = [name for name in ("workers", "scheduler", "scheduler_file") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(map(flag, given))} exclude each other: each of them names a cluster")
+    if options.scheduler is not None and not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://[^\s/]+:[0-9]+", options.scheduler):
+        from disam_jax.dg.reading import brief
+
+        raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
+    if given and importlib.util.find_spec("distributed") is None:
+        raise InputError(missing("distributed"))
 
 
 def check_numbers(options: "Compare") -> None:
@@ -202,6 +220,7 @@ def missing(package: str) -> str:
         'the package tokenizers is missing: pip install "disam-jax[dg,pretrained]"'
     """
     extras = "dg,pretrained" if package in (*TOKENIZERS, "huggingface_hub") else "dg"
+    extras = "dg,cluster" if package == "distributed" else extras
     return f'the package {package} is missing: pip install "disam-jax[{extras}]"'
 
 

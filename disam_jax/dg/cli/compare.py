@@ -12,12 +12,15 @@ from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
     from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.cli.progress import Say
     from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
     from disam_jax.dg.models.network import Network
     from disam_jax.dg.peft.finetuning import Pretrained
     from disam_jax.dg.progress import OnProgress
-    from disam_jax.dg.sweep.run import NewClasses
+    from disam_jax.dg.results import Results
+    from disam_jax.dg.sweep.run import NewClasses, Plan
+    from disam_jax.dg.sweep.shards import Shard
     from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 
 
@@ -47,61 +50,108 @@ def run_compare(options: "Compare", command: str) -> None:
     options = with_own_checkpoint(options)
     check(options)
     began = time.perf_counter()
-    methods = chosen_methods(options)
-    grid = parse_grid(options.grid)
+    from disam_jax.dg.sweep import hparams
+
+    # Before anything takes long, here or on a cluster.
+    hparams.check_grid(parse_grid(options.grid), chosen_methods(options))
     from disam_jax.dg.sweep.shards import parse_shard
 
     shard = None if options.shard is None else parse_shard(options.shard, os.environ)
 
+    from disam_jax.dg.cli.cluster import run_on_cluster
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
-    from disam_jax.dg.models.registry import MODELS
-    from disam_jax.dg.sweep import hparams
-    from disam_jax.dg.sweep import run as sweep
 
-    hparams.check_grid(grid, methods)
-    memory_budget = None if options.memory is None else int(options.memory * 2**30)
+    machine = None
     with progress() as (show, say):
-        pretrained = load_checkpoint(options)
-        of_weights = pretrained.image_size if pretrained else None
-        size = options.image_size or of_weights or MODELS[options.model].image_size
-        data = read_data(options, size, memory_budget, show)
-        config = config_of(options, data)
-        targets = sweep.check_targets(options.target, data.domain_names, data.name)
-        if pretrained is None:
-            runs = from_scratch(data, config, methods)
+        if options.workers or options.scheduler or options.scheduler_file:
+            results, cost, machine = run_on_cluster(options, command, shard, show, say)
         else:
-            runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget)
-        candidates = {
-            name: hparams.grid_candidates(method, config, grid)
-            if grid and method.tuned
-            else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
-            for name, method in runs.methods.items()
-        }
-        results, cost = sweep.run_sweep(
-            runs.data,
-            runs.network,
-            config,
-            runs.methods,
-            sweep.Plan(candidates, targets, parse_seeds(options.seeds), shard),
-            options.out,
-            command=command,
-            overwrite=options.overwrite,
-            runs_at_once=options.runs_at_once,
-            memory_budget=memory_budget,
-            on_progress=show,
-            on_line=say,
-            select=options.select,
-            own_networks=runs.own_networks,
-            new=runs.new,
-        )
+            results, cost = run_here(options, command, shard, show, say)
     if shard is not None:
         say(
             f"shard {shard} has all of its {len(results.runs)} runs in {options.out}; when all {shard.count} have "
             f"theirs, write disam-jax merge and their folders, and --out DIR for the whole"
         )
         return
-    report(results, options.select, options.out, cost, command, time.perf_counter() - began)
+    report(results, options.select, options.out, cost, command, time.perf_counter() - began, machine)
+
+
+def run_here(
+    options: "Compare", command: str, shard: "Shard | None", show: "OnProgress", say: "Say"
+) -> tuple["Results", dict[str, dict[str, Any]]]:
+    """Trains in this process; see `run_sweep`."""
+    from disam_jax.dg.sweep import run as sweep
+
+    work = prepare(options, show)
+    return sweep.run_sweep(
+        work.runs.data,
+        work.runs.network,
+        work.config,
+        work.runs.methods,
+        replace(work.plan, shard=shard),
+        options.out,
+        command=command,
+        overwrite=options.overwrite,
+        runs_at_once=options.runs_at_once,
+        memory_budget=memory_budget_of(options),
+        on_progress=show,
+        on_line=say,
+        select=options.select,
+        own_networks=work.runs.own_networks,
+        new=work.runs.new,
+    )
+
+
+def memory_budget_of(options: "Compare") -> int | None:
+    """Bytes on each device, if the options say how many."""
+    return None if options.memory is None else int(options.memory * 2**30)
+
+
+class Work(NamedTuple):
+    """What the options ask for, read and put together.
+
+    Attributes:
+        runs: What is trained, on what.
+        config: What all runs share.
+        plan: All runs.
+    """
+
+    runs: "Runs"
+    config: "TrainConfig"
+    plan: "Plan"
+
+
+def prepare(options: "Compare", show: "OnProgress") -> Work:
+    """Reads the data and makes networks and candidates.
+
+    Raises:
+        InputError: If the options or the data cannot be used.
+    """
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.sweep import hparams
+    from disam_jax.dg.sweep import run as sweep
+
+    methods, grid = chosen_methods(options), parse_grid(options.grid)
+    hparams.check_grid(grid, methods)
+    memory_budget = memory_budget_of(options)
+    pretrained = load_checkpoint(options)
+    of_weights = pretrained.image_size if pretrained else None
+    size = options.image_size or of_weights or MODELS[options.model].image_size
+    data = read_data(options, size, memory_budget, show)
+    config = config_of(options, data)
+    targets = sweep.check_targets(options.target, data.domain_names, data.name)
+    if pretrained is None:
+        runs = from_scratch(data, config, methods)
+    else:
+        runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget)
+    candidates = {
+        name: hparams.grid_candidates(method, config, grid)
+        if grid and method.tuned
+        else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
+        for name, method in runs.methods.items()
+    }
+    return Work(runs, config, sweep.Plan(candidates, targets, parse_seeds(options.seeds)))
 
 
 def chosen_methods(options: "Compare") -> dict[str, "Method"]:

@@ -256,6 +256,15 @@ class Compare:
     ] = None
     """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
 
+    workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: this process trains)")] = None
+    """Train in N processes on this machine, each with its share of the cores or its own accelerator. Extra cluster."""
+
+    scheduler: Annotated[str | None, arg(metavar="tcp://HOST:PORT", help_behavior_hint="")] = None
+    """Train on the workers of a Dask cluster that runs already."""
+
+    scheduler_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The same, by the file that its scheduler wrote."""
+
     shard: Annotated[str | None, arg(metavar="I/N|auto", help_behavior_hint="(default: all runs)")] = None
     """Train one of N parts of the runs, I from 0, in an --out of its own, for machines that share no network; `auto`
     reads the place of the job in an array of SLURM or an indexed job of Kubernetes. `disam-jax merge` puts them

@@ -24,6 +24,7 @@ def report(
     cost: Mapping[str, Mapping[str, Any]] | None,
     command: str,
     seconds: float | None,
+    machine: Mapping[str, Any] | None = None,
 ) -> None:
     """Prints the table and writes all files of the report.
 
@@ -34,6 +35,7 @@ def report(
         cost: Cost of each method, if runs were trained just now.
         command: Command that was typed.
         seconds: Seconds that it took, if runs were trained just now.
+        machine: What trained them; this one by default.
     """
     from disam_jax.dg.report import environment, formats, write
     from disam_jax.dg.report.findings import findings
@@ -53,7 +55,7 @@ def report(
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
             "seconds": round(seconds, 1),
-            "machine": environment.machine(),
+            "machine": machine or environment.machine(),
             "versions": environment.versions(),
             "cost": cost,
         }

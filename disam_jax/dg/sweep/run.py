@@ -1,11 +1,12 @@
 """Sweeps: thousands of paired runs, chunk by chunk, on disk as they come."""
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
-from disam_jax.dg.runners.base import NewClasses
+from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
 from disam_jax.dg.sweep.shards import Shard, in_shard
@@ -185,21 +186,10 @@ def run_sweep(
         >>> sorted(cost["DISAM"])
         ['flops', 'seconds_per_run']
     """
-    check_config(config)
-    check_size(plan)
-    for name, method in methods.items():
-        if config.per_domain < method.min_per_domain:
-            raise InputError(
-                f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
-            )
-    splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
-    probe = min(config.probe, int(splits[0].train_counts.min()))
+    header, make_runner = prepare_sweep(data, network, config, methods, plan, command, own_networks, new)
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
     most = runs_at_once or default_runs_at_once(config)
     show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
-    notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
-    header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
-    network_of = lambda name: (own_networks or {}).get(name, network)
     total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
 
@@ -209,12 +199,11 @@ def run_sweep(
         say(start_line(header, len(store.records), None if plan.shard is None else len(plan.runs)))
         done = len(store.records)
         left = TimeLeft(done, total)
-        make_runner = runner_factory(data, config, splits, plan.seeds, probe, new)
-        for name, method in methods.items():
+        for name in methods:
             runs = [run for run in plan.runs_of(name) if not store.has(run)]
             if not runs:
                 continue
-            runner = make_runner(name, network_of(name), method)
+            runner = make_runner(name)
             if name not in store.programs:
                 show(f"compiling {name}", done, total)
                 per_device = runner.runs_at_once(runs, most, budget)
@@ -246,6 +235,61 @@ def run_sweep(
             for name in methods
         }
     return results, cost
+
+
+class Prepared(NamedTuple):
+    """A sweep before anything is trained.
+
+    Attributes:
+        header: From `make_header`.
+        make_runner: Makes the runner of a method, by name; runners share the data on the device.
+    """
+
+    header: dict[str, Any]
+    make_runner: Callable[[str], Runner]
+
+
+def prepare_sweep(
+    data: Domains,
+    network: Network,
+    config: TrainConfig,
+    methods: Mapping[str, Method],
+    plan: Plan,
+    command: str = "",
+    own_networks: Mapping[str, Network] | None = None,
+    new: NewClasses | None = None,
+) -> Prepared:
+    """Checks a sweep and splits its data. The arguments are those of `run_sweep`.
+
+    Returns:
+        What is run, and what runs it.
+
+    Raises:
+        InputError: If something the user gave cannot be used.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> from disam_jax.dg.testing import toy
+        >>> plan, config = Plan({"ERM": [{}]}, targets=(1,), seeds=(0, 1)), TrainConfig(per_domain=2)
+        >>> network = Network(init=lambda key: ({}, {}), apply=lambda *_: None)
+        >>> prepare_sweep(toy(), network, config, {"ERM": METHODS["ERM"]}, plan).header["planned"]
+        2
+    """
+    check_config(config)
+    check_size(plan)
+    for name, method in methods.items():
+        if config.per_domain < method.min_per_domain:
+            raise InputError(
+                f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
+            )
+    splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
+    probe = min(config.probe, int(splits[0].train_counts.min()))
+    notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
+    header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
+    # The data go to the device when the first runner is made, if any is.
+    make = functools.cache(lambda: runner_factory(data, config, splits, plan.seeds, probe, new))
+    network_of = lambda name: (own_networks or {}).get(name, network)
+    return Prepared(header, lambda name: make()(name, network_of(name), methods[name]))
 
 
 def check_size(plan: Plan) -> None:
@@ -332,6 +376,26 @@ def chunk_size(per_device: int, together: int, most: int, devices: int) -> int:
         (16, 24)
     """
     return per_device * min(devices, max(1, most // per_device), -(-together // per_device))
+
+
+def most_on_a_device(config: TrainConfig, runs_at_once: int | None, devices: int) -> int:
+    """The largest number of runs in the program of a device, before memory is asked.
+
+    Args:
+        config: What all runs share.
+        runs_at_once: What the user asked for, on all devices; None for the default.
+        devices: Number of devices that one process would have, over which these are dealt.
+
+    Returns:
+        As many as there are in one process with these devices.
+
+    Example:
+        >>> [most_on_a_device(TrainConfig(), number, devices=4) for number in (3, 8, 9)]
+        [3, 2, 2]
+    """
+    if runs_at_once is None:
+        return default_runs_at_once(config) // jax.device_count()
+    return runs_at_once // devices or runs_at_once
 
 
 def default_runs_at_once(config: TrainConfig) -> int:

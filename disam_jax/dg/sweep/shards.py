@@ -134,14 +134,33 @@ def merged_command(command: str, out: Path) -> str:
         >>> merged_command("disam-jax sweep --shard 0/2 --steps 5 --out a0", Path("a"))
         'disam-jax sweep --steps 5 --out a'
     """
+    return with_options(command, {"--shard": None, "--out": str(out)})
+
+
+def with_options(command: str, values: Mapping[str, str | None]) -> str:
+    """A command with other values for some of its options.
+
+    Args:
+        command: Command as it was typed.
+        values: For each option that takes one value, the new one; None to leave it out. Options that the command has
+            not are not added.
+
+    Returns:
+        Command.
+
+    Example:
+        >>> with_options("disam-jax sweep --workers=4 --steps 5", {"--workers": None, "--steps": "6"})
+        'disam-jax sweep --steps 6'
+    """
     words, kept = iter(shlex.split(command)), []
     for word in words:
         name, equals, _ = word.partition("=")
-        if name not in ("--shard", "--out"):
+        if name not in values:
             kept.append(word)
             continue
         if not equals:
             next(words, None)
-        if name == "--out":
-            kept += [f"--out={out}"] if equals else ["--out", str(out)]
+        value = values[name]
+        if value is not None:
+            kept += [f"{name}={value}"] if equals else [name, value]
     return shlex.join(kept)

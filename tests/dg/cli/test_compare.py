@@ -219,7 +219,8 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
     parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
-    assert options.keys() - used.keys() == {*parsed, "open_class", "base_classes"}
+    where = {"workers", "scheduler", "scheduler_file", "shard"}
+    assert options.keys() - used.keys() == {*parsed, *where, "open_class", "base_classes"}
     for name in options.keys() & used.keys():
         plain = used[name] not in (dataclasses.MISSING, inspect.Parameter.empty)
         # None: the default depends on the data and the model. The commands differ in what they select.
@@ -242,6 +243,7 @@ NUMBERS = {
     "--steps": (1, int),
     "--evaluations": (1, int),
     "--runs-at-once": (1, int),
+    "--workers": (1, int),
     "--memory": (1e-30, float),
 }
 BEYOND_FLOATS = ["nan", "inf", "-inf", "1e300", "-1e300", "1e999"]
