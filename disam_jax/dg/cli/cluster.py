@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import socket
 import threading
 import time
@@ -48,7 +49,7 @@ def with_full_paths(options: "Compare") -> "Compare":
     """The options with the paths of files that are there from the root on, as workers elsewhere need them."""
     there = {name: value for name in OF_FILES if (value := getattr(options, name)) is not None and Path(value).exists()}
     full = {name: type(value)(Path(value).absolute()) for name, value in there.items()}
-    return replace(options, **full)
+    return replace(options, out=options.out.absolute(), **full)
 
 
 @contextlib.contextmanager
@@ -65,7 +66,8 @@ def cluster_of(options: "Compare") -> Iterator[tuple[Any, int | None]]:
             yield client, None
     else:
         devices = cluster.devices_here()
-        with cluster.local_cluster(cluster.worker_environments(devices, options.workers)) as client:
+        flags = os.environ.get("XLA_FLAGS", "")
+        with cluster.local_cluster(cluster.worker_environments(devices, options.workers, flags)) as client:
             yield client, devices.count
 
 

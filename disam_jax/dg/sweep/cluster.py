@@ -1,11 +1,12 @@
 """Tasks on the workers of a Dask cluster: started on this machine, or one that runs already.
 
-Nothing here imports jax: the client of a cluster leaves the devices to the workers.
+Nothing here asks jax for a device: the client of a cluster leaves them to the workers.
 """
 
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ LOOK_SECONDS = 5.0
 # A task that so many workers died of is not given to another one.
 MOST_DEATHS = 10
 START_SECONDS = 120.0
+SILENT_SECONDS = 300
+# Makes several devices of a CPU.
+OF_CORES = "--xla_force_host_platform_device_count"
 
 
 class Devices(NamedTuple):
@@ -51,12 +55,13 @@ def devices_here() -> Devices:
     return Devices(platform, (os.cpu_count() or 1) if platform == "cpu" else count)
 
 
-def worker_environments(devices: Devices, workers: int) -> list[dict[str, str]]:
+def worker_environments(devices: Devices, workers: int, flags: str = "") -> list[dict[str, str]]:
     """The variables by which each worker of this machine gets its share of it.
 
     Args:
         devices: What the machine has.
         workers: Number of workers.
+        flags: XLA_FLAGS of this process; what they say of the number of devices is replaced.
 
     Returns:
         Variables for each worker: as many devices as it has cores, or its own accelerator.
@@ -71,7 +76,8 @@ def worker_environments(devices: Devices, workers: int) -> list[dict[str, str]]:
         {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
     """
     if devices.platform == "cpu":
-        return [{"XLA_FLAGS": f"--xla_force_host_platform_device_count={max(1, devices.count // workers)}"}] * workers
+        others = re.sub(rf"{OF_CORES}=\d+", "", flags).split()
+        return [{"XLA_FLAGS": " ".join([*others, f"{OF_CORES}={max(1, devices.count // workers)}"])}] * workers
     if workers > devices.count:
         raise InputError(f"--workers must be at most {devices.count}, the number of accelerators here, got {workers}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -91,7 +97,6 @@ def local_cluster(environments: Sequence[Mapping[str, str]]) -> Iterator[Any]:
     """
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    quiet()
     # One task at a time in each; no limit of memory, since the programs are made to fit already.
     options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     workers = {
@@ -100,6 +105,7 @@ def local_cluster(environments: Sequence[Mapping[str, str]]) -> Iterator[Any]:
     of_scheduler = {"dashboard": False, "host": "127.0.0.1", "port": 0, "allowed_failures": MOST_DEATHS}
     scheduler = {"cls": Scheduler, "options": of_scheduler}
     with (
+        engine(),
         SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
@@ -123,15 +129,16 @@ def running_cluster(address: str | None, file: Path | None) -> Iterator[Any]:
     """
     from distributed import Client
 
-    quiet()
     if file is not None and not exists(file):
         raise InputError(f"--scheduler-file {shown(file)} is not there: start dask scheduler --scheduler-file with it")
     where = f"--scheduler-file {shown(file)}" if file is not None else f"--scheduler {shown(address)}"
-    try:
-        client = Client(scheduler_file=str(file)) if file is not None else Client(address)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot reach the scheduler of {where}: {reason(error)}") from error
-    with client:
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(engine())
+        given = {"address": address} if file is None else {"scheduler_file": str(file)}
+        try:
+            client = opened.enter_context(Client(**given, timeout=START_SECONDS))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot reach the scheduler of {where}: {reason(error)}") from error
         try:
             client.wait_for_workers(1, timeout=START_SECONDS)
         except TimeoutError as error:
@@ -141,9 +148,18 @@ def running_cluster(address: str | None, file: Path | None) -> Iterator[Any]:
         yield client
 
 
-def quiet() -> None:
-    """Keeps the alarms of the engine from the user, who is told in lines of our own what they mean."""
+@contextlib.contextmanager
+def engine() -> Iterator[None]:
+    """Sets the engine up for programs that keep all cores busy, in which a process may not answer for long.
+
+    Its alarms are kept from the user, who is told in lines of our own what they mean.
+    """
+    import dask
+
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    patient = {"distributed.comm.timeouts.connect": SILENT_SECONDS, "distributed.comm.timeouts.tcp": SILENT_SECONDS}
+    with dask.config.set({**patient, "distributed.scheduler.worker-ttl": f"{4 * SILENT_SECONDS}s"}):
+        yield
 
 
 def finished(
@@ -163,8 +179,12 @@ def finished(
     Raises:
         InputError: If a task raises it, or so many workers died of a task that another one would too.
     """
+    from asyncio import CancelledError
+    from concurrent.futures import CancelledError as FutureCancelledError
+
     from distributed import KilledWorker, wait
 
+    goes_on = "what was finished is kept, and the same command goes on from there"
     left = iter(enumerate(tasks))
     pending: dict[Any, int] = {}
     known, room = _workers(client)
@@ -188,13 +208,23 @@ def finished(
         for future in [each for each in pending if each.done()]:
             number = pending.pop(future)
             try:
-                result = future.result()
+                result = future.result(timeout=LOOK_SECONDS)
+            except TimeoutError:
+                if future.status == "error":
+                    raise
+                # Its worker died before the result was fetched: it is made again.
+                pending[future] = number
+                continue
             except KilledWorker as error:
                 raise InputError(
-                    f"{MOST_DEATHS} workers died while they trained one chunk: it may take more memory than they "
-                    "have, so ask for fewer --runs-at-once; what was finished is kept, and the same command goes on "
-                    "from there"
+                    "several workers died while they trained one chunk: it may take more memory than they have, so ask "
+                    f"for fewer --runs-at-once; {goes_on}"
                 ) from error
+            except (CancelledError, FutureCancelledError) as error:
+                raise InputError(f"the scheduler is gone: start it again; {goes_on}") from error
+            except ModuleNotFoundError as error:
+                name = shown(error.name)
+                raise InputError(f"a worker has no package {name}: install it there; {goes_on}") from error
             yield number, result
 
 
@@ -204,6 +234,12 @@ def _workers(client: Any) -> tuple[set[str], int]:
     A task waits at each, so that no worker waits for the client. It would be lost to the others, though, at a worker of
     several threads, which takes it for begun.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    try:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+    except OSError as error:
+        raise InputError(
+            f"the scheduler cannot be reached any more: {reason(error)}; what was finished is kept, and the same "
+            "command goes on from there"
+        ) from error
     room = sum(2 if each["nthreads"] == 1 else 1 for each in workers.values())
     return {f"{each['id']} {address}" for address, each in workers.items()}, max(1, room)
