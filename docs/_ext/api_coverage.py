@@ -37,9 +37,13 @@ INTERNAL_MODULES = {
     "disam_jax.dg.report.sensitivity",
     "disam_jax.dg.report.tables",
     "disam_jax.dg.runners",
+    "disam_jax.dg.sweep.cluster",
+    "disam_jax.dg.sweep.lock",
+    "disam_jax.dg.sweep.merge",
     "disam_jax.dg.sweep.results_file",
     "disam_jax.dg.sweep.results_folder",
     "disam_jax.dg.sweep.schema",
+    "disam_jax.dg.sweep.shards",
     "disam_jax.dg.training.step",
     "disam_jax.dg.unfinished",
 }

@@ -96,21 +96,34 @@ def diverge(results, method, seed, target, point=2):
 
 
 def make_plan(
-    methods=("erm", "sam"), *, seeds=2, domains=("art", "photo", "sketch"), candidates=1, steps=4, command=""
+    methods=("erm", "sam"),
+    *,
+    seeds=2,
+    domains=("art", "photo", "sketch"),
+    targets=None,
+    candidates=1,
+    steps=4,
+    rho=0.1,
+    shard=None,
+    command="",
 ):
     """Header and plan of a sweep over a data set without any sense."""
     data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
-    config, found = TrainConfig(steps=steps, evaluations=2), find_methods(methods)
+    config, found = TrainConfig(steps=steps, evaluations=2, rho=rho), find_methods(methods)
     plan = Plan(
         {name: random_candidates(method, config, candidates, 0) for name, method in found.items()},
-        tuple(range(len(domains))),
-        tuple(range(seeds)),
+        tuple(range(len(domains))) if targets is None else targets,
+        tuple(range(seeds)) if isinstance(seeds, int) else seeds,
+        shard,
     )
     return make_header(data, config, found, plan, [], command), plan
 
 
-def write_results(out, *, at_once=3, seed=0, leave=0, select="validation", **options):
-    """The results file of such a sweep, of random numbers; the last `leave` chunks are not there yet."""
+def write_results(out, *, at_once=3, seed=0, leave=0, by_run=False, select="validation", **options):
+    """The results file of such a sweep, of random numbers; the last `leave` chunks are not there yet.
+
+    With `by_run`, the numbers of a run are the same in whatever chunk it is.
+    """
     header, plan = make_plan(**options)
     rng, points, d = np.random.default_rng(seed), len(header["steps"]), len(header["data"]["domains"])
     chunks = [
@@ -130,6 +143,11 @@ def write_results(out, *, at_once=3, seed=0, leave=0, select="validation", **opt
                 "perturbed_losses": rng.uniform(0.0, 2.0, (size, points, d)),
                 "sharpness": rng.uniform(0.0, 1.0, (size, d)),
             }
+            if by_run:
+                for quantity, values in measured.items():
+                    for place, run in enumerate(chunk):
+                        key = [len(run.method), run.target, run.seed, run.candidate, len(quantity)]
+                        values[place] = np.random.default_rng(key).uniform(0.0, 1.0, values[place].shape)
             measured["perturbed_losses"][np.arange(size), :, [run.target for run in chunk]] = np.nan
-            store.chunk(name, number, chunk, measured)
+            store.chunk(name, chunk, measured)
     return header, plan

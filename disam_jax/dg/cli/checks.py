@@ -1,6 +1,7 @@
 """What can be checked of the options before the data is looked at."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,9 @@ def check(options: "Compare") -> None:
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    parse_seeds(options.seeds)
     check_training(options)
+    check_cluster(options)
     check_out(options.out)
     check_results(options.out)
 
@@ -58,6 +61,23 @@ def check_training(options: "TrainingOptions") -> None:
     check_model_options(options)
 
 
+def check_cluster(options: "Compare") -> None:
+    """Checks that at most one cluster is asked for, and that its package is there.
+
+    Raises:
+        InputError: If not.
+    """
+    given = [name for name in ("workers", "scheduler", "scheduler_file") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(map(flag, given))} exclude each other: each of them names a cluster")
+    if options.scheduler is not None and not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://[^\s/]+:[0-9]+", options.scheduler):
+        from disam_jax.dg.reading import brief
+
+        raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
+    if given and importlib.util.find_spec("distributed") is None:
+        raise InputError(missing("distributed"))
+
+
 def check_numbers(options: "TrainingOptions") -> None:
     """Checks that every number is in its range.
 
@@ -68,7 +88,7 @@ def check_numbers(options: "TrainingOptions") -> None:
 
     for name in RANGES:
         value = getattr(options, name, None)
-        if value is not None:
+        if isinstance(value, int | float):
             check_range(name, value)
 
 
@@ -229,7 +249,46 @@ def missing(package: str) -> str:
         'the package tokenizers is missing: pip install "disam-jax[dg,pretrained]"'
     """
     extras = "dg,pretrained" if package in (*TOKENIZERS, "huggingface_hub") else "dg"
+    extras = "dg,cluster" if package == "distributed" else extras
     return f'the package {package} is missing: pip install "disam-jax[{extras}]"'
+
+
+# What the keys of a run are made of.
+LARGEST_SEED = 2**31 - 1
+
+
+def parse_seeds(texts: Sequence[str]) -> tuple[int, ...]:
+    """Seeds, ascending, from one number of them, or from seeds and ranges A..B.
+
+    Raises:
+        InputError: On anything else, a seed twice, or fewer than two.
+
+    Example:
+        >>> parse_seeds(["3"]), parse_seeds(["3..5"]), parse_seeds(["7", "0..1", "4"])
+        ((0, 1, 2), (3, 4, 5), (0, 1, 4, 7))
+    """
+    from disam_jax.dg.ranges import RANGES, check_range
+    from disam_jax.dg.reading import brief
+
+    how = "a number of seeds as 20, a range as 3..9, or seeds as 0 4 7"
+    if len(texts) == 1 and re.fullmatch(r"[+-]?[0-9]{1,4000}", texts[0]):
+        check_range("seeds", int(texts[0]))
+        return tuple(range(int(texts[0])))
+    seeds: list[int] = []
+    for text in texts:
+        match = re.fullmatch(r"([0-9]{1,4000})(?:\.\.([0-9]{1,4000}))?", text)
+        if match is None:
+            raise InputError(f"--seeds must be {how}, got {brief(text, 40)}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last > LARGEST_SEED:
+            raise InputError(f"--seeds must be {how}, ascending and up to {LARGEST_SEED}, got {brief(text, 40)}")
+        check_range("seeds", max(2, len(seeds) + last - first + 1))
+        seeds += range(first, last + 1)
+    if len({*seeds}) < len(seeds):
+        raise InputError(f"--seeds must be {how}, each once, got {brief(' '.join(texts), 40)}")
+    if len(seeds) < RANGES["seeds"].least:
+        raise InputError(f"--seeds must be at least two, got {brief(' '.join(texts), 40)}: write {how}")
+    return tuple(sorted(seeds))
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:

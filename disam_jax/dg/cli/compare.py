@@ -1,23 +1,27 @@
 """`disam-jax compare` and `sweep`: data, configuration, networks and methods are put together and run."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from disam_jax.dg.cli.checks import check, parse_grid
+from disam_jax.dg.cli.checks import check, parse_grid, parse_seeds
 from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
     from disam_jax.dg.cli.options import Compare, TrainingOptions
+    from disam_jax.dg.cli.progress import Say
     from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
     from disam_jax.dg.models.network import Network
     from disam_jax.dg.peft.finetuning import Pretrained
     from disam_jax.dg.progress import OnProgress
-    from disam_jax.dg.sweep.run import NewClasses
+    from disam_jax.dg.results import Results
+    from disam_jax.dg.sweep.run import NewClasses, Plan
+    from disam_jax.dg.sweep.shards import Shard
     from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 
 SomeOptions = TypeVar("SomeOptions", bound="TrainingOptions")
@@ -49,42 +53,89 @@ def run_compare(options: "Compare", command: str) -> None:
     options = with_own_checkpoint(options)
     check(options)
     began = time.perf_counter()
-    methods = chosen_methods(options)
-    grid = parse_grid(options.grid)
 
+    from disam_jax.dg.cli.cluster import run_on_cluster
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
+    from disam_jax.dg.sweep.hparams import check_grid
+    from disam_jax.dg.sweep.shards import parse_shard
+
+    # Before anything takes long, here or on a cluster.
+    check_grid(parse_grid(options.grid), chosen_methods(options))
+    shard = None if options.shard is None else parse_shard(options.shard, os.environ)
+    machine = None
+    with progress() as (show, say):
+        if options.workers or options.scheduler or options.scheduler_file:
+            results, cost, machine = run_on_cluster(options, command, shard, show, say)
+        else:
+            results, cost = run_here(options, command, shard, show, say)
+    if shard is not None:
+        say(
+            f"shard {shard} has all of its {len(results.runs)} runs in {options.out}; when all {shard.count} have "
+            f"theirs, write disam-jax merge and their folders, and --out DIR for the whole"
+        )
+        return
+    report(results, options.select, options.out, cost, command, time.perf_counter() - began, machine)
+
+
+def run_here(
+    options: "Compare", command: str, shard: "Shard | None", show: "OnProgress", say: "Say"
+) -> tuple["Results", dict[str, dict[str, Any]]]:
+    """Trains in this process; see `run_sweep`."""
+    from disam_jax.dg.sweep import run as sweep
+
+    work = prepare(options, show)
+    return sweep.run_sweep(
+        work.runs.data,
+        work.runs.network,
+        work.config,
+        work.runs.methods,
+        replace(work.plan, shard=shard),
+        options.out,
+        command=command,
+        overwrite=options.overwrite,
+        runs_at_once=options.runs_at_once,
+        memory_budget=memory_budget_of(options),
+        on_progress=show,
+        on_line=say,
+        select=options.select,
+        own_networks=work.runs.own_networks,
+        new=work.runs.new,
+    )
+
+
+class Work(NamedTuple):
+    """What the options ask for, read and put together.
+
+    Attributes:
+        runs: What is trained, on what.
+        config: What all runs share.
+        plan: All runs.
+    """
+
+    runs: "Runs"
+    config: "TrainConfig"
+    plan: "Plan"
+
+
+def prepare(options: "Compare", show: "OnProgress") -> Work:
+    """Reads the data and makes networks and candidates.
+
+    Raises:
+        InputError: If the options or the data cannot be used.
+    """
     from disam_jax.dg.sweep import hparams
     from disam_jax.dg.sweep import run as sweep
 
-    hparams.check_grid(grid, methods)
-    memory_budget = memory_budget_of(options)
-    with progress() as (show, say):
-        runs, config, targets = put_together(options, methods, options.out, show)
-        candidates = {
-            name: hparams.grid_candidates(method, config, grid)
-            if grid and method.tuned
-            else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
-            for name, method in runs.methods.items()
-        }
-        results, cost = sweep.run_sweep(
-            runs.data,
-            runs.network,
-            config,
-            runs.methods,
-            sweep.Plan(candidates, targets, tuple(range(options.seeds))),
-            options.out,
-            command=command,
-            overwrite=options.overwrite,
-            runs_at_once=options.runs_at_once,
-            memory_budget=memory_budget,
-            on_progress=show,
-            on_line=say,
-            select=options.select,
-            own_networks=runs.own_networks,
-            new=runs.new,
-        )
-    report(results, options.select, options.out, cost, command, time.perf_counter() - began)
+    methods, grid = chosen_methods(options), parse_grid(options.grid)
+    runs, config, targets = put_together(options, methods, options.out, show)
+    candidates = {
+        name: hparams.grid_candidates(method, config, grid)
+        if grid and method.tuned
+        else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
+        for name, method in runs.methods.items()
+    }
+    return Work(runs, config, sweep.Plan(candidates, targets, parse_seeds(options.seeds)))
 
 
 class ToTrain(NamedTuple):

@@ -13,7 +13,7 @@ from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Report
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status
 
 
 def use_all_cores() -> None:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Data | List":
+def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | Merge | Data | List":
     """The options that the arguments give.
 
     Raises:
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Data | Lis
     """
     import tyro
 
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Report, Sweep
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
 
     return tyro.extras.subcommand_cli_from_dict(
         {
@@ -74,6 +74,8 @@ def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Data | Lis
             "sweep": Sweep,
             "diagnose": Diagnose,
             "report": Report,
+            "status": Status,
+            "merge": Merge,
             "data": Data,
             "list": List,
         },
@@ -97,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
         if end.code:
             say_failures()
         raise
-    from disam_jax.dg.cli.options import Data, Diagnose, List, Report
+    from disam_jax.dg.cli.options import Data, Diagnose, List, Merge, Report, Status
 
     command = shlex.join(["disam-jax", *arguments])
     match options:
@@ -108,6 +110,14 @@ def run(arguments: Sequence[str]) -> int:
             from disam_jax.dg.cli.report import run_report
 
             run_report(options, command)
+        case Merge():
+            from disam_jax.dg.cli.report import run_merge
+
+            run_merge(options)
+        case Status():
+            from disam_jax.dg.cli.status import run_status
+
+            run_status(options)
         case Data():
             from disam_jax.dg.cli.data import run_data
 

@@ -251,8 +251,9 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     takes about half a minute.
 
     Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
-    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; where
-    --out holds results of anything else, nothing is done.
+    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; with more
+    seeds, methods, targets or candidates it adds the runs that are missing. Where --out holds results of anything else,
+    nothing is done.
     """
 
     candidates: Annotated[int, arg(metavar="N")] = 1
@@ -270,17 +271,35 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     averaging: Average = TrainConfig.averaging
     """Average of the weights along training, on top of every method."""
 
-    seeds: Annotated[int, arg(metavar="N")] = 10
-    """Number of seeds, at least 2."""
+    seeds: Annotated[tuple[str, ...], arg(metavar="N|A..B|A B C")] = ("10",)
+    """Seeds, at least 2: 20 are the first twenty, 3..9 those from 3 to 9, and 0 4 7 these three."""
 
     evaluations: Annotated[int, arg(metavar="N")] = TrainConfig.evaluations
     """How many times runs are measured along training."""
 
     runs_at_once: Annotated[
         int | None,
-        arg(metavar="N", help_behavior_hint="(default: 256; 1 for pixels on a CPU)"),
+        arg(
+            metavar="N",
+            help_behavior_hint="(default: 8 on each core, 1 for pixels; 256 on each accelerator, 32 for pixels)",
+        ),
     ] = None
-    """The largest number of runs in one compiled program."""
+    """The largest number of runs that are trained at once, on all devices. A run has the same numbers, bit for bit, in
+    all sweeps that have as many on each device."""
+
+    workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: this process trains)")] = None
+    """Train in N processes on this machine, each with its share of the cores or its own accelerator. Extra cluster."""
+
+    scheduler: Annotated[str | None, arg(metavar="tcp://HOST:PORT", help_behavior_hint="")] = None
+    """Train on the workers of a Dask cluster that runs already."""
+
+    scheduler_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The same, by the file that its scheduler wrote."""
+
+    shard: Annotated[str | None, arg(metavar="I/N|auto", help_behavior_hint="(default: all runs)")] = None
+    """Train one of N parts of the runs, I from 0, in an --out of its own, for machines that share no network; `auto`
+    reads the place of the job in an array of SLURM or an indexed job of Kubernetes. `disam-jax merge` puts them
+    together."""
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""
@@ -300,7 +319,7 @@ class Sweep(Compare):
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("all",)
     candidates: Annotated[int, arg(metavar="N")] = 5
     select: Criterion = "validation"
-    seeds: Annotated[int, arg(metavar="N")] = 20
+    seeds: Annotated[tuple[str, ...], arg(metavar="N|A..B|A B C")] = ("20",)
     evaluations: Annotated[int, arg(metavar="N")] = 10
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-sweep")
 
@@ -343,6 +362,34 @@ class Report:
     ] = None
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Put the folders of all shards of a sweep together: the tables are those of one process.
+
+    The folders must be of the same data, setting and runs. A run that is missing or there twice is an error.
+    """
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR DIR [DIR ...]")]
+    """Folders that `sweep --shard I/N` wrote, in any order."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for the whole, new."""
+
+    select: Annotated[
+        Criterion | None,
+        arg(metavar=_braces(CRITERIA), help_behavior_hint="(default: as when the runs were trained)"),
+    ] = None
+    """Which point of training and which candidate is reported."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how many runs of a sweep are done, missing and diverged, and how long the rest takes; also while it runs."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """Folder with results.jsonl."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, shown
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Report
+    from disam_jax.dg.cli.options import Merge, Report
     from disam_jax.dg.results import Results
 
 # Of a report with too many methods for one table.
@@ -24,6 +24,7 @@ def report(
     cost: Mapping[str, Mapping[str, Any]] | None,
     command: str,
     seconds: float | None,
+    machine: Mapping[str, Any] | None = None,
 ) -> None:
     """Prints the table and writes all files of the report.
 
@@ -34,6 +35,7 @@ def report(
         cost: Cost of each method, if runs were trained just now.
         command: Command that was typed.
         seconds: Seconds that it took, if runs were trained just now.
+        machine: What trained them; this one by default.
     """
     from disam_jax.dg.report import environment, formats, write
     from disam_jax.dg.report.findings import findings
@@ -53,7 +55,7 @@ def report(
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
             "seconds": round(seconds, 1),
-            "machine": environment.machine(),
+            "machine": machine or environment.machine(),
             "versions": environment.versions(),
             "cost": cost,
         }
@@ -87,3 +89,20 @@ def run_report(options: "Report", command: str) -> None:
     manifest = read_manifest(out)
     select = options.select or (manifest.select if manifest else "validation")
     report(results, select, out, None, command, None)
+
+
+def run_merge(options: "Merge") -> None:
+    """Puts shards together, prints the table of the whole and writes its report.
+
+    Raises:
+        InputError: If they do not belong together, or the whole cannot be written.
+    """
+    from disam_jax.dg.sweep.merge import merge
+    from disam_jax.dg.sweep.results_folder import read_manifest
+
+    if len(options.folders) < 2:
+        raise InputError("merge takes the folders of all shards: write disam-jax merge DIR DIR ... --out DIR")
+    results = merge(options.folders, options.out, options.select)
+    manifest = read_manifest(options.out)
+    select = options.select or (manifest.select if manifest else "validation")
+    report(results, select, options.out, None, results.header["command"], None)

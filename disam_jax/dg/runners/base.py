@@ -30,14 +30,30 @@ class NewClasses(NamedTuple):
 
 
 class Runner(Protocol):
-    """Trains and measures the runs of one method, a chunk of them at a time."""
+    """Trains and measures the runs of one method, a chunk of them at a time.
+
+    Attributes:
+        per_device: Number of runs that a device trains at once. It is part of the compiled program: a run has the same
+            numbers, bit for bit, in every chunk that has as many runs on each device, whatever the others are. None:
+            runs are dealt over all devices.
+    """
+
+    per_device: int | None
 
     def chunks(self, runs: Sequence[Run], size: int) -> list[list[Run]]:
         """All runs of the method in chunks of at most `size`."""
         ...
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
-        """How many runs make a chunk, at most `most`, so that its program fits into `budget` bytes on each device.
+        """How many runs a device trains at once, so that its program fits into `budget` bytes.
+
+        Args:
+            runs: Runs of the method.
+            most: Largest number of runs on all devices.
+            budget: Bytes on each device.
+
+        Returns:
+            Value for `per_device`.
 
         Raises:
             InputError: If not even the smallest chunk fits, or the method breaks its contract.

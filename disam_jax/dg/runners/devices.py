@@ -7,22 +7,45 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 
-def over_runs(number: int) -> Any:
-    """Sharding of arrays [R, ...]: dealt over all devices, or on the first one if they cannot be dealt evenly."""
-    devices = jax.devices()
+def over_runs(number: int, per_device: int | None = None) -> NamedSharding:
+    """Sharding of arrays [R, ...] over devices.
+
+    Args:
+        number: Number R of runs.
+        per_device: Number of runs of each device; by default they are dealt over all devices, or lie on the first one
+            if they cannot be dealt evenly.
+
+    Returns:
+        Sharding.
+    """
+    devices = jax.devices() if per_device is None else jax.devices()[: max(1, number // per_device)]
     if number % len(devices):
-        return devices[0]
+        devices = devices[:1]
     return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
 
 
-def layout(number: int) -> tuple[Sharding, Sharding]:
-    """Shardings of arrays of R runs and of what they share: as many devices as can have equally many runs."""
+def layout(number: int, per_device: int | None = None) -> tuple[Sharding, Sharding]:
+    """Shardings of arrays of R runs and of what they share.
+
+    Args:
+        number: Number R of runs.
+        per_device: Number of runs of each device; by default as many devices are used as can have equally many runs.
+
+    Returns:
+        Two shardings.
+    """
     devices = jax.devices()
-    used = max(each for each in range(1, len(devices) + 1) if number % each == 0)
+    most = len(devices) if per_device is None else max(1, number // per_device)
+    used = max(each for each in range(1, most + 1) if number % each == 0)
     if used == 1:
         return SingleDeviceSharding(devices[0]), SingleDeviceSharding(devices[0])
     mesh = Mesh(np.array(devices[:used]), ("runs",))
     return NamedSharding(mesh, PartitionSpec("runs")), NamedSharding(mesh, PartitionSpec())
+
+
+def devices_of(place: Sharding) -> int:
+    """Number of devices of a sharding."""
+    return len(place.device_set)
 
 
 def put_once(tree: Any, where: Any) -> Any:

@@ -13,7 +13,7 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
-from disam_jax.dg.runners.devices import over_runs, put_once
+from disam_jax.dg.runners.devices import devices_of, over_runs, put_once
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
@@ -96,6 +96,7 @@ class InMemoryRunner:
         new: Arrays | None = None,
     ):
         self.config, self.seeds = config, tuple(seeds)
+        self.per_device: int | None = None
         networks = Networks(network, new_network)
         self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
         self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()))
@@ -116,12 +117,15 @@ class InMemoryRunner:
             target=targets,
             hparams={name: jnp.asarray([run.hparams[name] for run in runs], jnp.float32) for name in runs[0].hparams},
         )
-        return jax.device_put(specs, over_runs(len(runs)))
+        return jax.device_put(specs, self.place(len(runs)))
+
+    def place(self, number: int) -> NamedSharding:
+        """Where arrays of R runs lie."""
+        return over_runs(number, self.per_device)
 
     def shared_for(self, number: int) -> Shared:
         """What R runs share, on every device that has some of them."""
-        place = over_runs(number)
-        where = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+        where = NamedSharding(self.place(number).mesh, PartitionSpec())
         if where not in self._placed:
             self._placed[where] = put_once(self.shared, where)
         return self._placed[where]
@@ -135,15 +139,16 @@ class InMemoryRunner:
         number = len(runs)
         if number not in self._compiled:
             specs, shared = self.specs(runs), self.shared_for(number)
-            states = jax.device_put(self._start(specs, shared, fixed=self._fixed), over_runs(number))
+            states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(number))
             with naming(runs):
                 lowered = self._segment.lower(states, specs, jnp.int32(0), shared, fixed=self._fixed)
                 self._compiled[number] = lowered.compile()
         return self._compiled[number]
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
-        """See `Runner`: a number that deals the runs evenly, a multiple of the devices if there are so many runs."""
-        return fitting(len(runs), most, budget, lambda number: program_bytes(self.compile([runs[0]] * number)))
+        """See `Runner`: however many runs there are, so that a sweep that grows keeps its program."""
+        number = fitting(most, most, budget, lambda number: program_bytes(self.compile([runs[0]] * number)))
+        return number // devices_of(self.place(number))
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
@@ -156,7 +161,7 @@ class InMemoryRunner:
     def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
-        states = jax.device_put(self._start(specs, shared, fixed=self._fixed), over_runs(len(runs)))
+        states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
         for first in self.config.measured_at:

@@ -24,7 +24,7 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
-from disam_jax.dg.runners.devices import layout, put_once
+from disam_jax.dg.runners.devices import devices_of, layout, put_once
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
 from disam_jax.dg.training.config import TrainConfig
@@ -83,6 +83,7 @@ class StreamingRunner:
         threads: int | None = None,
     ):
         self.config, self.data, self.probe = config, data, probe
+        self.per_device: int | None = None
         self.threads = threads or os.cpu_count() or 1
         self.splits = dict(zip(seeds, splits, strict=True))
         domains = len(data.counts)
@@ -119,7 +120,7 @@ class StreamingRunner:
         """
         if len({(run.seed, run.target) for run in runs}) > 1:
             raise ValueError("the runs of a chunk must have seed and target in common: they share the batches of these")
-        run, (apart, everywhere) = runs[0], layout(len(runs))
+        run, (apart, everywhere) = runs[0], self.place(len(runs))
         specs = RunSpec(
             key=keys.run_key(run.seed, run.target),
             place=jnp.int32(list(self.splits).index(run.seed)),
@@ -127,6 +128,10 @@ class StreamingRunner:
             hparams={name: jnp.asarray([each.hparams[name] for each in runs], jnp.float32) for name in run.hparams},
         )
         return jax.device_put(specs, RunSpec._make((everywhere, everywhere, everywhere, apart)))
+
+    def place(self, number: int) -> tuple[Sharding, Sharding]:
+        """Where arrays of R runs lie, and what they share."""
+        return layout(number, self.per_device)
 
     def weights_for(self, where: Sharding) -> tuple[Any, Any]:
         """Weights of the network, and of that of new classes, on the device."""
@@ -142,7 +147,7 @@ class StreamingRunner:
         """The programs for as many runs; they are compiled once."""
         number = len(runs)
         if number not in self._compiled:
-            specs, (apart, everywhere) = self.specs(runs), layout(number)
+            specs, (apart, everywhere) = self.specs(runs), self.place(number)
             own, of_new = self.weights_for(everywhere)
             states = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=apart),
@@ -175,7 +180,7 @@ class StreamingRunner:
         """
         programs = self.compile(runs)
         states = jax.eval_shape(self._start, self.weights[0], self.specs(runs))
-        devices = len(layout(len(runs))[0].device_set)
+        devices = devices_of(self.place(len(runs))[0])
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // devices
         pixels = math.prod(self.batch[2:]) * self.dtype.itemsize
         waiting = max(self.length * math.prod(self.batch[:2]), self.block)
@@ -186,7 +191,8 @@ class StreamingRunner:
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """See `Runner`: a number that deals the candidates of a seed and target evenly."""
         together = len(self.chunks(runs, len(runs))[0])
-        return fitting(together, most, budget, lambda number: self.bytes([runs[0]] * number))
+        number = fitting(together, most, budget, lambda number: self.bytes([runs[0]] * number))
+        return number // devices_of(self.place(number)[0])
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
@@ -200,7 +206,7 @@ class StreamingRunner:
     def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
         """See `Runner`."""
         run, config = runs[0], self.config
-        specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), layout(len(runs))
+        specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), self.place(len(runs))
         own, _ = self.weights_for(everywhere)
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
@@ -236,7 +242,7 @@ class StreamingRunner:
 
     def _measure(self, params: Params, state: State, specs: RunSpec, runs: Sequence[Run]) -> Metrics:
         """What is measured of R runs at a point of training, numpy arrays [R, ...]."""
-        run, compiled, (_, everywhere) = runs[0], self.compile(runs), layout(len(runs))
+        run, compiled, (_, everywhere) = runs[0], self.compile(runs), self.place(len(runs))
         own, of_new = self.weights_for(everywhere)
         domains = len(self.data.counts)
         groups = self.data.domain_ids + domains * validates(self.splits[run.seed], self.data).astype(np.int32)

@@ -21,6 +21,7 @@ import numpy as np
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
 from disam_jax.dg.results import Results, Run
+from disam_jax.dg.sweep.lock import flock, lock_file
 from disam_jax.dg.sweep.results_folder import RESULTS, claim, set_aside
 from disam_jax.dg.sweep.schema import (
     CHECKSUM,
@@ -36,17 +37,13 @@ from disam_jax.dg.sweep.schema import (
     name_of,
     wrong,
 )
+from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import RECORDED
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock.
-    fcntl = None
 
 SCHEMA = 2
 FILE = RESULTS
-# Not a part of what is run.
-UNCOMPARED = ("command",)
+# What a later command may have more of; `planned` counts it.
+GROWING = ("seeds", "targets", "methods", "candidates", "planned")
 # What a line can take: 256 runs of 100 domains that are measured a hundred times are two thirds of it.
 MOST_LINE_BYTES = 2**28
 # Of a message about a line.
@@ -117,20 +114,45 @@ class _Line(NamedTuple):
     value: dict[str, Any]
 
 
+class Chunk(NamedTuple):
+    """A chunk as it is in a results file.
+
+    Attributes:
+        records: What was measured of its runs.
+        seconds: Seconds that they took, if they are known.
+        version: Version of jax that trained them.
+    """
+
+    records: list[dict[str, Any]]
+    seconds: float | None
+    version: str
+
+
 class Written:
     """What the lines of a results file say, each checked as it is taken.
 
+    A later header that has all that an earlier one has, and more, is that of a sweep that grew, or of another version
+    of jax. It holds for the lines behind it.
+
     Attributes:
-        header: What is run.
-        programs: For each method, what was settled when it was first compiled: "runs_at_once" and "flops".
-        records: For each run, by (method, target, seed, candidate), what was measured.
+        header: What is run, in all.
+        programs: For each method, what was settled when it was first compiled: "runs_at_once" (on each device) and
+            "flops".
+        records: For each run, by (method, target, seed, candidate), what was measured. Candidates are counted as in
+            `header`.
+        versions: For each run, the version of jax that trained it.
+        seconds: For each method, the seconds that chunks of it took, and the number of their runs.
     """
 
     def __init__(self, header: Mapping[str, Any]):
         self.header = header
         self.programs: dict[str, dict[str, Any]] = {}
         self.records: dict[Name, dict[str, Any]] = {}
+        self.versions: dict[Name, str] = {}
+        self.seconds: dict[str, tuple[float, int]] = {}
+        self.in_force = header
         self._chunks: dict[tuple[str, int], tuple[int, list[Name]]] = {}
+        self._chunk_seconds: dict[tuple[str, int], float | None] = {}
         self._program_lines: dict[str, int] = {}
         self._run_lines: dict[Name, int] = {}
 
@@ -143,67 +165,178 @@ class Written:
         if "header" in line.value:
             self._again(line.value)
         elif "program" in line.value:
-            method, settled = check_program(line.value, self.header)
+            method, settled = check_program(line.value, self.in_force)
             if self.programs.setdefault(method, settled) != settled:
                 wrong(f"it contradicts line {self._program_lines[method]}: another program of {method}")
             self._program_lines.setdefault(method, line.number)
         elif "chunk" in line.value:
-            self._take_chunk(line.number, *check_chunk(line.value, self.header))
+            self._take_chunk(line.number, *check_chunk(line.value, self.in_force), line.value.get("seconds"))
         else:
             wrong("it is neither a program nor a chunk of runs")
 
     def _again(self, value: Mapping[str, Any]) -> None:
-        """The first line of a file that was put behind this one."""
+        """A further header: of a sweep that grew, or the first line of a file that was put behind this one."""
         check_keys(value, ("header",), (CHECKSUM,), "the line")
-        found = _other(value["header"], self.header)
+        header = value["header"]
+        found = unlike(header, self.header)
         if found:
             wrong(f"a second header, of another sweep: {found} at the top")
+        header = check_header(header)
+        if left_out(self.header, header) is None:
+            self.grow(header)
+        elif (found := left_out(header, self.header)) is not None:
+            wrong(f"a second header, of another sweep: {found}")
+        self.in_force = header
 
-    def _take_chunk(self, number: int, method: str, place: int, records: Sequence[dict[str, Any]]) -> None:
+    def grow(self, header: Mapping[str, Any]) -> None:
+        """Takes a header that has all that was run so far, and more."""
+        renamed = {name: _renamed(name, self.header, header) for name in self.records}
+        self.records = {
+            renamed[name]: {**record, "candidate": renamed[name][3]} for name, record in self.records.items()
+        }
+        self.versions = {renamed[name]: version for name, version in self.versions.items()}
+        self._run_lines = {renamed[name]: line for name, line in self._run_lines.items()}
+        self.header = header
+
+    def chunks_of(self, method: str) -> Iterator[Chunk]:
+        """The chunks of a method of a file that did not grow."""
+        for (name, number), (_, names) in self._chunks.items():
+            if name == method:
+                seconds = self._chunk_seconds[name, number]
+                yield Chunk([self.records[each] for each in names], seconds, self.versions[names[0]])
+
+    def next_chunk(self, method: str) -> int:
+        """The number that the next chunk of a method has."""
+        return 1 + max((number for name, number in self._chunks if name == method), default=-1)
+
+    def _take_chunk(
+        self, number: int, method: str, place: int, records: Sequence[dict[str, Any]], seconds: float | None
+    ) -> None:
         if method not in self.programs:
             wrong(f"a chunk of {method} before the line of its program")
-        if len(records) > self.programs[method]["runs_at_once"]:
-            wrong(f"a chunk of {len(records)} runs, of a program of {self.programs[method]['runs_at_once']}")
+        if seconds is not None and (method, place) not in self._chunks:
+            self.took(method, seconds, len(records))
+        self._chunk_seconds.setdefault((method, place), seconds)
         names = [name_of(record) for record in records]
         before, same = self._chunks.setdefault((method, place), (number, names))
         if same != names:
             wrong(f"it contradicts line {before}: other runs in chunk {place} of {method}")
-        for name, record in zip(names, records, strict=True):
+        for old, record in zip(names, records, strict=True):
+            name = _renamed(old, self.in_force, self.header)
+            record = {**record, "candidate": name[3]}
             if self.records.setdefault(name, record) != record:
                 wrong(
                     f"it contradicts line {self._run_lines[name]}: other numbers for {method}, target {name[1]}, "
                     f"seed {name[2]}, candidate {name[3]}"
                 )
             self._run_lines.setdefault(name, number)
+            self.versions.setdefault(name, self.in_force["version"].get("jax", "?"))
+
+    def took(self, method: str, seconds: float, runs: int) -> None:
+        """Adds the time of a chunk."""
+        before, number = self.seconds.get(method, (0.0, 0))
+        self.seconds[method] = (before + seconds, number + runs)
 
 
-def _other(there: Any, header: Mapping[str, Any]) -> str | None:
-    """What differs between two headers, "there" and "here"; None if both are of the same runs."""
+def _renamed(name: Name, old: Mapping[str, Any], new: Mapping[str, Any]) -> Name:
+    """What a run is found by under another header, in which its hyperparameters may have another number."""
+    method, target, seed, candidate = name
+    there, here = old["candidates"][method], new["candidates"][method]
+    if candidate < len(here) and here[candidate] == there[candidate]:
+        return name
+    return method, target, seed, here.index(there[candidate])
+
+
+def unlike(there: Any, here: Mapping[str, Any], strict: bool = False) -> str | None:
+    """What keeps the runs of two headers apart, as they differ in more than the number of their runs.
+
+    Args:
+        there: A header, or what was read in the place of one.
+        here: Another one.
+        strict: Whether they must have the same runs. Those of shards must, since another number is dealt otherwise.
+
+    Returns:
+        The first difference, with the option that makes it; None if one can be a part of the other. Versions of jax
+        may differ: the record says which one trained a run.
+    """
     if not isinstance(there, dict):
         return "it has no header of disam-jax"
-    without = lambda value: {key: each for key, each in value.items() if key not in UNCOMPARED}
+    strict = strict or "shard" in there or "shard" in here
+    found = difference(_compared(there, strict), _compared(here, strict))
+    return found and _as_typed(found)
+
+
+def _changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether one of two headers of the same setting has other runs, or is of another version."""
+    return any(there.get(key) != here.get(key) for key in ("version", *GROWING))
+
+
+def _compared(header: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    kept = {key: each for key, each in header.items() if key not in ("command", *(() if strict else GROWING))}
+    version = kept.get("version")
+    if isinstance(version, dict):
+        kept["version"] = {key: each for key, each in version.items() if key != "jax"}
     # As it will read when it comes back from the file.
-    here, there = json.loads(json.dumps(without(header))), without(there)
-    found = difference(there, here)
-    return found and _as_typed(found, there, here)
+    return json.loads(json.dumps(kept))
 
 
-def _as_typed(found: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def left_out(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """What a header has that another one lacks.
+
+    Args:
+        there: Header that was checked.
+        here: Header of the same data and setting.
+
+    Returns:
+        What is lacking, and the option that adds it; None if all runs of one are runs of the other.
+    """
+    seeds = sorted({*there["seeds"]} - {*here["seeds"]})
+    if seeds:
+        every = seeds_text([*there["seeds"], *here["seeds"]])
+        return f"--seeds lacks {seeds_text(seeds)} of the seeds that are there: write --seeds {every}"
+    for option, key in (("--target", "targets"), ("--method", "methods")):
+        lacking = [name for name in there[key] if name not in here[key]]
+        if lacking:
+            return f"{option} lacks {brief(' '.join(lacking))}, which is there: write it too"
+    for name, facts in there["methods"].items():
+        fixed = lambda value: {key: each for key, each in value.items() if key != "candidates"}
+        found = difference(fixed(facts), fixed(here["methods"][name]), f"methods.{name}")
+        if found:
+            return found
+        for hparams in there["candidates"][name]:
+            if hparams not in here["candidates"][name]:
+                return f"--candidates or --grid: {name} has {brief(hparams, 120)} there, which is not among those here"
+    return None
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds as the option takes them.
+
+    Example:
+        >>> seeds_text([0, 1, 2, 5, 8, 7])
+        '0..2 5 7..8'
+    """
+    ranges: list[list[int]] = []
+    for seed in sorted({*seeds}):
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    return " ".join(str(first) if first == last else f"{first}..{last}" for first, last in ranges)
+
+
+def _as_typed(found: str) -> str:
     """A difference with the option that makes it, where one does."""
     key = found.partition(" is ")[0]
     first, _, rest = key.partition(".")
-    if first == "seeds" and isinstance(there.get("seeds"), list) and isinstance(here.get("seeds"), list):
-        return f"--seeds is {len(there['seeds'])} there and {len(here['seeds'])} here"
-    if first == "methods" and isinstance(there.get("methods"), dict) and isinstance(here.get("methods"), dict):
-        ours, theirs = list(here["methods"]), list(there["methods"])
-        if ours != theirs:
-            return f"--method is {brief(' '.join(theirs))} there and {brief(' '.join(ours))} here"
     options = {
-        "targets": "--target",
         "steps": "--steps or --evaluations",
-        "methods": "--candidates or --grid",
-        "candidates": "--candidates or --grid",
         "data": "--data and its options",
+        "seeds": "--seeds",
+        "targets": "--target",
+        "methods": "--method, --candidates or --grid",
+        "candidates": "--method, --candidates or --grid",
+        "shard": "--shard",
     }
     if first == "setting":
         name = rest.rpartition(".")[2]
@@ -332,6 +465,40 @@ def load_results(out: Path) -> Results:
         InputError: If there is no such file, it was written by another version, a line is damaged, or no run is
             finished.
     """
+    written = read_written(out)
+    if not written.records:
+        raise InputError(f"{shown(out / FILE)} has no finished run yet")
+    return _results(written, written.header, [name for name in planned(written.header) if name in written.records])
+
+
+def planned(header: Mapping[str, Any]) -> list[Name]:
+    """What the runs of a header, or of its shard, are found by, in the order in which one process trains them."""
+    domains = list(header["data"]["domains"])
+    shard = Shard(*header["shard"]) if "shard" in header else None
+    names = []
+    for turn, (method, candidates) in enumerate(header["candidates"].items()):
+        of_method = [
+            (method, domains.index(target), seed, candidate)
+            for candidate in range(len(candidates))
+            for target in header["targets"]
+            for seed in header["seeds"]
+        ]
+        names += in_shard(of_method, turn, shard)
+    return names
+
+
+def read_written(out: Path) -> Written:
+    """What a folder's results file says.
+
+    Args:
+        out: Folder.
+
+    Returns:
+        What was written, of which there may be no runs yet.
+
+    Raises:
+        InputError: If there is no such file, it was written by another version, or a line is damaged.
+    """
     path = out / FILE
     name = shown(path)
     regular_file(path)
@@ -351,9 +518,7 @@ def load_results(out: Path) -> Results:
                 f"version {SCHEMA}"
             )
         written, _ = _read(lines, header, name)
-    if not written.records:
-        raise InputError(f"{name} has no finished run yet")
-    return _results(header, written.programs, list(written.records.values()), header["steps"])
+    return written
 
 
 def check_results(out: Path) -> None:
@@ -407,21 +572,30 @@ def _has_runs(lines: Iterator[tuple[int, bytes]]) -> bool:
     return False
 
 
-def _results(
-    header: Mapping[str, Any],
-    programs: Mapping[str, Mapping[str, Any]],
-    records: Sequence[Mapping[str, Any]],
-    steps: Sequence[int],
-) -> Results:
-    methods = {name: {**each, **programs.get(name, {})} for name, each in header["methods"].items()}
-    names = (*MEASURED, *(name for name in OPTIONAL if name in records[0]))
-    arrays = {name: np.stack([_array(record[name]) for record in records]) for name in names}
+def _results(written: Written, header: Mapping[str, Any], order: Sequence[Name]) -> Results:
+    methods = {name: {**each, **written.programs.get(name, {})} for name, each in header["methods"].items()}
+    records = [written.records[name] for name in order]
+    names = (*MEASURED, *(name for name in OPTIONAL if any(name in record for record in records)))
+    # A shard may have no run.
+    stacked = lambda arrays: np.stack(arrays) if arrays else np.zeros((0,))
+    arrays = {name: stacked([_array(record[name]) for record in records]) for name in names}
     runs = tuple(Run(*name_of(record), hparams=dict(record["hyper"])) for record in records)
     metrics = {
-        name: np.stack([_array(record["metrics"][name]) for record in records]) for name in header.get("metrics", ())
+        name: stacked([_array(record["metrics"][name]) for record in records]) for name in header.get("metrics", ())
     }
-    header = {**header, "methods": methods}
-    return Results(header=header, runs=runs, steps=np.array(steps), **arrays, metrics=metrics)
+    header = {**_with_versions(header, [written.versions[name] for name in order]), "methods": methods}
+    return Results(header=header, runs=runs, steps=np.array(header["steps"]), **arrays, metrics=metrics)
+
+
+def _with_versions(header: Mapping[str, Any], versions: Sequence[str]) -> dict[str, Any]:
+    """A header that says by which versions of jax the runs were trained."""
+    counts = collections.Counter(versions)
+    said = {**header, "version": {**header["version"], "jax": ", ".join(sorted(counts))}} if counts else {**header}
+    if len(counts) <= 1:
+        return said
+    each = ", ".join(f"{version}: {counts[version]} runs" for version in sorted(counts))
+    note = f"Trained by several versions of jax, whose numbers differ by rounding: {each}; the results file has which."
+    return {**said, "notes": [*header["notes"], note]}
 
 
 # The file as it is written.
@@ -432,48 +606,42 @@ class Store:
 
     Attributes:
         path: Path of the file.
-        programs: For each method, what was settled when it was first compiled: "runs_at_once" and "flops".
-        records: For each run, by (method, target, seed, candidate), what was measured.
+        written: What is in it.
         aside: Folder to which results of something else were moved, if there were any.
     """
 
-    def __init__(self, path: Path, file: Any, written: Written, aside: Path | None = None):
-        self.path = path
-        self._file = file
-        self.programs, self.records, self.aside = written.programs, written.records, aside
+    def __init__(self, path: Path, file: Any, written: Written, header: Mapping[str, Any], aside: Path | None = None):
+        self.path, self.written, self.aside = path, written, aside
+        self._file, self._header = file, header
+
+    @property
+    def programs(self) -> Mapping[str, Mapping[str, Any]]:
+        """For each method, what was settled when it was first compiled: "runs_at_once" and "flops"."""
+        return self.written.programs
+
+    @property
+    def records(self) -> Mapping[Name, Mapping[str, Any]]:
+        """For each run, by (method, target, seed, candidate), what was measured."""
+        return self.written.records
 
     def program(self, method: str, settled: Mapping[str, Any]) -> None:
         """Writes down what was settled for a method's program, so that a later start chunks its runs alike."""
-        self.programs[method] = dict(settled)
         self._append({"program": method, **settled})
 
-    def has(self, method: str, number: int, runs: Sequence[Run]) -> bool:
-        """Whether a chunk of runs is there.
+    def has(self, run: Run) -> bool:
+        """Whether a run is there."""
+        return run[:4] in self.records
 
-        Args:
-            method: Name of the method.
-            number: Number of the chunk among the method's.
-            runs: Runs of the chunk.
-
-        Raises:
-            InputError: If some of its runs are there and others are not.
-        """
-        there = sum(name_of(run._asdict()) in self.records for run in runs)
-        if 0 < there < len(runs):
-            raise InputError(
-                f"{shown(self.path)} has {there} of the {len(runs)} runs of chunk {number} of {method}, which are "
-                "trained together: put the other lines back, or remove the one that has them"
-            )
-        return there == len(runs)
-
-    def chunk(self, method: str, number: int, runs: Sequence[Run], measured: Mapping[str, Any]) -> None:
+    def chunk(
+        self, method: str, runs: Sequence[Run], measured: Mapping[str, Any], seconds: float | None = None
+    ) -> None:
         """Writes a chunk of runs.
 
         Args:
             method: Name of the method.
-            number: Number of the chunk among the method's.
             runs: R runs.
             measured: The arrays of `Results` by name, [R, ...].
+            seconds: Seconds that they took, if they are known.
         """
         records = [
             {
@@ -487,10 +655,36 @@ class Store:
             }
             for place, run in enumerate(runs)
         ]
-        self.records.update({name_of(record): record for record in records})
-        self._append({"chunk": [method, number], "runs": records})
+        time = {} if seconds is None else {"seconds": plain(seconds)}
+        self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": records})
+
+    def copy(self, method: str, records: Sequence[Mapping[str, Any]], seconds: float | None, version: str) -> None:
+        """Writes runs that are in another file, trained by a version of jax, as they are there."""
+        self._header = {**self._header, "version": {**self._header["version"], "jax": version}}
+        time = {} if seconds is None else {"seconds": seconds}
+        self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": list(records)})
+
+    def begin(self) -> None:
+        """Writes the header, where the file has none that says as much of the lines that come."""
+        if _changed(self.written.in_force, self._header):
+            self.write({"header": self._header})
+            self._take({"header": self._header})
 
     def _append(self, value: Mapping[str, Any]) -> None:
+        self.begin()
+        self.write(value)
+        self._take(value)
+
+    def _take(self, value: Mapping[str, Any]) -> None:
+        """What was written, as it will be read."""
+        self.written.take(_Line(0, json.loads(_dump(value))))
+
+    def write(self, value: Mapping[str, Any]) -> None:
+        """Appends a line, whole or not at all.
+
+        Raises:
+            InputError: If the disk is full, or the system refuses.
+        """
         before = self._file.seek(0, os.SEEK_END)
         try:
             left = memoryview(_line(value))
@@ -505,9 +699,9 @@ class Store:
                 "command goes on from there"
             ) from error
 
-    def results(self, header: Mapping[str, Any], order: Sequence[Run], steps: Sequence[int]) -> Results:
+    def results(self, order: Sequence[Run]) -> Results:
         """The results of the runs, in their order, as they are in the file."""
-        return _results(header, self.programs, [self.records[name_of(run._asdict())] for run in order], steps)
+        return _results(self.written, self._header, [run[:4] for run in order])
 
 
 @contextlib.contextmanager
@@ -518,7 +712,8 @@ def open_store(
 
     Args:
         out: Folder, made if need be.
-        header: What is run, JSON values. Everything in it but "command" must be as in the file.
+        header: What is run, JSON values. It has all runs that are in the file, and may have more; all else must be as
+            in the file, but for the command and the version of jax.
         overwrite: Whether results of anything else are moved into a folder of their own; otherwise they are an error.
         select: Which runs and points the folder's report will have, unless it says so already.
 
@@ -535,38 +730,50 @@ def open_store(
     except OSError as error:
         raise InputError(f"cannot write to {shown(path)}: {reason(error)}") from error
     with contextlib.ExitStack() as opened:
-        file = opened.enter_context(_open_locked(path))
+        file = _open_locked(path, opened)
         name, first = shown(path), _line({"header": header})
         # The file itself has no buffer, and reads a line byte by byte.
-        lines = _lines(opened.enter_context(path.open("rb")), name)
+        reader = opened.enter_context(path.open("rb"))
+        lines = _lines(reader, name)
         _, content = next(lines, (1, b""))
-        there, aside = _ours_or_torn(content, name, first) if content else None, None
-        found = None if there is None else _other(there, header)
+        there, aside, written, torn = (_ours_or_torn(content, name, first) if content else None), None, None, 0
+        found = None if there is None else unlike(there, header) or left_out(_check_header_line(there, name), header)
         # Of a command that ended before its first chunk, nothing is lost; what has no checksum is not by this version.
-        if found and CHECKSUM in parse_json(content) and not _has_runs(lines):
-            found = there = None
+        if there is not None and (found or _changed(there, header)) and CHECKSUM in parse_json(content):
+            if not _has_runs(lines):
+                found = there = None
+            reader.seek(len(content))
+            lines = ((number + 1, content) for number, content in _lines(reader, name))
+        if there is not None and not found:
+            written, torn = _read(lines, there, name)
+            found = left_out(written.header, header)
         if found and not overwrite:
             raise InputError(
                 f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite "
                 "to move them aside"
             )
         if found:
-            aside = set_aside(out)
-            file, there = opened.enter_context(_open_locked(path)), None
-        claim(out, select, anew=there is None)
-        if there is None:
-            store = Store(path, file, Written(header), aside)
+            aside, written = set_aside(out), None
+            file = _open_locked(path, opened, locked=True)
+        claim(out, select, anew=written is None)
+        if written is None:
+            store = Store(path, file, Written(header), header, aside)
             file.truncate(0)
-            store._append({"header": header})
+            store.write({"header": header})
         else:
-            written, torn = _read(lines, there, name)
-            store = Store(path, file, written)
+            written.grow(header)
+            store = Store(path, file, written, header)
             _end_last_line(file, torn)
         yield store
 
 
-def _open_locked(path: Path) -> Any:
+def _open_locked(path: Path, opened: contextlib.ExitStack, locked: bool = False) -> Any:
     """The file, open for appending, made if need be, and locked for this process.
+
+    Args:
+        path: Path of the file.
+        opened: What is closed when nothing is written any more.
+        locked: Whether this process has the lock that is a file already.
 
     Raises:
         InputError: If it cannot be, or another process has it.
@@ -577,17 +784,12 @@ def _open_locked(path: Path) -> Any:
             regular_file(path)
         try:
             # Without a buffer, so that nothing is written a second time after a full disk.
-            file = path.open("a+b", buffering=0)
+            file = opened.enter_context(path.open("a+b", buffering=0))
         except (OSError, ValueError) as error:
             raise InputError(f"cannot write to {shown(path)}: {reason(error)}") from error
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise InputError(
-                f"another process is writing to {shown(path)}: wait for it, or give another --out"
-            ) from error
+        if not flock(file, path) and not locked:
+            opened.enter_context(lock_file(path))
+            locked = True
         # Another process may have moved it aside before it was locked.
         if exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file

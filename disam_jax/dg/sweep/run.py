@@ -1,11 +1,12 @@
 """Sweeps: thousands of paired runs, chunk by chunk, on disk as they come."""
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,14 +25,18 @@ from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
-from disam_jax.dg.runners.base import NewClasses
+from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
+from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.metrics import extra_metrics
 
-# More runs at once were no faster on any machine that was tried: see benchmarks/results.
-MOST_AT_ONCE = 256
+# Runs at once on each device, before memory is asked. On a core more were no faster, see
+# benchmarks/results/sweep_speed.md, while small networks keep an accelerator waiting. The number does not depend on how
+# many runs there are: it is part of the program, and a sweep that grows must end with the same numbers as one that had
+# all its runs from the beginning.
+ON_A_CORE, ON_AN_ACCELERATOR, OF_IMAGES_ON_AN_ACCELERATOR = 8, 256, 32
 
 
 @dataclass(frozen=True)
@@ -42,20 +47,23 @@ class Plan:
         candidates: for each method's name, its hyperparameters; the first are the defaults.
         targets: T indices of domains.
         seeds: S seeds.
+        shard: Part of the runs that is trained; None for all.
     """
 
     candidates: Mapping[str, Sequence[Mapping[str, float]]]
     targets: tuple[int, ...]
     seeds: tuple[int, ...]
+    shard: Shard | None = None
 
     def runs_of(self, method: str) -> list[Run]:
         """The runs of a method, in the order in which they are trained."""
-        return [
+        runs = [
             Run(method, target, seed, place, hparams)
             for place, hparams in enumerate(self.candidates[method])
             for target in self.targets
             for seed in self.seeds
         ]
+        return in_shard(runs, list(self.candidates).index(method), self.shard)
 
     @property
     def runs(self) -> list[Run]:
@@ -107,7 +115,8 @@ def make_header(
         "steps": list(config.measured_at),
         **({"metrics": list(extra)} if (extra := extra_metrics()) else {}),
         "notes": list(notes),
-        "planned": len(plan.runs),
+        "planned": sum(map(len, plan.candidates.values())) * len(plan.targets) * len(plan.seeds),
+        **({} if plan.shard is None else {"shard": list(plan.shard)}),
     }
 
 
@@ -132,7 +141,8 @@ def run_sweep(
     """Trains all runs of a plan that a folder does not have yet.
 
     Runs go through the compiled program of their method in chunks. A finished chunk is on disk before the next one
-    starts: whatever happens, at most one chunk is lost, and the chunks of a later start are the same.
+    starts: whatever happens, at most one chunk is lost. A run has the same numbers in any chunk, since the program has
+    as many runs on each device whatever the chunk: a folder can be gone on with, with the same plan or a larger one.
 
     Args:
         data: Data set of at least two domains; `StreamedImages` are read as they are needed, with the same results.
@@ -144,7 +154,7 @@ def run_sweep(
         command: Command that was typed, for the record.
         overwrite: Whether results of something else in the folder are moved into a folder of their own, inside;
             otherwise they are an error.
-        runs_at_once: Largest number of runs in a program; by default 256, and 1 for convolutions on CPUs.
+        runs_at_once: Largest number of runs in a chunk, on all devices; by default from `default_runs_at_once`.
         memory_budget: Bytes on each device that a program may take; by default half of what is free.
         on_progress: Called as the runs are trained.
         on_line: Called with a line of text at the start and whenever a chunk is on disk.
@@ -176,6 +186,95 @@ def run_sweep(
         >>> sorted(cost["DISAM"])
         ['flops', 'seconds_per_run']
     """
+    header, make_runner = prepare_sweep(data, network, config, methods, plan, command, own_networks, new)
+    budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
+    most = runs_at_once or default_runs_at_once(config)
+    show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
+    total = len(plan.runs)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+
+    with open_store(out, header, overwrite, select) as store:
+        if store.aside is not None:
+            say(f"the earlier results are in {store.aside} now")
+        say(start_line(header, len(store.records), None if plan.shard is None else len(plan.runs)))
+        done = len(store.records)
+        left = TimeLeft(done, total)
+        for name in methods:
+            runs = [run for run in plan.runs_of(name) if not store.has(run)]
+            if not runs:
+                continue
+            runner = make_runner(name)
+            if name not in store.programs:
+                show(f"compiling {name}", done, total)
+                per_device = runner.runs_at_once(runs, most, budget)
+                store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
+            runner.per_device = store.programs[name]["runs_at_once"]
+            together = max(map(len, runner.chunks(runs, len(runs))))
+            size = chunk_size(runner.per_device, together, most, jax.device_count())
+            for chunk in runner.chunks(runs, size):
+                # The last chunk is filled up with a run that is not written down, so that it fits the program.
+                filled = chunk + [chunk[-1]] * (size - len(chunk))
+                show(f"compiling {name}", done, total)
+                runner.compile(filled)
+                step = len(chunk) / len(config.measured_at)
+                what = f"training {name}, {size} at once"
+                began = time.perf_counter()
+                measured = runner.train(filled, counting(show, what, done, step, total))
+                took = time.perf_counter() - began
+                seconds[name].append(took / len(filled))
+                store.chunk(name, chunk, measured, took)
+                done += len(chunk)
+                show(what, done, total)
+                say(chunk_line(name, done, total, left.text(done)))
+        results = store.results(plan.runs)
+        cost = {
+            name: {
+                "flops": store.programs[name]["flops"],
+                "seconds_per_run": float(np.mean(seconds[name])) if seconds[name] else None,
+            }
+            for name in methods
+        }
+    return results, cost
+
+
+class Prepared(NamedTuple):
+    """A sweep before anything is trained.
+
+    Attributes:
+        header: From `make_header`.
+        make_runner: Makes the runner of a method, by name; runners share the data on the device.
+    """
+
+    header: dict[str, Any]
+    make_runner: Callable[[str], Runner]
+
+
+def prepare_sweep(
+    data: Domains,
+    network: Network,
+    config: TrainConfig,
+    methods: Mapping[str, Method],
+    plan: Plan,
+    command: str = "",
+    own_networks: Mapping[str, Network] | None = None,
+    new: NewClasses | None = None,
+) -> Prepared:
+    """Checks a sweep and splits its data. The arguments are those of `run_sweep`.
+
+    Returns:
+        What is run, and what runs it.
+
+    Raises:
+        InputError: If something the user gave cannot be used.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> from disam_jax.dg.testing import toy
+        >>> plan, config = Plan({"ERM": [{}]}, targets=(1,), seeds=(0, 1)), TrainConfig(per_domain=2)
+        >>> network = Network(init=lambda key: ({}, {}), apply=lambda *_: None)
+        >>> prepare_sweep(toy(), network, config, {"ERM": METHODS["ERM"]}, plan).header["planned"]
+        2
+    """
     check_config(config)
     check_size(plan)
     for name, method in methods.items():
@@ -185,55 +284,12 @@ def run_sweep(
             )
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
     probe = min(config.probe, int(splits[0].train_counts.min()))
-    budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
-    most = runs_at_once or default_runs_at_once(config)
-    show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
     notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
     header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
+    # The data go to the device when the first runner is made, if any is.
+    make = functools.cache(lambda: runner_factory(data, config, splits, plan.seeds, probe, new))
     network_of = lambda name: (own_networks or {}).get(name, network)
-    total = len(plan.runs)
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-
-    with open_store(out, header, overwrite, select) as store:
-        if store.aside is not None:
-            say(f"the earlier results are in {store.aside} now")
-        say(start_line(header, len(store.records)))
-        done = len(store.records)
-        left = TimeLeft(done, total)
-        make_runner = runner_factory(data, config, splits, plan.seeds, probe, new)
-        for name, method in methods.items():
-            runs = plan.runs_of(name)
-            runner = make_runner(name, network_of(name), method)
-            if name not in store.programs:
-                show(f"compiling {name}", done, total)
-                size = runner.runs_at_once(runs, most, budget)
-                store.program(name, {"runs_at_once": size, "flops": runner.flops(runs[0])})
-            size = store.programs[name]["runs_at_once"]
-            for number, chunk in enumerate(runner.chunks(runs, size)):
-                if store.has(name, number, chunk):
-                    continue
-                # The last chunk is filled up with a run that is not written down, so that it fits the program.
-                filled = chunk + [chunk[-1]] * (size - len(chunk))
-                show(f"compiling {name}", done, total)
-                runner.compile(filled)
-                step = len(chunk) / len(config.measured_at)
-                what = f"training {name}, {size} at once"
-                began = time.perf_counter()
-                measured = runner.train(filled, counting(show, what, done, step, total))
-                seconds[name].append((time.perf_counter() - began) / len(filled))
-                store.chunk(name, number, chunk, measured)
-                done += len(chunk)
-                show(what, done, total)
-                say(chunk_line(name, done, total, left.text(done)))
-        results = store.results(header, plan.runs, config.measured_at)
-        cost = {
-            name: {
-                "flops": store.programs[name]["flops"],
-                "seconds_per_run": float(np.mean(seconds[name])) if seconds[name] else None,
-            }
-            for name in methods
-        }
-    return results, cost
+    return Prepared(header, lambda name: make()(name, network_of(name), methods[name]))
 
 
 def check_size(plan: Plan) -> None:
@@ -253,12 +309,13 @@ def check_size(plan: Plan) -> None:
         raise InputError(f"these are {number:,} runs: take fewer --candidates, --seeds or methods")
 
 
-def start_line(header: Mapping[str, Any], there: int) -> str:
+def start_line(header: Mapping[str, Any], there: int, of_shard: int | None = None) -> str:
     """What will be run, in a line.
 
     Args:
         header: From `make_header`.
         there: Number of runs that are finished.
+        of_shard: Number of runs of the shard, if it is one.
 
     Returns:
         Text.
@@ -273,6 +330,8 @@ def start_line(header: Mapping[str, Any], there: int) -> str:
         f"targets {', '.join(header['targets'])}",
         f"{len(header['seeds'])} seeds",
     ]
+    if of_shard is not None:
+        parts.append(f"{of_shard} of them are in shard {Shard(*header['shard'])}")
     return "; ".join([*parts, f"{there} are finished"] if there else parts)
 
 
@@ -300,19 +359,60 @@ def counting(show: OnProgress, what: str, done: float, step: float, total: float
     return lambda: show(what, done + step * next(count), total)
 
 
-def default_runs_at_once(config: TrainConfig) -> int:
-    """The largest number of runs in one program, before memory is asked.
+def chunk_size(per_device: int, together: int, most: int, devices: int) -> int:
+    """Number of runs in a chunk: as many devices as there is work for, each with the runs of its program.
+
+    Args:
+        per_device: Number of runs of the program of a device.
+        together: Number of runs that can go into a chunk.
+        most: Largest number of runs on all devices; one device is always used.
+        devices: Number of devices.
+
+    Returns:
+        A multiple of `per_device`.
 
     Example:
-        >>> default_runs_at_once(TrainConfig(model="mlp"))
-        256
+        >>> chunk_size(8, together=60, most=64, devices=2), chunk_size(8, together=20, most=64, devices=8)
+        (16, 24)
+    """
+    return per_device * min(devices, max(1, most // per_device), -(-together // per_device))
+
+
+def most_on_a_device(config: TrainConfig, runs_at_once: int | None, devices: int) -> int:
+    """The largest number of runs in the program of a device, before memory is asked.
+
+    Args:
+        config: What all runs share.
+        runs_at_once: What the user asked for, on all devices; None for the default.
+        devices: Number of devices that one process would have, over which these are dealt.
+
+    Returns:
+        As many as there are in one process with these devices.
+
+    Example:
+        >>> [most_on_a_device(TrainConfig(), number, devices=4) for number in (3, 8, 9)]
+        [3, 2, 2]
+    """
+    if runs_at_once is None:
+        return default_runs_at_once(config) // jax.device_count()
+    return runs_at_once // devices or runs_at_once
+
+
+def default_runs_at_once(config: TrainConfig) -> int:
+    """The largest number of runs in a chunk, on all devices, before memory is asked.
+
+    Example:
+        >>> default_runs_at_once(TrainConfig(model="mlp")) == 8 * jax.device_count()
+        True
     """
     finetune = config.finetune
     cached = finetune is not None and (finetune.cache_features or finetune.train_from == CLASSIFIER)
     model = MODELS.get(config.model)
-    if model is not None and model.one_at_a_time_on_cpu and not cached and jax.default_backend() == "cpu":
-        return jax.device_count()
-    return MOST_AT_ONCE
+    if jax.default_backend() == "cpu":
+        alone = model is not None and model.one_at_a_time_on_cpu and not cached
+        return jax.device_count() * (1 if alone else ON_A_CORE)
+    of_images = model is not None and model.of_images and not cached
+    return jax.device_count() * (OF_IMAGES_ON_AN_ACCELERATOR if of_images else ON_AN_ACCELERATOR)
 
 
 def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: str) -> tuple[int, ...]:

@@ -126,7 +126,11 @@ def check_header(header: Any) -> Mapping[str, Any]:
         WrongError: If it cannot be what `sweep.make_header` made.
     """
     required = ("schema", "version", "command", "data", "setting", "methods", "candidates", "targets", "seeds", "steps")
-    check_keys(header, (*required, "notes", "planned"), ("metrics",), "the header")
+    check_keys(header, (*required, "notes", "planned"), ("metrics", "shard"), "the header")
+    if "shard" in header:
+        _list(header["shard"], "shard", _whole, 2)
+        if len(header["shard"]) != 2 or not header["shard"][0] < header["shard"][1]:
+            wrong(f"shard must be [I, N] with I below N, got {brief(header['shard'], 40)}")
     if "metrics" in header:
         _distinct(header["metrics"], "metrics", _text)
     _named(header["version"], "version", _text)
@@ -209,7 +213,9 @@ def check_chunk(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str
     Raises:
         WrongError: If something in it cannot be, or is not of the header's runs.
     """
-    check_keys(line, ("chunk", "runs"), (CHECKSUM,), "the line")
+    check_keys(line, ("chunk", "runs"), ("seconds", CHECKSUM), "the line")
+    if "seconds" in line and _number(line["seconds"], "seconds") < 0:
+        wrong(f"seconds must not be negative, got {brief(line['seconds'], 40)}")
     if not isinstance(line["chunk"], list) or len(line["chunk"]) != 2:
         wrong(f"chunk must be [method, number], got {brief(line['chunk'], 40)}")
     method = _known_method(line["chunk"][0], header)

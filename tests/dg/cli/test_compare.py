@@ -219,7 +219,8 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
     parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
-    assert options.keys() - used.keys() == {*parsed, "open_class", "base_classes"}
+    where = {"workers", "scheduler", "scheduler_file", "shard"}
+    assert options.keys() - used.keys() == {*parsed, *where, "open_class", "base_classes"}
     for name in options.keys() & used.keys():
         plain = used[name] not in (dataclasses.MISSING, inspect.Parameter.empty)
         # None: the default depends on the data and the model. The commands differ in what they select.
@@ -239,10 +240,10 @@ NUMBERS = {
     "--candidates": (1, int),
     "--dropout": (0.0, float),
     "--per-domain": (1, int),
-    "--seeds": (2, int),
     "--steps": (1, int),
     "--evaluations": (1, int),
     "--runs-at-once": (1, int),
+    "--workers": (1, int),
     "--memory": (1e-30, float),
 }
 BEYOND_FLOATS = ["nan", "inf", "-inf", "1e300", "-1e300", "1e999"]
@@ -275,6 +276,7 @@ def test_a_number_beyond_its_range_is_named(tmp_path, option):
         ("--rho", "1e300"),
         ("--steps", "99999999999999999999"),
         ("--seeds", "9" * 400),
+        *(("--seeds", value) for value in ("x", "3..", "..3", "9..3", "3..3", "0 4", "1.5", "", f"0..{2**31}")),
         *(pytest.param(name, str(value), marks=pytest.mark.slow) for name in NUMBERS for value in beyond(name)),
     ],
 )
@@ -410,7 +412,7 @@ def test_names_are_printed_in_any_encoding(tmp_path, monkeypatch, encoding):
     assert ("日本" if encoding == "utf-8" else r"\u65e5\u672c") in printed
 
 
-@pytest.mark.parametrize("arguments", [[], ["compare", "--seeds", "x"], ["compare", "--nothing"], ["other"]])
+@pytest.mark.parametrize("arguments", [[], ["compare", "--steps", "x"], ["compare", "--nothing"], ["other"]])
 def test_what_cannot_be_parsed_exits_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)

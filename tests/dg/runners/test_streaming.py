@@ -170,7 +170,7 @@ def test_candidates_are_spread_over_the_devices(data, tmp_path, small_stacks):
     options = {"candidates": 10, "targets": (1,)}
     results, _ = run(data, tmp_path / "streamed", **options, runs_at_once=8)
     # Ten candidates are a chunk of eight, and one of two that is filled up.
-    assert results.header["methods"]["ERM"]["runs_at_once"] == 8
+    assert results.header["methods"]["ERM"]["runs_at_once"] == 1
     wanted, _ = run(load_images(data.listing, SIZE), tmp_path / "memory", **options, runs_at_once=8)
     assert_same(results, wanted)
 
@@ -279,11 +279,11 @@ def test_the_programs_bytes_do_not_depend_on_the_number_of_images(data):
 def test_fewer_candidates_go_into_a_program_that_may_take_less_memory(data):
     it = make_program(data)
     runs = [RUNS[0]._replace(seed=seed, candidate=k) for seed in (0, 1) for k in range(16)]
-    # On eight devices, one and two runs each.
+    # On eight devices, one and two runs on each.
     needed = {number: it.bytes(runs[:number]) for number in (8, 16)}
     assert needed[8] < needed[16]
-    assert it.runs_at_once(runs, 100, needed[16]) == 16
-    assert it.runs_at_once(runs, 100, needed[16] - 1) == 8
+    assert it.runs_at_once(runs, 100, needed[16]) == 2
+    assert it.runs_at_once(runs, 100, needed[16] - 1) == 1
     with pytest.raises(InputError, match="--memory"):
         it.runs_at_once(runs, 100, needed[8] // 2)
 

@@ -134,7 +134,7 @@ def test_other_files_of_the_user_are_no_hindrance(tmp_path):
     (tmp_path / "notes.md").write_text("mine")
     results_folder.check_out(tmp_path)
     write_results(tmp_path)
-    with results_file.open_store(tmp_path, make_plan(seeds=3)[0], overwrite=True):
+    with results_file.open_store(tmp_path, make_plan(steps=6)[0], overwrite=True):
         pass
     assert names(tmp_path) == ["earlier-1", "notes.md", "report.json", "results.jsonl"]
 

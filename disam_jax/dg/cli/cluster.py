@@ -1,0 +1,300 @@
+"""`disam-jax sweep` on the workers of a cluster: they have the data and the devices, the client writes the results."""
+
+import contextlib
+import functools
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.progress import TimeLeft
+from disam_jax.dg.reading import shown
+
+if TYPE_CHECKING:
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.cli.progress import Say
+    from disam_jax.dg.progress import OnProgress
+    from disam_jax.dg.results import Results, Run
+    from disam_jax.dg.sweep.run import Plan, Prepared
+    from disam_jax.dg.sweep.shards import Shard
+
+# A worker that has several threads trains one chunk at a time all the same.
+_ONE_AT_A_TIME = threading.Lock()
+# Options that name files, which every worker must find.
+OF_FILES = ("data", "data_dir", "split_files", "duplicates", "checkpoint", "cache")
+
+
+class Described(NamedTuple):
+    """What a worker finds out of a sweep before anything is trained.
+
+    Attributes:
+        header: From `make_header`.
+        plan: All runs.
+        most: Largest number of runs on each device.
+        machine: Of the worker, for the record.
+    """
+
+    header: dict[str, Any]
+    plan: "Plan"
+    most: int
+    machine: dict[str, Any]
+
+
+def with_full_paths(options: "Compare") -> "Compare":
+    """The options with the paths of files that are there from the root on, as workers elsewhere need them."""
+    there = {name: value for name in OF_FILES if (value := getattr(options, name)) is not None and Path(value).exists()}
+    full = {name: type(value)(Path(value).absolute()) for name, value in there.items()}
+    return replace(options, out=options.out.absolute(), **full)
+
+
+@contextlib.contextmanager
+def cluster_of(options: "Compare") -> Iterator[tuple[Any, int | None]]:
+    """The cluster that the options ask for.
+
+    Yields:
+        Client, and the number of devices that one process would have in the place of all workers, where that is known.
+    """
+    from disam_jax.dg.sweep import cluster
+
+    if options.workers is None:
+        with cluster.running_cluster(options.scheduler, options.scheduler_file) as client:
+            yield client, None
+    else:
+        devices = cluster.devices_here()
+        flags = os.environ.get("XLA_FLAGS", "")
+        with cluster.local_cluster(cluster.worker_environments(devices, options.workers, flags)) as client:
+            yield client, devices.count
+
+
+def run_on_cluster(
+    options: "Compare", command: str, shard: "Shard | None", show: "OnProgress", say: "Say"
+) -> tuple["Results", dict[str, dict[str, Any]], dict[str, Any]]:
+    """Trains all runs that a folder does not have yet, on the workers of a cluster.
+
+    Args:
+        options: Options of the command line.
+        command: What was typed, for the record.
+        shard: Part of the runs that is trained.
+        show: Shows progress.
+        say: Prints a line.
+
+    Returns:
+        Results and cost, as of `run_sweep`, and the machine of a worker.
+
+    Raises:
+        InputError: If the options, the data or the cluster cannot be used.
+    """
+    from disam_jax.dg.runners.base import by_seed_and_target, in_order
+    from disam_jax.dg.sweep.cluster import finished
+    from disam_jax.dg.sweep.results_file import open_store
+    from disam_jax.dg.sweep.run import check_size, chunk_line, start_line
+    from disam_jax.dg.sweep.shards import with_options
+
+    everywhere = with_full_paths(options)
+    # Who trained the runs is in the record, and makes no difference to the tables.
+    command = with_options(command, dict.fromkeys(("--workers", "--scheduler", "--scheduler-file")))
+    with cluster_of(options) as (client, devices):
+        show("reading the data on a worker", 0, 1)
+        ((_, described),) = finished(client, describe, [(everywhere, command, shard, devices, versions())], say)
+        header, plan = described.header, described.plan
+        check_size(plan)
+        seconds: dict[str, list[float]] = {name: [] for name in plan.candidates}
+        with open_store(options.out, header, options.overwrite, options.select) as store:
+            if store.aside is not None:
+                say(f"the earlier results are in {store.aside} now")
+            done, total = len(store.records), len(plan.runs)
+            say(start_line(header, done, None if shard is None else total))
+            missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in plan.candidates}
+            same = (header["data"]["fingerprint"], versions())
+            new = [name for name in missing if missing[name] and name not in store.programs]
+            asked = [(everywhere, missing[name], described.most, *same) for name in new]
+            settled = {new[number]: program for number, program in finished(client, settle, asked, say)}
+            # In the order of the tables, whichever came first.
+            for name in missing:
+                if name in settled:
+                    store.program(name, settled[name])
+            per_worker = min(client.run(device_count).values())
+            deal = by_seed_and_target if header["data"]["streamed"] else in_order
+            tasks = []
+            for name, runs in missing.items():
+                if runs:
+                    per_device = store.programs[name]["runs_at_once"]
+                    for chunk in deal(runs, per_device * max(1, min(per_worker, described.most // per_device))):
+                        tasks.append((everywhere, per_device, chunk, *same))
+            left = TimeLeft(done, total)
+            for number, (measured, took) in finished(client, train_chunk, tasks, say):
+                chunk = tasks[number][2]
+                name = chunk[0].method
+                store.chunk(name, chunk, measured, took)
+                seconds[name].append(took / len(chunk))
+                done += len(chunk)
+                show(f"training {name}", done, total)
+                say(chunk_line(name, done, total, left.text(done)))
+            results = store.results(plan.runs)
+            cost = {
+                name: {
+                    "flops": store.programs.get(name, {}).get("flops"),
+                    "seconds_per_run": sum(seconds[name]) / len(seconds[name]) if seconds[name] else None,
+                }
+                for name in plan.candidates
+            }
+    return results, cost, described.machine
+
+
+# What workers do.
+
+
+def versions() -> dict[str, str]:
+    """The versions that a client and its workers must share."""
+    import importlib.metadata
+
+    import disam_jax
+
+    return {
+        "disam_jax": disam_jax.__version__,
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+    }
+
+
+def check_versions(of_client: dict[str, str]) -> None:
+    """Checks that this worker has the versions of the client.
+
+    Raises:
+        InputError: If it has not: runs of other versions do not belong into one table unseen.
+    """
+    here = versions()
+    for name, version in of_client.items():
+        if here[name] != version:
+            raise InputError(
+                f"the worker on {socket.gethostname()} has {name} {shown(here[name])}, the client {shown(version)}: "
+                "install the same there; what was finished is kept, and the same command goes on from there"
+            )
+
+
+class Kept:
+    """What a worker keeps between the chunks of a sweep: data, networks and compiled programs."""
+
+    def __init__(self, options: "Compare"):
+        from disam_jax.dg.cli.compare import memory_budget_of, prepare
+        from disam_jax.dg.data.load import fingerprint
+        from disam_jax.dg.runners import memory
+
+        self.work = prepare(options, lambda *_: None)
+        given = memory_budget_of(options)
+        self.budget = memory.free_bytes() // 2 if given is None else given
+        self.fingerprint = fingerprint(self.work.runs.data)
+        self.runner = functools.cache(self.prepare("", None).make_runner)
+
+    def prepare(self, command: str, shard: "Shard | None") -> "Prepared":
+        """See `prepare_sweep`."""
+        from disam_jax.dg.sweep.run import prepare_sweep
+
+        runs, plan = self.work.runs, replace(self.work.plan, shard=shard)
+        return prepare_sweep(
+            runs.data, runs.network, self.work.config, runs.methods, plan, command, runs.own_networks, runs.new
+        )
+
+
+kept = functools.lru_cache(maxsize=1)(Kept)
+
+
+def describe(
+    options: "Compare", command: str, shard: "Shard | None", devices: int | None, of_client: dict[str, str]
+) -> Described:
+    """The header and the plan of a sweep."""
+    from disam_jax.dg.report.environment import machine
+    from disam_jax.dg.sweep.run import most_on_a_device
+
+    check_versions(of_client)
+    with _ONE_AT_A_TIME:
+        mine = kept(options)
+        header = mine.prepare(command, shard).header
+        most = most_on_a_device(mine.work.config, options.runs_at_once, devices or device_count())
+        return Described(header, replace(mine.work.plan, shard=shard), most, machine())
+
+
+def device_count() -> int:
+    """Number of devices of this worker."""
+    import jax
+
+    return jax.local_device_count()
+
+
+def settle(
+    options: "Compare", runs: "Sequence[Run]", most: int, fingerprint: str, of_client: dict[str, str]
+) -> dict[str, Any]:
+    """What is settled for the program of a method when it is first compiled."""
+    check_versions(of_client)
+    with _ONE_AT_A_TIME:
+        mine = kept(options)
+        check_data(mine, fingerprint)
+        runner = mine.runner(runs[0].method)
+        runner.per_device = None
+        return {
+            "runs_at_once": runner.runs_at_once(runs, most * device_count(), mine.budget),
+            "flops": runner.flops(runs[0]),
+        }
+
+
+def train_chunk(
+    options: "Compare", per_device: int, chunk: "Sequence[Run]", fingerprint: str, of_client: dict[str, str]
+) -> tuple[dict[str, Any], float]:
+    """Trains and measures a chunk of runs of a method.
+
+    Returns:
+        What was measured, and the seconds that it took.
+    """
+    from disam_jax.dg.sweep.run import chunk_size
+
+    check_versions(of_client)
+    with _ONE_AT_A_TIME:
+        mine = kept(options)
+        check_data(mine, fingerprint)
+        runner = mine.runner(chunk[0].method)
+        runner.per_device = per_device
+        size = chunk_size(per_device, len(chunk), len(chunk), device_count())
+        measured, seconds = [], 0.0
+        for first in range(0, len(chunk), size):
+            those = list(chunk[first : first + size])
+            filled = those + [those[-1]] * (size - len(those))
+            runner.compile(filled)
+            began = time.perf_counter()
+            measured.append(cut(runner.train(filled), len(those)))
+            seconds += time.perf_counter() - began
+        return joined(measured), seconds
+
+
+def check_data(mine: Kept, fingerprint: str) -> None:
+    """Checks that this worker has read the data that the first one has.
+
+    Raises:
+        InputError: If it has others.
+    """
+    if mine.fingerprint != fingerprint:
+        name = shown(mine.work.runs.data.name)
+        raise InputError(
+            f"the worker on {socket.gethostname()} finds other data for {name} than the first worker: give the path of "
+            "a disk that all machines share"
+        )
+
+
+def cut(measured: dict[str, Any], number: int) -> dict[str, Any]:
+    """Of arrays [R, ...], the first ones."""
+    return {name: cut(each, number) if isinstance(each, dict) else each[:number] for name, each in measured.items()}
+
+
+def joined(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Arrays [R, ...] of several chunks as those of one."""
+    import numpy as np
+
+    return {
+        name: joined([each[name] for each in measured])
+        if isinstance(value, dict)
+        else np.concatenate([np.asarray(each[name]) for each in measured])
+        for name, value in measured[0].items()
+    }
