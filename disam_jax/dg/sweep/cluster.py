@@ -102,7 +102,13 @@ def local_cluster(environments: Sequence[Mapping[str, str]]) -> Iterator[Any]:
     workers = {
         place: {"cls": Nanny, "options": {**options, "env": dict(each)}} for place, each in enumerate(environments)
     }
-    of_scheduler = {"dashboard": False, "host": "127.0.0.1", "port": 0, "allowed_failures": MOST_DEATHS}
+    of_scheduler = {
+        "dashboard": False,
+        "dashboard_address": ":0",
+        "host": "127.0.0.1",
+        "port": 0,
+        "allowed_failures": MOST_DEATHS,
+    }
     scheduler = {"cls": Scheduler, "options": of_scheduler}
     with (
         engine(),
@@ -235,7 +241,8 @@ def _workers(client: Any) -> tuple[set[str], int]:
     several threads, which takes it for begun.
     """
     try:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        # Not what the client remembers, `scheduler_info`: it forgets the workers each time that it asks by itself.
+        workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     except OSError as error:
         raise InputError(
             f"the scheduler cannot be reached any more: {reason(error)}; what was finished is kept, and the same "
