@@ -53,13 +53,15 @@ def rows(regime: str, name: str, raw: Raw, folder: Path, work: Path) -> list[dic
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdict.gains", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(), help="of the data sets that `disam-jax data` makes")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--runs", type=Path, default=RESULTS, help="folder of the confirming runs")
     parser.add_argument("--work", type=Path, default=cache_folder() / "verdict", help="of features")
     parser.add_argument("--out", type=Path, default=RESULTS / "confirmation" / "gains.csv")
     options = parser.parse_args(arguments)
     table: list[dict[str, object]] = []
-    for regime, of_data in runs_of(options.runs, "confirmation").items():
-        for name, raw in of_data.items():
+    runs = runs_of(options.runs, "confirmation")
+    for regime in options.regimes:
+        for name, raw in runs[regime].items():
             print(f"{name}, {regime}", flush=True)
             table += rows(regime, name, raw, options.folder, options.work)
     with options.out.open("w", newline="") as file:
