@@ -8,7 +8,13 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [path for folder in ("disam_jax", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 # Where a date is written into a record.
-STAMPS = {"disam_jax/dg/cli/report.py": 1, "benchmarks/__main__.py": 1}
+STAMPS = {
+    "disam_jax/dg/cli/report.py": 1,
+    "disam_jax/dg/cli/diagnose.py": 1,
+    "benchmarks/__main__.py": 1,
+    "benchmarks/verdict/forecast.py": 1,
+    "benchmarks/verdict/run.py": 1,
+}
 OF_DAY = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 
 

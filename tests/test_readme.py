@@ -53,6 +53,7 @@ def test_commands_and_extras_are_those_of_pyproject():
         "flax",
         "dg",
         "pretrained",
+        "cluster",
         "imagenet",
         "sharpness",
         "docs",
