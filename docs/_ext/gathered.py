@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 INTO = DOCS / "gathered"
 SOURCES = {
     "benchmarks/results": (".md", ".png", ".svg", ".csv", ".json"),
+    "benchmarks/verdict": (".md", ".py"),
     "examples": (".md", ".py"),
     "notebooks": (".ipynb",),
 }
