@@ -169,10 +169,12 @@ def running(folder, preload=""):
     (folder / "preload.py").write_text(preload)
     scheduler = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "scheduler.json"]
     worker = ["--scheduler-file", "scheduler.json", "--nthreads", "2", "--no-dashboard", "--preload", "preload.py"]
+    # As many devices as the one process has: a run's bits depend on how many runs there are on each.
+    flags = f"--xla_force_host_platform_device_count={os.cpu_count()}"
     with contextlib.ExitStack() as processes:
         child = processes.enter_context(started(folder, *scheduler, module="distributed.cli.dask_scheduler"))
         wait_for(lambda: (folder / "scheduler.json").exists(), child, folder)
-        processes.enter_context(started(folder, *worker, module="distributed.cli.dask_worker"))
+        processes.enter_context(started(folder, *worker, module="distributed.cli.dask_worker", XLA_FLAGS=flags))
         yield folder / "scheduler.json", child
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from timeless import timeless
 
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.errors import InputError
@@ -229,16 +230,6 @@ def test_flops_of_the_methods(toy):
 
 class StoppedError(Exception):
     pass
-
-
-def timeless(out):
-    """The lines of a results file without what a clock or a folder's name has to do with."""
-    values = [json.loads(line) for line in (out / results_file.FILE).read_text().splitlines()]
-    for value in values:
-        value.get("header", {}).pop("command", None)
-        value.pop("seconds", None)
-        assert value.pop(results_file.CHECKSUM)
-    return values
 
 
 def interrupt_after(number):
