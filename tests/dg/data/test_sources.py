@@ -262,6 +262,7 @@ def test_reviews_are_hashed_words_of_their_texts_alone(toy):
 # What is compared.
 
 
+@pytest.mark.slow
 def test_the_checksum_is_that_of_the_list_of_sha256sum(toy):
     made = toy("PACS")
     checksum = made.get().checksum
@@ -351,6 +352,7 @@ def wrong_name(made):
     return "a401.jpg: the name must be a letter and a number from 001 to 400"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -415,6 +417,7 @@ def test_a_commit_is_fetched_once_without_its_history(toy):
     assert "fetching heart from" in told[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a file is gone", "a file is changed", "another commit", "no repository"])
 def test_a_cache_that_is_damaged_is_fetched_anew(toy, damage):
     made = toy("heart")

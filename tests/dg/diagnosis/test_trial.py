@@ -52,6 +52,7 @@ def assert_same(one, other, **tolerance):
         np.testing.assert_allclose(one.signals[name], other.signals[name], **tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_held_out_domain_enters():
     data = sites()
     other = sites((12, 5, 16, 20), seed=1)

@@ -202,7 +202,7 @@ def test_goes_on_where_it_was_interrupted(whole, computed, data, tmp_path, small
     # The header, the program, a chunk and what a kill leaves of the next one.
     (tmp_path / results_file.FILE).write_bytes(b"".join(lines[:3]) + lines[3][:200])
     shown = []
-    results, _ = run(data, tmp_path, runs_at_once=1, on_progress=lambda what, done, total: shown.append((what, done)))
+    results, _ = run(data, tmp_path, runs_at_once=2, on_progress=lambda what, done, total: shown.append((what, done)))
     assert min(done for what, done in shown if "training" in what) >= 2
     assert timeless(tmp_path) == timeless(computed["out"])
     np.testing.assert_array_equal(results.losses, whole.losses)

@@ -217,6 +217,7 @@ def test_status_of_a_folder_that_is_done_or_has_no_run(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_status_leaves_a_file_alone_that_another_process_writes(tmp_path):
     write_results(tmp_path)
     with results_file.open_store(tmp_path, make_plan()[0]):
