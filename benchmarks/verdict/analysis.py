@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.verdict.plan import ARMS, EQUAL_RHO
 from benchmarks.verdict.raw import Raw
-from disam_jax.dg.report.statistics import Interval, confidence_interval, holm, permutation_test
+from disam_jax.dg.report.statistics import Interval, confidence_interval, estimate, holm, permutation_test
 
 TUNED = {"validation_loss": "validation loss", "validation_accuracy": "validation accuracy"}
 WITH_SWAD = {"validation_loss": "swad_loss", "validation_accuracy": "swad_accuracy"}
@@ -183,8 +183,7 @@ def compare(runs: Mapping[str, Raw], pair: Pair, regime: str, selection: str) ->
         regime,
         "" if pair.how == "equal rho" else selection,
         dict(zip(differences, of_data.tolist(), strict=True)),
-        float(of_seeds.mean()),
-        float(of_seeds.std(ddof=1) / np.sqrt(len(of_seeds))),
+        *map(float, estimate(of_seeds)),
         permutation_test(of_seeds),
         confidence_interval(of_data),
         bootstrap(list(differences.values())),

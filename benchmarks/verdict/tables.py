@@ -1,4 +1,4 @@
-"""The pages that the runs make: VERDICT.md, and a row of numbers for every comparison in comparisons.csv."""
+"""The pages that the runs make: README.md, and a row of numbers for every comparison in comparisons.csv."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.verdict.analysis import TUNED, Comparison, at_rho, family, tuned
 from benchmarks.verdict.plan import ARMS, DATA, REGIMES
 from benchmarks.verdict.raw import Raw, read, runs_path
+from disam_jax.dg.report.statistics import estimate
 
 COLUMNS = ("regime", "how", "selection", "quantity", "arm", "minus", "mean", "error", "p", "corrected", "verdict")
 INTERVALS = ("data_low", "data_high", "targets_low", "targets_high")
@@ -85,9 +86,9 @@ def accuracy_table(runs: Mapping[str, Raw], selection: str) -> str:
     arms = list(dict.fromkeys(next(iter(runs.values())).arms))
     rows = []
     for arm in arms:
-        of_data = [tuned(raw, arm, selection).mean(1) for raw in runs.values()]
-        cells = [f"{each.mean():.1f} ± {each.std(ddof=1) / np.sqrt(len(each)):.1f}" for each in of_data]
-        rows.append([arm, *cells, f"{np.mean([each.mean() for each in of_data]):.2f}"])
+        of_data = [estimate(tuned(raw, arm, selection).mean(1)) for raw in runs.values()]
+        cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in of_data]
+        rows.append([arm, *cells, f"{np.mean([mean for mean, _ in of_data]):.2f}"])
     return markdown(["arm", *runs, "mean"], rows)
 
 
