@@ -163,40 +163,35 @@ def other_version(folders):
     return folders
 
 
-def other_setting(folders):
-    shutil.rmtree(folders[1])
-    write_results(folders[1], shard=Shard(1, 3), steps=6)
+def replaced(folders, place, **options):
+    """The folders, of which one has other results."""
+    shutil.rmtree(folders[place])
+    write_results(folders[place], **options)
     return folders
+
+
+def other_setting(folders):
+    return replaced(folders, 1, shard=Shard(1, 3), steps=6)
 
 
 def other_runs(folders):
-    shutil.rmtree(folders[1])
-    write_results(folders[1], shard=Shard(1, 3), seeds=3)
-    return folders
+    return replaced(folders, 1, shard=Shard(1, 3), seeds=3)
 
 
 def other_candidates(folders):
-    shutil.rmtree(folders[1])
-    write_results(folders[1], shard=Shard(1, 3), candidates=2)
-    return folders
+    return replaced(folders, 1, shard=Shard(1, 3), candidates=2)
 
 
 def other_deal(folders):
-    shutil.rmtree(folders[1])
-    write_results(folders[1], shard=Shard(1, 4))
-    return folders
+    return replaced(folders, 1, shard=Shard(1, 4))
 
 
 def other_program(folders):
-    shutil.rmtree(folders[1])
-    write_results(folders[1], shard=Shard(1, 3), at_once=2)
-    return folders
+    return replaced(folders, 1, shard=Shard(1, 3), at_once=2)
 
 
 def whole_sweep(folders):
-    shutil.rmtree(folders[1])
-    write_results(folders[1])
-    return folders
+    return replaced(folders, 1)
 
 
 def one_missing(folders):
@@ -213,9 +208,7 @@ def a_copy(folders):
 
 
 def unfinished(folders):
-    shutil.rmtree(folders[2])
-    write_results(folders[2], shard=Shard(2, 3), leave=1)
-    return folders
+    return replaced(folders, 2, shard=Shard(2, 3), leave=1)
 
 
 def run_of_another(folders):
