@@ -1,8 +1,9 @@
 """What is kept of a run: a few numbers, from which every table is made."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -80,13 +81,20 @@ def runs_path(folder: Path, phase: str, regime: str, data: str) -> Path:
     return folder / phase / f"{regime}-{data}.npz"
 
 
-def save(path: Path, raw: Raw) -> None:
-    """Writes a file of runs, whole or not at all."""
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which has its name when it is whole; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".partial")
     with unfinished.open("wb") as file:
-        np.savez_compressed(file, fields=np.array(FIELDS), **raw._asdict())
+        yield file
     unfinished.replace(path)
+
+
+def save(path: Path, raw: Raw) -> None:
+    """Writes a file of runs, whole or not at all."""
+    with written_whole(path) as file:
+        np.savez_compressed(file, fields=np.array(FIELDS), **raw._asdict())
 
 
 def read(path: Path) -> Raw:

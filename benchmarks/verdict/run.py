@@ -11,7 +11,6 @@ import numpy as np
 from benchmarks.verdict import raw
 from benchmarks.verdict.inputs import for_target, load
 from benchmarks.verdict.plan import ARMS, DATA, PHASES, REGIMES, Arm, Regime, candidates
-from benchmarks.verdict.raw import runs_path
 from benchmarks.verdict.trainer import Fixed, train
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import split
@@ -77,7 +76,7 @@ def run(
     entry, regime = DATA[data_name], REGIMES[regime_name]
     seeds = tuple(PHASES[phase] if seeds is None else seeds)
     tried = candidates(regime, arms)
-    path = runs_path(out, phase, regime_name, data_name)
+    path = raw.runs_path(out, phase, regime_name, data_name)
     if path.exists():
         found = raw.read(path)
         if tuple(found.seeds.tolist()) == seeds and found.arms == tuple(each.arm for each in tried):
@@ -97,11 +96,8 @@ def run(
         for place, (seed, part) in enumerate(zip(seeds, parts, strict=True)):
             if not part.exists():
                 curves = train(tried, seed, place, target, arrays, Fixed(network, config))
-                part.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = part.with_suffix(".partial")
-                with unfinished.open("wb") as file:
+                with raw.written_whole(part) as file:
                     np.save(file, raw.summarised(curves, target))
-                unfinished.replace(part)
             values[:, place, target] = np.load(part)
         say(
             f"{data_name}, {regime_name}, {phase}: {data.domain_names[target]} is done, "
