@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from disam_jax.dg.cli.progress import Say
     from disam_jax.dg.progress import OnProgress
     from disam_jax.dg.results import Results, Run
+    from disam_jax.dg.runners.base import Runner
     from disam_jax.dg.sweep.run import Plan, Prepared
     from disam_jax.dg.sweep.shards import Shard
 
@@ -225,18 +226,31 @@ def device_count() -> int:
     return jax.local_device_count()
 
 
-def settle(
-    options: "Compare", runs: "Sequence[Run]", most: int, fingerprint: str, of_client: dict[str, str]
-) -> dict[str, Any]:
-    """What is settled for the program of a method when it is first compiled."""
+@contextlib.contextmanager
+def one_runner(
+    options: "Compare", method: str, per_device: int | None, fingerprint: str, of_client: dict[str, str]
+) -> "Iterator[tuple[Runner, int]]":
+    """The runner of a method and the bytes that its program may take, for as long as no other chunk is trained here.
+
+    Raises:
+        InputError: If this worker has other versions than the client, or other data than the first worker.
+    """
     check_versions(of_client)
     with _ONE_AT_A_TIME:
         mine = kept(options)
         check_data(mine, fingerprint)
-        runner = mine.runner(runs[0].method)
-        runner.per_device = None
+        runner = mine.runner(method)
+        runner.per_device = per_device
+        yield runner, mine.budget
+
+
+def settle(
+    options: "Compare", runs: "Sequence[Run]", most: int, fingerprint: str, of_client: dict[str, str]
+) -> dict[str, Any]:
+    """What is settled for the program of a method when it is first compiled."""
+    with one_runner(options, runs[0].method, None, fingerprint, of_client) as (runner, budget):
         return {
-            "runs_at_once": runner.runs_at_once(runs, most * device_count(), mine.budget),
+            "runs_at_once": runner.runs_at_once(runs, most * device_count(), budget),
             "flops": runner.flops(runs[0]),
         }
 
@@ -251,12 +265,7 @@ def train_chunk(
     """
     from disam_jax.dg.sweep.run import chunk_size
 
-    check_versions(of_client)
-    with _ONE_AT_A_TIME:
-        mine = kept(options)
-        check_data(mine, fingerprint)
-        runner = mine.runner(chunk[0].method)
-        runner.per_device = per_device
+    with one_runner(options, chunk[0].method, per_device, fingerprint, of_client) as (runner, _):
         size = chunk_size(per_device, len(chunk), len(chunk), device_count())
         measured, seconds = [], 0.0
         for first in range(0, len(chunk), size):
