@@ -1,14 +1,21 @@
 """The code of the README and the docs runs, from top to bottom, as a reader would paste it; its commands exist."""
 
+import contextlib
 import pathlib
 import re
+import subprocess
+import sys
 import tomllib
+from unittest import mock
 
 import jax
 import pytest
 
+from disam_jax.dg.cli.main import parse
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CLUSTERS = (ROOT / "docs" / "clusters.md").read_text()
 
 
 @pytest.mark.slow
@@ -38,6 +45,32 @@ def test_code_of_the_docs_runs_from_top_to_bottom(page):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
             exec(compile(block, page.name, "exec"), scope)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```{code-block} python\n(.*?)```", CLUSTERS, re.DOTALL))
+def test_code_for_a_cluster_gives_its_scheduler_to_a_sweep(block, monkeypatch):
+    """The four kinds of cluster stand in: none of them is where the tests run."""
+    started, commands = [], []
+
+    def start(*arguments, **options):
+        started.append((arguments, options))
+        return contextlib.nullcontext(mock.Mock(scheduler_address="tcp://10.0.0.1:8786"))
+
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", mock.Mock(SLURMCluster=start, PBSCluster=start))
+    monkeypatch.setitem(sys.modules, "dask_kubernetes", mock.Mock())
+    monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", mock.Mock(KubeCluster=start))
+    monkeypatch.setitem(sys.modules, "dask.distributed", mock.Mock(SSHCluster=start))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    exec(compile(block, "clusters.md", "exec"), {})
+    assert len(started) == 1
+    for program, *arguments in commands:
+        assert program == "disam-jax"
+        assert parse(arguments).scheduler == "tcp://10.0.0.1:8786"
+    assert len(commands) == ("subprocess" in block)
+
+
+def test_there_is_code_for_four_clusters():
+    assert re.findall(r"(\w+)Cluster\(", CLUSTERS) == ["SLURM", "PBS", "Kube", "SSH"]
 
 
 @pytest.mark.parametrize(
