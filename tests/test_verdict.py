@@ -1,5 +1,7 @@
 """The verdict's one program against the library's methods, and what its tables make of runs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +190,19 @@ def test_runs_are_read_as_they_were_written(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_arms_that_were_added_stand_beside_the_others_of_their_seeds():
+    others = planted(0.0)["a"]
+    added = others._replace(
+        values=others.values[:8, 2:5], arms=("CORAL",) * 8, varied=others.varied[:8], seeds=others.seeds[2:5]
+    )
+    both = raw.joined(added, others)
+    assert both.arms == (*added.arms, *others.arms)
+    np.testing.assert_array_equal(both.values[8:], others.values[:, 2:5])
+    assert (len(both.varied), both.seeds.tolist()) == (len(both.arms), [2, 3, 4])
+    with pytest.raises(ValueError, match="have none beside them"):
+        raw.joined(added._replace(seeds=added.seeds + 10), others)
+
+
 def planted(gain, seeds=12, data=("a", "b", "c"), noise=0.05):
     """Runs of every arm on some data sets; DISAM-std 0.7 is better than the others by `gain` points."""
     from benchmarks.verdict import analysis
@@ -277,6 +292,14 @@ def test_pages_are_made_from_the_files(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| DISAM-std, lam 0.7 - SAM |"))
     assert line.endswith("| win |")
     assert len(comparisons.read_text().splitlines()) == 1 + 38
+    for name, runs in planted(0.0, data=("PACS160", "heart4", "digits")).items():
+        path = tables.runs_path(tmp_path, "added", "linear", name)
+        coral = np.array(runs.arms) == "ERM"
+        raw.save(path, runs._replace(values=runs.values[coral], arms=("CORAL",) * 8, varied=runs.varied[coral]))
+        path.with_suffix(".json").write_text(json.dumps(record))
+    page, _ = tables.write(tmp_path, "added")
+    assert "corrected for all 4 comparisons" in page.read_text()
+    assert re.search(r"^\| CORAL - ERM \|.* tie \|$", page.read_text(), re.MULTILINE)
     with pytest.raises(FileNotFoundError, match="no runs of the phase screening"):
         tables.write(tmp_path, "screening")
 

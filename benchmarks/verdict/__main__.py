@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from benchmarks.verdict.plan import ARMS, CONFIRMED, DATA, PHASES, REGIMES
+from benchmarks.verdict.method import VERDICT
+from benchmarks.verdict.plan import DATA, PHASES, REGIMES, arms_of
 from benchmarks.verdict.run import run
 from benchmarks.verdict.tables import write
 from disam_jax.dg.data.array_cache import cache_folder
+from disam_jax.dg.methods import METHODS
 
 RESULTS = Path(__file__).parents[1] / "results" / "verdict"
 
@@ -35,11 +37,22 @@ def main(arguments: list[str] | None = None) -> None:
         for path in write(options.out, options.phase):
             print(path)
         return
-    arms = {name: ARMS[name] for name in CONFIRMED} if options.phase == "confirmation" else ARMS
+    added = options.phase == "added"
+    method = METHODS["CORAL"] if added else VERDICT
     seeds = list(PHASES[options.phase])[: options.seeds]
-    for regime in options.regimes:
+    for regime in ["mlp"] if added else options.regimes:
         for data in options.data:
-            run(data, regime, options.phase, options.folder, options.out, options.work, arms=arms, seeds=seeds)
+            run(
+                data,
+                regime,
+                options.phase,
+                options.folder,
+                options.out,
+                options.work,
+                arms=arms_of(options.phase),
+                method=method,
+                seeds=seeds,
+            )
 
 
 if __name__ == "__main__":

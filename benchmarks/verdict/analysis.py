@@ -49,6 +49,7 @@ CLAIMED: tuple[Pair, ...] = (
     Pair(STD, "SAM", "swad"),
     Pair("descent 0.5", "SAM", "swad"),
 )
+ADDED_PAIRS: tuple[Pair, ...] = (Pair("CORAL", "ERM"), Pair("CORAL", "SAM"))
 AT_EQUAL_RHO: tuple[Pair, ...] = tuple(
     Pair(arm, "SAM", "equal rho", quantity)
     for arm in (STD, CONTROL, "DISAM, lam 1", "DISAM, lam 0.1")
@@ -190,17 +191,34 @@ def compare(runs: Mapping[str, Raw], pair: Pair, regime: str, selection: str) ->
     )
 
 
+def corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons as one family, by Holm's method."""
+    return [each._replace(corrected=float(p)) for each, p in zip(found, holm([each.p for each in found]), strict=True)]
+
+
 def family(runs: Mapping[str, Mapping[str, Raw]]) -> list[Comparison]:
     """All comparisons of the protocol, corrected together.
 
     Args:
         runs: For each regime, the runs of each data set.
     """
-    found = [
-        compare(of_regime, pair, regime, selection)
-        for regime, of_regime in runs.items()
-        for selection, pairs in [*((name, CLAIMED) for name in TUNED), ("", AT_EQUAL_RHO)]
-        for pair in pairs
-    ]
-    corrected = holm([each.p for each in found])
-    return [each._replace(corrected=float(p)) for each, p in zip(found, corrected, strict=True)]
+    return corrected(
+        [
+            compare(of_regime, pair, regime, selection)
+            for regime, of_regime in runs.items()
+            for selection, pairs in [*((name, CLAIMED) for name in TUNED), ("", AT_EQUAL_RHO)]
+            for pair in pairs
+        ]
+    )
+
+
+def added_family(runs: Mapping[str, Mapping[str, Raw]]) -> list[Comparison]:
+    """The comparisons of the arms that were added, corrected among themselves."""
+    return corrected(
+        [
+            compare(of_regime, pair, regime, selection)
+            for regime, of_regime in runs.items()
+            for selection in TUNED
+            for pair in ADDED_PAIRS
+        ]
+    )

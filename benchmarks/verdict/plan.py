@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from benchmarks.verdict.method import PLAIN
 
-# Seeds on which learning rates and the reach of the grids are set, those that may suggest something, those that decide.
+# Seeds on which learning rates and the reach of the grids are set, those that may suggest something, those that decide,
+# and those of arms that were added when these had decided.
 PHASES: Mapping[str, Sequence[int]] = MappingProxyType(
-    {"pilot": range(50, 51), "screening": range(10), "confirmation": range(100, 120)}
+    {"pilot": range(50, 51), "screening": range(10), "confirmation": range(100, 120), "added": range(100, 110)}
 )
 
 
@@ -79,7 +80,7 @@ class Arm(NamedTuple):
 
     Attributes:
         values: Values of the numbers of `PLAIN` that it fixes.
-        varied: Name of the number that its candidates vary: "rho", "learning_rate", "beta" or "eta".
+        varied: Name of the number that its candidates vary: "rho", "learning_rate", "beta", "eta" or "gamma".
         times: Factor on SAM's rho, for an arm that measures it in another unit.
         control: Whether its sign is wrong on purpose.
         method: Name of the benchmark's method that it is, and that method's hyperparameters.
@@ -158,6 +159,16 @@ CONFIRMED: tuple[str, ...] = (
     "GroupDRO",
 )
 
+# Needs features that are trained, so it has a program of its own, that of the library's method, and the MLP alone.
+ADDED: Mapping[str, Arm] = MappingProxyType({"CORAL": Arm({}, "gamma", method=("CORAL", {}))})
+
+
+def arms_of(phase: str) -> Mapping[str, Arm]:
+    """The arms that a phase trains."""
+    if phase == "added":
+        return ADDED
+    return {name: ARMS[name] for name in CONFIRMED} if phase == "confirmation" else ARMS
+
 
 class Candidate(NamedTuple):
     """One choice of numbers of one arm."""
@@ -174,6 +185,7 @@ def tried(arm: Arm, regime: Regime) -> tuple[float, ...]:
         "learning_rate": tuple(regime.learning_rate * 2.0**power for power in range(-3, 5)),
         "beta": tuple(10.0 ** (-1.0 + 6.0 * place / (BUDGET - 1)) for place in range(BUDGET)),
         "eta": tuple(10.0 ** (-3.0 + 2.0 * place / (BUDGET - 1)) for place in range(BUDGET)),
+        "gamma": tuple(10.0 ** (-1.0 + 2.0 * place / (BUDGET - 1)) for place in range(BUDGET)),
     }
     return ranges[arm.varied]
 

@@ -76,6 +76,19 @@ class Raw(NamedTuple):
         return self.values[..., FIELDS.index(name)].astype(np.float64)
 
 
+def joined(one: Raw, other: Raw) -> Raw:
+    """The arms of both with the seeds of the one, which the other has as well.
+
+    Raises:
+        ValueError: If the other has other targets or lacks a seed.
+    """
+    places = np.flatnonzero(np.isin(other.seeds, one.seeds))
+    if tuple(one.targets) != tuple(other.targets) or other.seeds[places].tolist() != one.seeds.tolist():
+        raise ValueError(f"runs of seeds {one.seeds} and targets {one.targets} have none beside them in {other.seeds}")
+    values = np.concatenate([one.values, other.values[:, places]])
+    return one._replace(values=values, arms=(*one.arms, *other.arms), varied=np.concatenate([one.varied, other.varied]))
+
+
 def runs_path(folder: Path, phase: str, regime: str, data: str) -> Path:
     """Where the runs of a data set in a regime are kept."""
     return folder / phase / f"{regime}-{data}.npz"

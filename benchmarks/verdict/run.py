@@ -10,10 +10,12 @@ import numpy as np
 
 from benchmarks.verdict import raw
 from benchmarks.verdict.inputs import for_target, load
+from benchmarks.verdict.method import VERDICT
 from benchmarks.verdict.plan import ARMS, DATA, PHASES, REGIMES, Arm, Regime, candidates
 from benchmarks.verdict.trainer import Fixed, train
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.splits import split
+from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.report.environment import machine, versions
@@ -54,6 +56,7 @@ def run(
     work: Path,
     *,
     arms: Mapping[str, Arm] = ARMS,
+    method: Method = VERDICT,
     seeds: Sequence[int] | None = None,
     say: Callable[[str], None] = print,
 ) -> raw.Raw:
@@ -67,6 +70,7 @@ def run(
         out: Folder for the results.
         work: Folder for features and for the runs of a data set that is not finished.
         arms: Arms to train.
+        method: Method that trains them.
         seeds: Seeds; those of the phase by default.
         say: Called with lines of text.
 
@@ -95,7 +99,7 @@ def run(
             arrays = make_arrays(seen, tuple(split(seen, seed, config.holdout) for seed in seeds), config.standardise)
         for place, (seed, part) in enumerate(zip(seeds, parts, strict=True)):
             if not part.exists():
-                curves = train(tried, seed, place, target, arrays, Fixed(network, config))
+                curves = train(tried, seed, place, target, arrays, Fixed(network, config, method))
                 with raw.written_whole(part) as file:
                     np.save(file, raw.summarised(curves, target))
             values[:, place, target] = np.load(part)

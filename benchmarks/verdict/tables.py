@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.verdict.analysis import TUNED, Comparison, at_rho, family, tuned
+from benchmarks.verdict.analysis import TUNED, Comparison, added_family, at_rho, family, tuned
 from benchmarks.verdict.plan import ARMS, DATA, REGIMES
-from benchmarks.verdict.raw import Raw, read, runs_path
+from benchmarks.verdict.raw import Raw, joined, read, runs_path
 from disam_jax.dg.report.statistics import estimate
 
 COLUMNS = ("regime", "how", "selection", "quantity", "arm", "minus", "mean", "error", "p", "corrected", "verdict")
@@ -95,7 +95,7 @@ def accuracy_table(runs: Mapping[str, Raw], selection: str) -> str:
 def rho_table(runs: Mapping[str, Raw], regime: str) -> str:
     """Accuracy at the last step for each rho of SAM, mean over the data sets; for arms with a perturbation."""
     rhos = REGIMES[regime].rhos
-    arms = [arm for arm in dict.fromkeys(next(iter(runs.values())).arms) if ARMS[arm].varied == "rho"]
+    arms = [arm for arm in dict.fromkeys(next(iter(runs.values())).arms) if arm in ARMS and ARMS[arm].varied == "rho"]
     rows = []
     for arm in arms:
         means = [np.mean([at_rho(raw, arm, rho, "last_accuracy").mean() for raw in runs.values()]) for rho in rhos]
@@ -104,8 +104,14 @@ def rho_table(runs: Mapping[str, Raw], regime: str) -> str:
 
 
 def page(folder: Path, phase: str) -> tuple[str, list[Comparison]]:
-    """The page of a phase and its comparisons."""
+    """The page of a phase and its comparisons. Arms that were added stand beside those that were confirmed."""
     runs = runs_of(folder, phase)
+    if phase == "added":
+        confirmed = runs_of(folder, "confirmation")
+        runs = {
+            regime: {data: joined(raw, confirmed[regime][data]) for data, raw in of_data.items()}
+            for regime, of_data in runs.items()
+        }
     records = [json.loads(path.read_text()) for path in sorted((folder / phase).glob("*.json"))]
     number = sum(each["runs"] for each in records)
     machine, versions = records[0]["machine"], records[0]["versions"]
@@ -119,8 +125,8 @@ def page(folder: Path, phase: str) -> tuple[str, list[Comparison]]:
         "errors are standard errors over seeds.",
     ]
     comparisons: list[Comparison] = []
-    if phase == "confirmation":
-        comparisons = family(runs)
+    if phase in ("confirmation", "added"):
+        comparisons = (family if phase == "confirmation" else added_family)(runs)
         parts.append(
             f"The p values are corrected for all {len(comparisons)} comparisons by Holm's method. The two intervals "
             "are at 95 %: Student's over the data sets, and a bootstrap of data sets, targets and seeds."

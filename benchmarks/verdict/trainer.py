@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.verdict.method import VERDICT
 from benchmarks.verdict.plan import Candidate
 from disam_jax.dg.data import keys
+from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.runners.in_memory import draw
 from disam_jax.dg.training.averaging import average_points, swad_window
@@ -29,6 +30,7 @@ class Fixed(NamedTuple):
 
     network: Network
     config: TrainConfig
+    method: Method = VERDICT
 
 
 class Measured(NamedTuple):
@@ -64,14 +66,14 @@ def trained(spec: RunSpec, arrays: Arrays, fixed: Fixed) -> tuple[Measured, Any]
     Returns:
         What was measured after each of P segments, [P, K, ...], and the mean weights of each segment, [P, K, ...].
     """
-    network, config = fixed
+    network, config, method = fixed
     sources = len(arrays.counts) - 1
-    begin = functools.partial(start, network=network, method=VERDICT, config=config, num_sources=sources)
+    begin = functools.partial(start, network=network, method=method, config=config, num_sources=sources)
     states = jax.vmap(begin, (SPEC_AXES,))(spec)
 
     def step(states: RunState, number: jax.Array) -> tuple[RunState, None]:
         inputs, labels = draw(spec, number, arrays, config.per_domain)
-        one = functools.partial(train_step, network=network, method=VERDICT, config=config)
+        one = functools.partial(train_step, network=network, method=method, config=config)
         return jax.vmap(one, (0, SPEC_AXES, None, None, None))(states, spec, number, inputs, labels), None
 
     def segment(states: RunState, first: jax.Array) -> tuple[RunState, tuple[Measured, Any]]:
