@@ -1,0 +1,139 @@
+"""A step of the search for cheaper ways against the library's, and what its plan says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import disam_jax
+from benchmarks.fast import plan, trainer
+from benchmarks.fast.plan import SEARCHED, SETTINGS, Way, numbers
+from benchmarks.fast.run import Raw, best_rhos, runs_of
+from benchmarks.verdict.plan import DataSet
+
+SETTING = plan.Setting(DataSet("toy"), 0, "sgd", 0.1, 10, (0.1, 0.2), per_domain=8)
+PENALTIES = {"std": {"penalty": "std", "lam": 0.7}, "variance": {"penalty": "variance", "lam": 1.0}}
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 8, 4)) * np.arange(1, 4)[:, None, None], jnp.float32)
+    y = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
+    params = {"w": jnp.asarray(rng.normal(size=4), jnp.float32), "b": jnp.float32(0.5)}
+    losses = lambda params, batch: (jnp.tanh(batch[0] @ params["w"]) + params["b"] - batch[1]) ** 2
+    return params, (x, y), losses
+
+
+def of_trainer(way, step, rho=0.3, before=None):
+    params, batch, losses = problem()
+    values = {name: jnp.float32(each) for name, each in numbers(SETTING, rho, way).items()}
+    before = optax.tree.zeros_like(params) if before is None else before
+    return jax.jit(
+        lambda params: trainer.gradient(params, lambda w: losses(w, batch), jnp.int32(step), values, before)
+    )(params)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25, 0.125])
+def test_a_step_is_that_of_the_library(fraction, penalty):
+    params, batch, losses = problem()
+    mean = lambda params, batch: losses(params, batch).mean(1)
+    # The library takes examples spread over the batch, the trainer the first ones of a batch that is drawn at random.
+    kept = int(8 * fraction)
+    order = np.full(8, -1)
+    order[:: 8 // kept] = np.arange(kept)
+    order[order < 0] = np.arange(kept, 8)
+    of_library = disam_jax.subset_value_and_grad(mean, 0.6, fraction=fraction, **PENALTIES[penalty])
+    _, wanted = of_library(params, jax.tree.map(lambda leaf: leaf[:, order], batch))
+    way = Way(fraction, begin=0.5, times=2.0, penalty=penalty)
+    found, direction, _ = of_trainer(way, step=5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+    assert optax.tree.norm(direction) == pytest.approx(1.0, rel=1e-5)
+    plain = jax.grad(lambda params: mean(params, batch).mean())(params)
+    found, *_ = of_trainer(way, step=4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, plain)
+
+
+def test_the_norm_of_the_whole_batch_makes_the_perturbation_of_a_part_longer_by_their_ratio():
+    params, batch, losses = problem()
+    part = lambda params: losses(params, batch)[:, :2].mean(1)
+    rest = lambda params: losses(params, batch)[:, 2:].mean()
+    weights = disam_jax.domain_weights(part(params), 0.7, penalty="std")
+    of_part = jax.grad(lambda params: weights @ part(params))(params)
+    whole = jax.tree.map(lambda g, h: 0.25 * g + 0.75 * h, of_part, jax.grad(rest)(params))
+    ratio = float(optax.tree.norm(of_part) / optax.tree.norm(whole))
+    assert abs(ratio - 1.0) > 0.05
+    found, *_ = of_trainer(Way(0.25, whole=True), step=0)
+    wanted, *_ = of_trainer(Way(0.25), step=0, rho=0.3 * ratio)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+
+
+def test_the_direction_of_the_step_before_takes_one_pass_and_finds_the_next():
+    params, batch, losses = problem()
+    before = trainer.unit({"w": jnp.arange(1.0, 5.0), "b": jnp.float32(-1.0)})
+    found, direction, cosine = of_trainer(Way(before=True), step=0, before=before)
+    there = jax.tree.map(lambda w, d: w + 0.3 * d, params, before)
+    mean = lambda params: losses(params, batch).mean(1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        found,
+        jax.grad(lambda params: mean(params).mean())(there),
+    )
+    weighted = lambda point: jax.grad(
+        lambda params: disam_jax.domain_weights(mean(point), 0.7, penalty="std") @ mean(params)
+    )(point)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), direction, trainer.unit(weighted(there))
+    )
+    assert cosine == pytest.approx(float(optax.tree.vdot(before, trainer.unit(weighted(params)))), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("decay", "cosine", "wanted"),
+    [
+        (0.0, 0.0, [1.0, 1.0, 1.0]),
+        (0.5, 0.0, [1.0, 1.0, 0.2]),
+        (1.0, 0.0, [1.0, 0.5, 0.1]),
+        (0.5, 1.0, [1.0, 0.5, 0.5 * (1 + np.cos(0.9 * np.pi))]),
+    ],
+)
+def test_the_rate_falls_as_it_should(decay, cosine, wanted):
+    values = {"decay": jnp.float32(decay), "cosine": jnp.float32(cosine)}
+    found = [float(trainer.factor(jnp.int32(step), 10, values)) for step in (0, 5, 9)]
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_no_two_ways_are_the_same_and_the_costs_are_those_of_the_examples():
+    assert len({way.title for way in SEARCHED}) == len(set(SEARCHED)) == len(SEARCHED)
+    assert {(way.fraction, way.begin): way.cost for way in SEARCHED if not way.before}[0.0625, 0.5] == 1.03125
+    assert Way(before=True).cost == 1.0
+
+
+def test_the_best_rho_is_that_of_the_unseen_domains_and_none_that_diverged():
+    names = ("ERM", *["SAM"] * 3, *["std"] * 3, *["variance"] * 3)
+    values = np.zeros((10, 2, 2, len(trainer.FIELDS)), np.float32)
+    values[:, :, :, 0] = np.array([9, 1, 3, 2, 5, 4, 3, 1, 2, 3])[:, None, None]
+    values[9, 1, 1] = np.nan
+    raw = Raw(values, names, np.array([0.0, *[0.1, 0.2, 0.3] * 3]), (0, 1), ("a", "b"))
+    assert best_rhos(raw) == {"SAM": 0.2, "std": 0.1, "variance": 0.2}
+
+
+def test_what_is_kept_of_a_run():
+    accuracy, losses = np.zeros((2, 2, 3)), np.ones((2, 2, 3))
+    accuracy[0, 0, 2], accuracy[0, 1, :2] = 0.6, [0.5, 0.7]
+    losses[0, 0, :2], losses[0, 1, :2] = [1.0, 3.0], [0.25, 0.75]
+    losses[1, 1, 0] = np.inf
+    kept, diverged = trainer.summarised(accuracy, losses, np.array([0.5, 0.5]), target=2)
+    assert kept == pytest.approx([60.0, 0.5, 60.0, 1.0, 3.0, 2.0, 0.5])
+    assert np.isnan(diverged).all()
+
+
+@pytest.mark.parametrize("phase", ["reach", "search"])
+def test_runs_of_a_phase_have_the_same_numbers_by_name(phase):
+    runs = runs_of(SETTINGS["digits"], phase, {"SAM": 0.1, "std": 0.2, "variance": 0.3})
+    assert len({frozenset(values) for _, values in runs}) == 1
+    rhos = {name: values["rho"] for name, values in runs}
+    if phase == "search":
+        assert (rhos["SAM"], rhos["std"], rhos["variance"], rhos["ERM"]) == (0.1, 0.2, 0.3, 0.0)
+        assert rhos[Way(0.25, times=4.0, penalty="variance").title] == pytest.approx(1.2)
