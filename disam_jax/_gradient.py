@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disam_jax._domains import CheckedLosses
-from disam_jax._dtypes import as_params, as_scalar, like, nan_unless, widen
+from disam_jax._dtypes import accumulation_dtype, as_count, as_params, as_scalar, like, nan_unless, widen
 from disam_jax._m_sharpness import own_passes_by_scan
 from disam_jax._passes import Passes, Unit, Weigh, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
 from disam_jax._perturbation import norm_of_perturbed, perturbation, unit_gradient
@@ -23,6 +23,7 @@ from disam_jax._types import (
     ArgNums,
     Aux,
     AxisName,
+    Count,
     DomainGradients,
     Examples,
     GradFn,
@@ -52,6 +53,9 @@ class DisamInfo(NamedTuple):
       ascent_norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
       perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; 0 for an absent domain.
       domain_sharpness: ``L_i(w + e) - L_i(w)``, ``[M]``.
+
+    Before ``begin`` a step is one pass of the whole batch at w: ``ascent_norm`` and ``domain_sharpness`` are 0,
+    ``perturbed_domain_losses`` are those at w, and the domain weights have no effect.
 
     With an ``ascent_loss_fn``, the quantities at w are those of its examples and the quantities at w + e those of the
     whole batch: ``domain_sharpness`` then includes the difference between the two.
@@ -163,6 +167,16 @@ def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Asce
     if losses is not None:
         _check_same_domains(ascent.losses, losses)
     return ascent, losses, grads
+
+
+def plain_step(passes: Passes, params: Params, config: StepConfig) -> tuple[Ascent, CheckedLosses, Updates]:
+    """``sum_i a_i grad L_i(w)``: one pass in the place of ``two_passes``. e is 0, and the weights b have no effect."""
+    at_w = passes.plain(params)
+    assert at_w.losses is not None  # a plain pass has them
+    weights = _ascent_weigh(config)(at_w.losses)
+    norm = jnp.zeros((), accumulation_dtype(params))
+    ascent = Ascent(at_w.losses, at_w.aux, weights, norm, None, params, None)
+    return ascent, at_w.losses, like(at_w.gradient, params)
 
 
 def own_perturbations(
@@ -338,7 +352,7 @@ def value_and_grad(
     References:
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
-    config = make_step_config(
+    config = joint_config(
         rho,
         lam,
         variant=variant,
@@ -350,8 +364,6 @@ def value_and_grad(
         axis_name=axis_name,
         eps=eps,
     )
-    _check_no_schedule(config)
-    _check_joint(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -518,6 +530,40 @@ def make_step_config(
     )
 
 
+def joint_config(rho: Scalar, lam: Scalar, **options: Unpack[StepOptions]) -> StepConfig:
+    """The choices of a gradient function with one backward pass for all domains, which counts no steps."""
+    config = make_step_config(rho, lam, **options)
+    _check_no_schedule(config)
+    _check_joint(config)
+    return config
+
+
+def with_nan_unless(config: StepConfig, condition: jax.Array) -> StepConfig:
+    """The choices, with NaN for rho where a value that was not known when it was checked turns out wrong."""
+    return config._replace(rho=jnp.asarray(config.rho, jnp.result_type(float)) * nan_unless(condition))
+
+
+def as_begin(begin: Count | None) -> Count | None:
+    """The number of the first step that perturbs; ``None`` where every step does."""
+    return None if begin is None else as_count("begin", begin, "begin=500 for 500 steps with the plain gradient")
+
+
+def with_begin(config: StepConfig, begin: Count | None) -> StepConfig:
+    """The choices, with NaN for rho where a traced begin turns out negative."""
+    return with_nan_unless(config, begin >= 0) if isinstance(begin, jax.core.Tracer) else config
+
+
+def before_begin(function: str, begin: Count, step: Count | None) -> jax.Array:
+    """Whether a step is one of those that take the plain gradient."""
+    if step is None:
+        raise TypeError(
+            f"{function}: begin={begin} needs the number of the step, got step=None. Write fn(params, batch, step=t), "
+            "where t counts the updates from 0."
+        )
+    step = as_count("step", step, "step=t, where t counts the updates from 0", wait=False)
+    return jnp.asarray(step, jnp.int32) < jnp.asarray(begin, jnp.int32)
+
+
 def as_rho(rho: object, *, wait: bool) -> Scalar:
     return as_scalar("rho", rho, "rho=0.05; rho=0.0 is the plain gradient", wait=wait)
 
@@ -549,7 +595,13 @@ def _value_and_grads(passes: Passes, params: Params, config: StepConfig, has_aux
 
 
 def _outputs(ascent: Ascent, perturbed: CheckedLosses, grads: Updates, has_aux: bool, with_info: bool) -> Any:
-    info = DisamInfo(
+    info = info_of(ascent, perturbed)
+    extras = [ascent.aux] * has_aux + [info] * with_info
+    return with_extras(info.loss, extras), grads
+
+
+def info_of(ascent: Ascent, perturbed: CheckedLosses) -> DisamInfo:
+    return DisamInfo(
         loss=ascent.weights.mean,
         domain_losses=ascent.losses.values,
         domain_weights=ascent.weights.values,
@@ -558,8 +610,6 @@ def _outputs(ascent: Ascent, perturbed: CheckedLosses, grads: Updates, has_aux: 
         perturbed_domain_losses=perturbed.values,
         domain_sharpness=perturbed.values - ascent.losses.values,
     )
-    extras = [ascent.aux] * has_aux + [info] * with_info
-    return with_extras(info.loss, extras), grads
 
 
 def with_extras(loss: jax.Array, extras: Sequence[Any]) -> Any:

@@ -56,16 +56,18 @@ class DescentPass(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """The two passes of a step.
+    """The two passes of a step, and the one pass of a plain step.
 
     Attributes:
       ascent: ``ascent(params, weigh)``: the pass at w. ``weigh`` makes the domain weights of its losses.
       descent: ``descent(params, weigh)``: the pass at w + e. With ``weigh=None`` its gradient is that of the mean loss;
         otherwise ``weigh`` makes the domain weights of its losses.
+      plain: ``plain(params)``: the pass at w whose gradient is that of the mean loss; it always has the losses.
     """
 
     ascent: Callable[[Params, Weigh], WeightedPass]
     descent: Callable[[Params, Weigh | None], DescentPass]
+    plain: Callable[[Params], DescentPass]
 
 
 def passes_from_loss_fn(
@@ -108,7 +110,7 @@ def passes_from_loss_fn(
         losses, aux, gradient = evaluate(params, domain_loss_fn, "domain_loss_fn")
         return DescentPass(losses, aux, gradient(losses.shares if weigh is None else weigh(losses).values))
 
-    return Passes(ascent, descent)
+    return Passes(ascent, descent, lambda params: descent(params, None))
 
 
 def passes_from_gradients(
@@ -179,7 +181,11 @@ def passes_from_gradients(
             grads = sum_over_axis(jax.tree.map(lambda g: g * cast(local_share, g.dtype), grads), axis_name)
         return DescentPass(None, None, grads)
 
-    return Passes(ascent, descent)
+    def plain(params):
+        _check_stacked(stacked, params, local.values.shape[0])
+        return DescentPass(everywhere, None, weighted_sum(everywhere.shares))
+
+    return Passes(ascent, descent, plain)
 
 
 def passes_by_scan(
@@ -265,7 +271,7 @@ def passes_by_scan(
         found = weighted(params, weigh, loss_fn)
         return DescentPass(found.losses, None, found.gradient)
 
-    return Passes(ascent, descent)
+    return Passes(ascent, descent, plain)
 
 
 def one_domain_loss(loss_fn: LossFn, has_aux: bool, axis_name: AxisName) -> LossFn:
