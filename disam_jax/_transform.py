@@ -222,8 +222,9 @@ def disam(
             now = _of_mean_gradient(now, config.descent_lam)
         if isinstance(refresh_every, jax.core.Tracer):  # its value was not known when it was checked
             now = with_nan_unless(now, refresh_every >= 1)
-        now = with_begin(now, begin)
-        first = None if begin is None else jnp.asarray(begin, state.count.dtype)
+        first = None
+        if begin is not None:
+            now, first = with_begin(now, begin), jnp.asarray(begin, state.count.dtype)
 
         def refresh(_):
             ascent, losses, grads = two_passes(passes, params, now)
@@ -236,7 +237,7 @@ def disam(
             losses, grads = perturbed_gradient(passes, params, perturbed, now)
             return grads, _with_perturbed(state, losses)
 
-        def perturbed(_):
+        def begun(_):
             if always:
                 return refresh(None)
             every = jnp.maximum(jnp.asarray(refresh_every, state.count.dtype), 1)
@@ -250,9 +251,9 @@ def disam(
             return grads, new if domain_loss_fn is None else _with_perturbed(new, losses)
 
         if first is None:
-            grads, state = perturbed(None)
+            grads, state = begun(None)
         else:
-            grads, state = jax.lax.cond(state.count < first, plain, perturbed, None)
+            grads, state = jax.lax.cond(state.count < first, plain, begun, None)
         return grads, state._replace(count=jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)
