@@ -227,9 +227,9 @@ def _check_same_shapes(function: str, whole: dict[str, tuple[int, ...]], sides: 
     for name in {**whole, **sides}:
         if whole.get(name) != sides.get(name):
             raise TypeError(
-                f"{function}: with begin, aux must have the same shapes for any number of examples, got "
-                f"{whole.get(name)} for the whole batch and {sides.get(name)} for a part of it in (aux_subset, "
-                f"aux_rest){name}. Return means over the examples."
+                f"{function}: with begin, aux and what a module writes must have the same shapes for any number of "
+                f"examples, got {whole.get(name)} for the whole batch and {sides.get(name)} for a part of it in "
+                f"(aux_subset, aux_rest){name}. Return means over the examples."
             )
 
 

@@ -258,7 +258,9 @@ CASES = {
     ),
     **{
         f"step is {what}": (
-            lambda step=step: jax.jit(subset(begin=500), static_argnames="step" if static else ())(W, BATCH, step=step),
+            lambda step=step, static=static: jax.jit(subset(begin=500), static_argnames="step" if static else ())(
+                W, BATCH, step=step
+            ),
             kind,
             ["step must be", words, "step=t, where t counts the updates from 0"],
         )

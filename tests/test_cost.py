@@ -18,8 +18,9 @@ from support import slow
 
 import disam_jax
 from benchmarks import baseline, hlo
-from benchmarks.counts import abstract
-from benchmarks.steps import SIDES
+from benchmarks.counts import abstract, lower
+from benchmarks.counts import counts as of_program
+from benchmarks.steps import SIDES, late, late_subset
 from benchmarks.workloads import SIZES
 
 pytestmark = pytest.mark.dealt
@@ -281,7 +282,7 @@ def bytes_of(tree):
 QUICK = {"mlp": ("adamw", "optax_sam_opaque", "disam")}
 # Of FLOPs: transparent SAM makes two whole updates; domain by domain, each gradient is added to a sum; a part's
 # gradient is added to the rest's, next to a batch that is tiny here.
-ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05, "part_1/4": 1.27}
+ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05, "part_1/4": 1.27, "late_1/4": 1.27}
 # Copies of the parameters beyond optax.contrib.sam's memory: the reference gradient of GSAM and SAGM (an older XLA
 # keeps one more), the two sums and the gradient of one domain, the gradient of every domain, the held perturbation, the
 # gradient of the rest.
@@ -293,6 +294,7 @@ HELD = {
     "disam_stacked": 4,
     "refresh_2": 1,
     "part_1/4": 1,
+    "late_1/4": 1,
 }
 # Of the arena: XLA packs the activations of a deep network in another order for another form or version. The hole is
 # one of activations, not of parameters: at the benchmark's size of ResNet-18 it is an eighth of the parameters.
@@ -335,6 +337,25 @@ def check_flops(network, side, seen):
     assert seen_flops <= allowed * plain, told
     # A gate that never sees the passes would pass anything.
     assert seen_flops >= 0.95 * passes * plain, told
+
+
+# The steps with a begin, and those that they are from it on.
+LATE = {
+    "part_1/4": lambda work, at: late_subset(work, 0.25, begin=7, at=at),
+    "disam": lambda work, at: late(work, begin=7, at=at),
+}
+
+
+@pytest.mark.parametrize("network", ["mlp", *slow("conv")])
+@pytest.mark.parametrize("side", LATE)
+def test_a_step_before_begin_costs_a_plain_one_and_the_others_what_they_cost_without(network, side):
+    work = SIZES["tiny"][network]()
+    at = lambda number: of_program(lower(work, LATE[side](work, number)).compile(baseline.OPTIONS))
+    before, after = at(6), at(7)
+    plain, begun = baseline.cost(network, "adamw"), baseline.cost(network, side)
+    assert 0.99 * plain.flops <= before.flops <= 1.001 * plain.flops
+    assert before.temp <= plain.temp + SMALL
+    assert 0.999 * begun.flops <= after.flops <= 1.001 * begun.flops
 
 
 def check_memory(network, side, parameters, seen):
