@@ -394,6 +394,7 @@ def accumulated_value_and_grad(
     has_aux: bool = False,
     with_info: bool = False,
     unroll: int | bool = 1,
+    begin: Count | None = None,
     **options: Unpack[StepOptions],
 ) -> GradFn:
     """``value_and_grad``, one domain at a time: the same numbers with the activation memory of one domain.
@@ -412,6 +413,7 @@ def accumulated_value_and_grad(
       with_info: As in ``value_and_grad``.
       unroll: As in ``jax.lax.scan``: how many domains there are in one turn of its loop. ``True`` takes all of them
         without a loop, which takes longer to compile and may hold the activations of all domains.
+      begin: As in ``subset_value_and_grad``: the steps before it accumulate the plain gradient.
       **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
         and ``eps`` of ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of
         each domain. ``domain_gradients`` is one of
@@ -427,12 +429,15 @@ def accumulated_value_and_grad(
           finds that it is the one at w. ``perturbed_domain_losses`` are ``L_i(w + e_i)``.
 
     Returns:
-      ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
+      ``fn(params, batch, *args, step=None, **kwargs)`` for a batch with leaves ``[M, n, ...]``, with ``step`` as in
+      ``subset_value_and_grad``; results as in ``value_and_grad``.
 
     Raises:
-      TypeError: As in ``value_and_grad``, or when an option is unknown.
-      ValueError: As in ``value_and_grad``, or when a loss is not a scalar, the leaves of the batch differ in their
-        number of domains, or an explicit sharding splits the domains over devices: the scan takes them one by one.
+      TypeError: As in ``value_and_grad``, or when an option is unknown, begin or step is not an integer, or ``step`` is
+        missing.
+      ValueError: As in ``value_and_grad``, or when begin or step is negative, a loss is not a scalar, the leaves of the
+        batch differ in their number of domains, or an explicit sharding splits the domains over devices: the scan takes
+        them one by one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -454,10 +459,12 @@ def accumulated_value_and_grad(
     config = make_step_config(rho, lam, **options)
     _check_no_schedule(config)
     check_ascent_loss_fn(ascent_loss_fn)
+    begin = as_begin(begin)
     argnums = as_argnums(argnums)
 
-    def fn(*args, **kwargs):
+    def fn(*args, step=None, **kwargs):
         params, with_params = split_params(args, argnums)
+        checked = with_begin(config, begin)
         batch_number = batch_position("accumulated_value_and_grad", args, argnums)
 
         def of_params_and_batch(one_domain_loss_fn):
@@ -471,21 +478,24 @@ def accumulated_value_and_grad(
         of_domain = of_params_and_batch(loss_fn)
         ascent_of_domain = None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn)
         batch = args[batch_number]
-        if config.domain_gradients == "own":
-            found = own_perturbations(
-                params, of_domain, batch, ascent_of_domain, config, has_aux=has_aux, unroll=unroll
-            )
-            return _outputs(*found, has_aux, with_info)
-        passes = passes_by_scan(
-            of_domain,
-            batch,
-            ascent_of_domain,
-            has_aux=has_aux,
-            unit=unit_of(config),
-            unroll=unroll,
-            axis_name=config.axis_name,
-        )
-        return _value_and_grads(passes, params, config, has_aux, with_info)
+        of_scan = {"has_aux": has_aux, "unroll": unroll, "axis_name": config.axis_name}
+
+        def begun():
+            if config.domain_gradients == "own":
+                found = own_perturbations(
+                    params, of_domain, batch, ascent_of_domain, checked, has_aux=has_aux, unroll=unroll
+                )
+                return _outputs(*found, has_aux, with_info)
+            passes = passes_by_scan(of_domain, batch, ascent_of_domain, unit=unit_of(config), **of_scan)
+            return _value_and_grads(passes, params, checked, has_aux, with_info)
+
+        def plain():
+            passes = passes_by_scan(of_domain, batch, None, **of_scan)
+            return _outputs(*plain_step(passes, params, checked), has_aux, with_info)
+
+        if begin is None:
+            return begun()
+        return jax.lax.cond(before_begin("accumulated_value_and_grad", begin, step), plain, begun)
 
     return fn
 

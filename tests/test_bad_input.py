@@ -248,9 +248,15 @@ CASES = {
             ("a vector", lambda: disam_jax.disam(begin=np.array([1, 2])), TypeError, "[1, 2]"),
             ("a vector of one, subset", lambda: subset(begin=jnp.array([1])), TypeError, "[1]"),
             ("text", lambda: subset(begin="500"), TypeError, "'500'"),
+            ("negative, accumulated", lambda: disam_jax.accumulated_value_and_grad(LOSSES, begin=-4), ValueError, "-4"),
             ("a schedule", lambda: disam_jax.disam(begin=optax.constant_schedule(3)), TypeError, "function"),
         ]
     },
+    "begin without step, accumulated": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w, x: jnp.sum(w * x), begin=3)(W, jnp.ones((3, 2))),
+        TypeError,
+        ["accumulated_value_and_grad", "begin=3", "step=None", "fn(params, batch, step=t)"],
+    ),
     "begin without step": (
         lambda: jax.jit(subset(begin=500))(W, BATCH),
         TypeError,
@@ -728,6 +734,13 @@ TRACED = {
     ),
     "refresh_every": (refreshed, 2, [0, -1]),
     "begin": (begun, 1, [-1, -(2**31)]),
+    "begin, accumulated": (
+        lambda begin: disam_jax.accumulated_value_and_grad(lambda w, x: jnp.sum(x * w**2), 0.1, begin=begin)(
+            W, jnp.ones((3, 2)), step=1
+        )[1],
+        1,
+        [-1],
+    ),
     "begin, subset": (lambda begin: subset(begin=begin)(W, BATCH, step=1)[1], 1, [-1]),
 }
 

@@ -64,7 +64,35 @@ def ascent_on_a_subset(step, params, batch, begin=BEGIN, **options):
     return update(tx, step, params, domain_loss_fn=lambda p: LOSSES(p, batch), ascent_loss_fn=of_subset)
 
 
-FORMS = {f.__name__: f for f in (subset, whole, transform, sam, ascent_on_a_subset)}
+def accumulated(step, params, batch, begin=BEGIN, **options):
+    return disam_jax.accumulated_value_and_grad(problems.loss, RHO, LAM, begin=begin, **options)(
+        params, batch, step=step
+    )
+
+
+def own(*args, **options):
+    """Each domain with its own perturbation, and an ascent on a subset."""
+    of_subset = lambda p, one: problems.loss(p, disam_jax.ascent_subset(one, 0.5, axis=0))
+    return accumulated(*args, domain_gradients="own", ascent_loss_fn=of_subset, **options)
+
+
+FORMS = {f.__name__: f for f in (subset, whole, transform, sam, ascent_on_a_subset, accumulated, own)}
+
+
+def plain_of(form):
+    """The plain loss and gradient: of the batch, or added up over the domains."""
+    if form not in ("accumulated", "own"):
+        return jax.value_and_grad(mean_loss)
+
+    def added_up(params, batch):
+        def add(total, one):
+            loss, grads = jax.value_and_grad(problems.loss)(params, one)
+            return jax.tree.map(jnp.add, total, grads), loss
+
+        total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
+        return values.mean(), jax.tree.map(lambda g: g / len(values), total)
+
+    return added_up
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -73,7 +101,7 @@ def test_no_bit_differs_from_the_plain_gradient_before_and_from_disam_after(form
     step = functools.partial(FORMS[form], **OPTIONS[options])
     late, always = jax.jit(step), jax.jit(functools.partial(step, begin=None))
     given = PROBLEM.params, PROBLEM.batch
-    loss, plain = jax.jit(jax.value_and_grad(mean_loss))(*given)
+    loss, plain = jax.jit(plain_of(form))(*given)
     for number in (0, BEGIN - 1):
         value, grads = late(number, *given)
         chex.assert_trees_all_equal(grads, plain)  # of the whole batch
@@ -140,6 +168,17 @@ def test_aux_before_begin_is_that_of_the_whole_batch_on_both_sides():
             (_, sides), _ = jax.jit(fn)(PROBLEM.params, PROBLEM.batch, step=step)
             seen = tuple(None if side is None else side["examples"] for side in sides)
             assert seen == (examples if step else tuple(n and 24 for n in examples))
+
+
+@pytest.mark.slow
+def test_aux_of_each_domain_is_stacked_before_and_after():
+    of_one = lambda params, one: (problems.loss(params, one), one["x"].mean())
+    fn = disam_jax.accumulated_value_and_grad(of_one, RHO, LAM, begin=BEGIN, has_aux=True, with_info=True)
+    for step in (0, BEGIN):
+        (_, (aux, info)), _ = jax.jit(fn)(PROBLEM.params, PROBLEM.batch, step=step)
+        np.testing.assert_allclose(aux, PROBLEM.batch["x"].mean((1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(info.domain_losses, LOSSES(PROBLEM.params, PROBLEM.batch), rtol=1e-6)
+        assert (info.ascent_norm > 0) == (step > 0)
 
 
 def trained(tx_of, begin, steps=5):

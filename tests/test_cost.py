@@ -192,8 +192,8 @@ def test_held_perturbation_is_the_only_extra_memory(refresh_every):
     assert memory <= sam_memory + size + SMALL
 
 
-def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=0.1, **options):
-    """A batch whose activations outweigh the parameters by far."""
+def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=0.1, at=None, **options):
+    """A batch whose activations outweigh the parameters by far; ``at`` is the number of the step."""
     rng = np.random.default_rng(0)
     params = [rng.normal(size=(width, width)).astype(np.float32) for _ in range(2)]
     batch = np.zeros((num_domains, per_batch // num_domains, 32, width), np.float32)
@@ -204,7 +204,7 @@ def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=
         return jnp.mean(x**2)
 
     if accumulated:
-        fn = disam_jax.accumulated_value_and_grad(loss, 0.05, lam, **options)
+        fn = functools.partial(disam_jax.accumulated_value_and_grad(loss, 0.05, lam, **options), step=at)
     else:
         fn = disam_jax.value_and_grad(disam_jax.per_domain(loss), 0.05, lam, **options)
     compiled = jax.jit(fn).lower(params, batch).compile()
@@ -231,6 +231,16 @@ def test_accumulated_flops_are_those_of_the_vmapped_form():
         accumulated = 2 * num_domains / 3 * counted
         assert accumulated <= 1.02 * vmapped
         assert accumulated >= 0.95 * vmapped
+
+
+@pytest.mark.slow
+def test_accumulated_steps_before_begin_take_one_gradient_of_each_domain():
+    whole, _ = accumulated_counts(4, accumulated=False)
+    before, after = (accumulated_counts(4, accumulated=True, begin=1, at=step) for step in (0, 1))
+    # The gradient of a domain is a quarter of a plain step, which is half of a step of DISAM.
+    assert 0.98 * whole / 8 <= before[0] <= 1.02 * whole / 8
+    assert before[1] <= after[1]
+    assert after[0] <= 1.001 * accumulated_counts(4, accumulated=True)[0]
 
 
 @pytest.mark.slow
