@@ -112,7 +112,8 @@ def test_no_bit_differs_from_the_plain_gradient_before_and_from_disam_after(form
     assert problems.relative_error(want[1], plain) > 1e-3
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, *slow(jnp.float16)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_bitwise_plain_too(dtype):
     problem = problems.make_problem(seed=2, dtype=dtype)
     _, grads = jax.jit(functools.partial(subset, 0))(problem.params, problem.batch)
@@ -198,15 +199,18 @@ def trained(tx_of, begin, steps=5):
     return jax.jit(run)(begin)
 
 
-def by_hand(batches, plain, disam_from, **options):
+def by_hand(batches, plain, disam_from):
     """The optimizer's steps one by one, with the plain gradient first and DISAM's then."""
     params, state = PROBLEM.params, plain.init(PROBLEM.params)
-    gradient = jax.jit(disam_jax.value_and_grad(LOSSES, RHO, LAM, **options))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(perturbs, params, state, batch):
+        gradient = disam_jax.value_and_grad(LOSSES, RHO, LAM) if perturbs else jax.value_and_grad(mean_loss)
+        updates, state = plain.update(gradient(params, batch)[1], state, params)
+        return optax.apply_updates(params, updates), state
+
     for number in range(batches):
-        batch = problems.make_problem(seed=number).batch
-        grads = (gradient if number >= disam_from else jax.value_and_grad(mean_loss))(params, batch)[1]
-        updates, state = plain.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(number >= disam_from, params, state, problems.make_problem(seed=number).batch)
     return params
 
 
@@ -303,23 +307,28 @@ def sweep(begin):
     return train
 
 
-@pytest.mark.slow
-def test_a_sweep_over_rho_and_lam_keeps_the_conditional():
-    rhos, lams = jnp.array([0.0, RHO]), jnp.array([0.0, LAM])
-    train = sweep(BEGIN)
-    assert conditionals(jax.vmap(train), rhos, lams) == 1
-    swept = jax.jit(jax.vmap(train))(rhos, lams)
-    assert problems.relative_error(jax.tree.map(lambda x: x[1], swept), jax.jit(train)(rhos[1], lams[1])) < 1e-5
-
-
-def test_a_batched_step_runs_both_branches_and_selects():
+def test_one_step_for_all_keeps_the_conditional_and_steps_of_their_own_do_not():
+    pairs = jnp.array([0.0, RHO]), jnp.array([0.0, LAM])
+    assert conditionals(jax.vmap(sweep(BEGIN)), *pairs) == 1
     one = lambda step: subset(step, PROBLEM.params, PROBLEM.batch)[1]
-    steps = jnp.arange(BEGIN - 1, BEGIN + 1)
     assert conditionals(one, 1) == 1
-    assert conditionals(jax.vmap(one), steps) == 0
+    assert conditionals(jax.vmap(one), jnp.arange(2)) == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_over_rho_and_lam_trains_each_as_alone():
+    pairs, train = (jnp.array([0.0, RHO]), jnp.array([0.0, LAM])), sweep(BEGIN)
+    swept = jax.jit(jax.vmap(train))(*pairs)
+    assert problems.relative_error(jax.tree.map(lambda x: x[1], swept), jax.jit(train)(RHO, LAM)) < 1e-5
+
+
+@pytest.mark.slow
+def test_steps_of_their_own_are_those_taken_alone():
+    one = lambda step: subset(step, PROBLEM.params, PROBLEM.batch)[1]
+    alone, steps = jax.jit(one), jnp.arange(BEGIN - 1, BEGIN + 1)
     got = jax.jit(jax.vmap(one))(steps)
     for place, step in enumerate(steps):
-        assert problems.relative_error(jax.tree.map(lambda x, n=place: x[n], got), jax.jit(one)(step)) < 1e-6
+        assert problems.relative_error(jax.tree.map(lambda x, n=place: x[n], got), alone(step)) < 1e-6
 
 
 MAPPED = {
@@ -333,14 +342,15 @@ MAPPED = {
 }
 
 
-@pytest.mark.parametrize("how", MAPPED)
+@pytest.mark.parametrize("how", [*slow("vmap"), "shard_map"])
 @pytest.mark.parametrize("form", ["subset", "transform"])
 def test_every_device_of_a_mapped_axis_takes_the_same_branch(form, how):
     halves = jax.tree.map(lambda x: x.reshape(3, 2, 4, *x.shape[2:]).swapaxes(0, 1), PROBLEM.batch)
+    of_device = lambda step: MAPPED[how](functools.partial(FORMS[form], step, axis_name="data"))
+    mapped, alone = jax.jit(lambda step, p, b: of_device(step)(p, b)), jax.jit(FORMS[form])
     for step in (0, BEGIN):
-        of_device = functools.partial(FORMS[form], step, axis_name="data")
-        losses, grads = jax.jit(MAPPED[how](of_device))(PROBLEM.params, halves)
-        loss, want = jax.jit(functools.partial(FORMS[form], step))(PROBLEM.params, PROBLEM.batch)
+        losses, grads = mapped(step, PROBLEM.params, halves)
+        loss, want = alone(step, PROBLEM.params, PROBLEM.batch)
         for device in range(2):
             assert problems.relative_error(jax.tree.map(lambda g, d=device: g[d], grads), want) < 2e-6
             np.testing.assert_allclose(losses[device], loss, rtol=1e-6)
