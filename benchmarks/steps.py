@@ -167,22 +167,49 @@ def stacked(work: Workload) -> Step:
 
 
 def refreshed(work: Workload, every: int, phase: int | None = None) -> Step:
-    """The transformation with `refresh_every`; running statistics stay, for it has no auxiliary output.
+    """The transformation with `refresh_every`; phase 0 computes a perturbation, 1 reuses it."""
+    return transformed(work, phase, refresh_every=every)
 
-    A `phase` fixes the step count, so that XLA keeps one of the two branches and its counts are of that branch: 0
-    computes a perturbation, 1 reuses it.
+
+def transformed(work: Workload, count: int | None, **options) -> Step:
+    """The transformation with options; running statistics stay, for it has no auxiliary output.
+
+    A `count` fixes its step count, so that XLA keeps one of the two branches and its counts are of that branch.
     """
-    tx = optax.chain(disam_jax.disam(RHO, LAM, refresh_every=every), optimizer())
+    tx = optax.chain(disam_jax.disam(RHO, LAM, **options), optimizer())
     domain_losses = losses.flat(work)
 
     def step(params, state, stats, batch):
-        if phase is not None:
-            state = (state[0]._replace(count=jnp.asarray(phase, jnp.int32)), *state[1:])
+        if count is not None:
+            state = (state[0]._replace(count=jnp.asarray(count, jnp.int32)), *state[1:])
         loss_fn = lambda p: domain_losses(p, stats, batch)[0]
         updates, state = tx.update(None, state, params, domain_loss_fn=loss_fn)
         return optax.apply_updates(params, updates), state, stats, optax.tree.get(state, "loss")
 
     return Step(tx.init, step)
+
+
+def late_subset(work: Workload, fraction: float, begin: int = 0, at: int | None = None) -> Step:
+    """`subset_perturbed` from a step on; the number of the step is the optimizer's.
+
+    With `at` it is this number, so that XLA's counts are of one branch.
+    """
+    tx, loss = optimizer(), losses.flat(work)
+    each = lambda params, batch, stats: loss(params, stats, batch)
+    fn = disam_jax.subset_value_and_grad(each, RHO, LAM, fraction=fraction, begin=begin, axis=0, has_aux=True)
+
+    def step(params, state, stats, batch):
+        number = optax.tree.get(state, "count") if at is None else at
+        (loss, (_, stats)), grads = fn(params, batch, stats, step=number)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, stats, loss
+
+    return Step(tx.init, step)
+
+
+def late(work: Workload, begin: int = 0, at: int | None = None) -> Step:
+    """The transformation with `begin`; with `at`, of that step alone."""
+    return transformed(work, at, begin=begin)
 
 
 SIDES: Mapping[str, Side] = {
@@ -208,4 +235,6 @@ SIDES: Mapping[str, Side] = {
     "ascent_1/2": Side("disam, half of the batch in the ascent", lambda work: ascent_fraction(work, 0.5), 1.5),
     "ascent_1/4": Side("disam, a quarter of it", lambda work: ascent_fraction(work, 0.25), 1.25),
     "part_1/4": Side("disam for a quarter, the rest plain", lambda work: subset_perturbed(work, 0.25), 1.25),
+    "late_1/4": Side("the same with a begin, after it", lambda work: late_subset(work, 0.25), 1.25),
+    "late": Side("disam with a begin, after it", late),
 }

@@ -9,7 +9,7 @@ from disam_jax._domains import DomainLosses, mean_by_domain, per_domain, per_dom
 from disam_jax._examples import ascent_subset, split_examples
 from disam_jax._gradient import DisamInfo, accumulated_value_and_grad, value_and_grad
 from disam_jax._grouping import group_by_domain
-from disam_jax._subset import subset_value_and_grad
+from disam_jax._subset import subset_value_and_grad, training_cost
 from disam_jax._transform import DisamState, disam, sam
 from disam_jax._weights import domain_weights
 
@@ -30,6 +30,7 @@ __all__ = [
     "sam",
     "split_examples",
     "subset_value_and_grad",
+    "training_cost",
     "value_and_grad",
     "variants",
 ]

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disam_jax._types import Params, Scalar
+from disam_jax._types import Count, Params, Scalar
 
 LARGEST = float(np.finfo(np.float32).max)
+MOST = np.iinfo(np.int32).max
 Tree = TypeVar("Tree")
 
 
@@ -105,6 +106,18 @@ def as_scalar(name: str, value: Any, write: str, *, negative: bool = False, wait
     if found < 0 and not negative:
         raise ValueError(f"{name} must not be negative, got {value}. Write {write}.")
     return float(value) if isinstance(value, int) else value
+
+
+def as_count(name: str, value: Any, write: str, *, least: int = 0, wait: bool = True) -> Count:
+    """An integer, or a scalar array of one, that, where it is known, lies between ``least`` and the largest int32."""
+    number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    array = isinstance(value, (jax.Array, np.ndarray)) and jnp.issubdtype(value.dtype, jnp.integer)
+    if not number and not (array and jnp.shape(value) == ()):
+        raise TypeError(f"{name} must be an integer, got {value!r}. Write {write}.")
+    found = value if number else known(value, wait=wait)
+    if found is not None and not least <= found <= MOST:
+        raise ValueError(f"{name} must be at least {least} and fit in int32, got {value}. Write {write}.")
+    return value
 
 
 def not_negative(scalars: Any, dtype: jnp.dtype) -> Any:

@@ -89,12 +89,16 @@ def split_examples(batch: Examples, fraction: float, *, axis: int = 1) -> tuple[
     return ascent_subset(batch, fraction, axis=axis), jax.tree.map(rest, batch)
 
 
-def _stride(batch: Examples, fraction: float, axis: int, name: str) -> tuple[int, int]:
-    """How many examples are in the subset, and how far they are apart."""
+def check_fraction(fraction: object, name: str) -> None:
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: fraction must be a static number, got {fraction!r}. Write 0.25.")
     if not 0 < fraction <= 1:
         raise ValueError(f"{name}: fraction must be in (0, 1], got {fraction}. Write 0.25 for every fourth example.")
+
+
+def _stride(batch: Examples, fraction: float, axis: int, name: str) -> tuple[int, int]:
+    """How many examples are in the subset, and how far they are apart."""
+    check_fraction(fraction, name)
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     shapes = {f"batch{jax.tree_util.keystr(path)}": jnp.shape(leaf) for path, leaf in leaves}
     if any(not 0 <= axis < len(shape) for shape in shapes.values()) or len({s[axis] for s in shapes.values()}) != 1:

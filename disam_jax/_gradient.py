@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disam_jax._domains import CheckedLosses
-from disam_jax._dtypes import as_params, as_scalar, like, nan_unless, widen
+from disam_jax._dtypes import accumulation_dtype, as_count, as_params, as_scalar, like, nan_unless, widen
 from disam_jax._m_sharpness import own_passes_by_scan
 from disam_jax._passes import Passes, Unit, Weigh, check_ascent_loss_fn, passes_by_scan, passes_from_loss_fn
 from disam_jax._perturbation import norm_of_perturbed, perturbation, unit_gradient
@@ -23,6 +23,7 @@ from disam_jax._types import (
     ArgNums,
     Aux,
     AxisName,
+    Count,
     DomainGradients,
     Examples,
     GradFn,
@@ -52,6 +53,9 @@ class DisamInfo(NamedTuple):
       ascent_norm: L2 norm of the ascent gradient over the parameters that are perturbed, scalar.
       perturbed_domain_losses: ``L_i`` at w + e, ``[M]``; 0 for an absent domain.
       domain_sharpness: ``L_i(w + e) - L_i(w)``, ``[M]``.
+
+    Before ``begin`` a step is one pass of the whole batch at w: ``ascent_norm`` and ``domain_sharpness`` are 0,
+    ``perturbed_domain_losses`` are those at w, and the domain weights have no effect.
 
     With an ``ascent_loss_fn``, the quantities at w are those of its examples and the quantities at w + e those of the
     whole batch: ``domain_sharpness`` then includes the difference between the two.
@@ -163,6 +167,16 @@ def two_passes(passes: Passes, params: Params, config: StepConfig) -> tuple[Asce
     if losses is not None:
         _check_same_domains(ascent.losses, losses)
     return ascent, losses, grads
+
+
+def plain_step(passes: Passes, params: Params, config: StepConfig) -> tuple[Ascent, CheckedLosses, Updates]:
+    """``sum_i a_i grad L_i(w)``: one pass in the place of ``two_passes``. e is 0, and the weights b have no effect."""
+    at_w = passes.plain(params)
+    assert at_w.losses is not None  # a plain pass has them
+    weights = _ascent_weigh(config)(at_w.losses)
+    norm = jnp.zeros((), accumulation_dtype(params))
+    ascent = Ascent(at_w.losses, at_w.aux, weights, norm, None, params, None)
+    return ascent, at_w.losses, like(at_w.gradient, params)
 
 
 def own_perturbations(
@@ -338,7 +352,7 @@ def value_and_grad(
     References:
       Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024, section 3.
     """
-    config = make_step_config(
+    config = joint_config(
         rho,
         lam,
         variant=variant,
@@ -350,8 +364,6 @@ def value_and_grad(
         axis_name=axis_name,
         eps=eps,
     )
-    _check_no_schedule(config)
-    _check_joint(config)
     check_ascent_loss_fn(ascent_loss_fn)
     argnums = as_argnums(argnums)
 
@@ -382,6 +394,7 @@ def accumulated_value_and_grad(
     has_aux: bool = False,
     with_info: bool = False,
     unroll: int | bool = 1,
+    begin: Count | None = None,
     **options: Unpack[StepOptions],
 ) -> GradFn:
     """``value_and_grad``, one domain at a time: the same numbers with the activation memory of one domain.
@@ -400,6 +413,7 @@ def accumulated_value_and_grad(
       with_info: As in ``value_and_grad``.
       unroll: As in ``jax.lax.scan``: how many domains there are in one turn of its loop. ``True`` takes all of them
         without a loop, which takes longer to compile and may hold the activations of all domains.
+      begin: As in ``subset_value_and_grad``: the steps before it accumulate the plain gradient.
       **options: The keyword arguments ``variant``, ``adaptive``, ``penalty``, ``descent_lam``, ``mask``, ``axis_name``
         and ``eps`` of ``value_and_grad``. With ``axis_name``, every device holds an equal number of the examples of
         each domain. ``domain_gradients`` is one of
@@ -415,12 +429,15 @@ def accumulated_value_and_grad(
           finds that it is the one at w. ``perturbed_domain_losses`` are ``L_i(w + e_i)``.
 
     Returns:
-      ``fn(params, batch, *args, **kwargs)`` for a batch with leaves ``[M, n, ...]``; results as in ``value_and_grad``.
+      ``fn(params, batch, *args, step=None, **kwargs)`` for a batch with leaves ``[M, n, ...]``, with ``step`` as in
+      ``subset_value_and_grad``; results as in ``value_and_grad``.
 
     Raises:
-      TypeError: As in ``value_and_grad``, or when an option is unknown.
-      ValueError: As in ``value_and_grad``, or when a loss is not a scalar, the leaves of the batch differ in their
-        number of domains, or an explicit sharding splits the domains over devices: the scan takes them one by one.
+      TypeError: As in ``value_and_grad``, or when an option is unknown, begin or step is not an integer, or ``step`` is
+        missing.
+      ValueError: As in ``value_and_grad``, or when begin or step is negative, a loss is not a scalar, the leaves of the
+        batch differ in their number of domains, or an explicit sharding splits the domains over devices: the scan takes
+        them one by one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -442,10 +459,12 @@ def accumulated_value_and_grad(
     config = make_step_config(rho, lam, **options)
     _check_no_schedule(config)
     check_ascent_loss_fn(ascent_loss_fn)
+    begin = as_begin(begin)
     argnums = as_argnums(argnums)
 
-    def fn(*args, **kwargs):
+    def fn(*args, step=None, **kwargs):
         params, with_params = split_params(args, argnums)
+        checked = with_begin(config, begin)
         batch_number = batch_position("accumulated_value_and_grad", args, argnums)
 
         def of_params_and_batch(one_domain_loss_fn):
@@ -459,21 +478,24 @@ def accumulated_value_and_grad(
         of_domain = of_params_and_batch(loss_fn)
         ascent_of_domain = None if ascent_loss_fn is None else of_params_and_batch(ascent_loss_fn)
         batch = args[batch_number]
-        if config.domain_gradients == "own":
-            found = own_perturbations(
-                params, of_domain, batch, ascent_of_domain, config, has_aux=has_aux, unroll=unroll
-            )
-            return _outputs(*found, has_aux, with_info)
-        passes = passes_by_scan(
-            of_domain,
-            batch,
-            ascent_of_domain,
-            has_aux=has_aux,
-            unit=unit_of(config),
-            unroll=unroll,
-            axis_name=config.axis_name,
-        )
-        return _value_and_grads(passes, params, config, has_aux, with_info)
+        of_scan = {"has_aux": has_aux, "unroll": unroll, "axis_name": config.axis_name}
+
+        def begun():
+            if config.domain_gradients == "own":
+                found = own_perturbations(
+                    params, of_domain, batch, ascent_of_domain, checked, has_aux=has_aux, unroll=unroll
+                )
+                return _outputs(*found, has_aux, with_info)
+            passes = passes_by_scan(of_domain, batch, ascent_of_domain, unit=unit_of(config), **of_scan)
+            return _value_and_grads(passes, params, checked, has_aux, with_info)
+
+        def plain():
+            passes = passes_by_scan(of_domain, batch, None, **of_scan)
+            return _outputs(*plain_step(passes, params, checked), has_aux, with_info)
+
+        if begin is None:
+            return begun()
+        return jax.lax.cond(before_begin("accumulated_value_and_grad", begin, step), plain, begun)
 
     return fn
 
@@ -518,6 +540,40 @@ def make_step_config(
     )
 
 
+def joint_config(rho: Scalar, lam: Scalar, **options: Unpack[StepOptions]) -> StepConfig:
+    """The choices of a gradient function with one backward pass for all domains, which counts no steps."""
+    config = make_step_config(rho, lam, **options)
+    _check_no_schedule(config)
+    _check_joint(config)
+    return config
+
+
+def with_nan_unless(config: StepConfig, condition: jax.Array) -> StepConfig:
+    """The choices, with NaN for rho where a value that was not known when it was checked turns out wrong."""
+    return config._replace(rho=jnp.asarray(config.rho, jnp.result_type(float)) * nan_unless(condition))
+
+
+def as_begin(begin: Count | None) -> Count | None:
+    """The number of the first step that perturbs; ``None`` where every step does."""
+    return None if begin is None else as_count("begin", begin, "begin=500 for 500 steps with the plain gradient")
+
+
+def with_begin(config: StepConfig, begin: Count | None) -> StepConfig:
+    """The choices, with NaN for rho where a traced begin turns out negative."""
+    return with_nan_unless(config, begin >= 0) if isinstance(begin, jax.core.Tracer) else config
+
+
+def before_begin(function: str, begin: Count, step: Count | None) -> jax.Array:
+    """Whether a step is one of those that take the plain gradient."""
+    if step is None:
+        raise TypeError(
+            f"{function}: begin={begin} needs the number of the step, got step=None. Write fn(params, batch, step=t), "
+            "where t counts the updates from 0."
+        )
+    step = as_count("step", step, "step=t, where t counts the updates from 0", wait=False)
+    return jnp.asarray(step, jnp.int32) < jnp.asarray(begin, jnp.int32)
+
+
 def as_rho(rho: object, *, wait: bool) -> Scalar:
     return as_scalar("rho", rho, "rho=0.05; rho=0.0 is the plain gradient", wait=wait)
 
@@ -549,7 +605,13 @@ def _value_and_grads(passes: Passes, params: Params, config: StepConfig, has_aux
 
 
 def _outputs(ascent: Ascent, perturbed: CheckedLosses, grads: Updates, has_aux: bool, with_info: bool) -> Any:
-    info = DisamInfo(
+    info = info_of(ascent, perturbed)
+    extras = [ascent.aux] * has_aux + [info] * with_info
+    return with_extras(info.loss, extras), grads
+
+
+def info_of(ascent: Ascent, perturbed: CheckedLosses) -> DisamInfo:
+    return DisamInfo(
         loss=ascent.weights.mean,
         domain_losses=ascent.losses.values,
         domain_weights=ascent.weights.values,
@@ -558,8 +620,6 @@ def _outputs(ascent: Ascent, perturbed: CheckedLosses, grads: Updates, has_aux: 
         perturbed_domain_losses=perturbed.values,
         domain_sharpness=perturbed.values - ascent.losses.values,
     )
-    extras = [ascent.aux] * has_aux + [info] * with_info
-    return with_extras(info.loss, extras), grads
 
 
 def with_extras(loss: jax.Array, extras: Sequence[Any]) -> Any:

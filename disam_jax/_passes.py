@@ -46,7 +46,8 @@ class DescentPass(NamedTuple):
 
     Attributes:
       losses: The domain losses, or ``None`` where a function supplied the gradient alone.
-      aux: What the loss function returned beside them, in ``passes_from_loss_fn``; otherwise ``None``.
+      aux: What the loss function returned beside them; ``None`` with ``passes_from_gradients`` and in the descent of
+        ``passes_by_scan``.
       gradient: ``sum_i a_i grad L_i``, or ``sum_i b_i grad L_i``.
     """
 
@@ -56,16 +57,18 @@ class DescentPass(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """The two passes of a step.
+    """The two passes of a step, and the one pass of a plain step.
 
     Attributes:
       ascent: ``ascent(params, weigh)``: the pass at w. ``weigh`` makes the domain weights of its losses.
       descent: ``descent(params, weigh)``: the pass at w + e. With ``weigh=None`` its gradient is that of the mean loss;
         otherwise ``weigh`` makes the domain weights of its losses.
+      plain: ``plain(params)``: the pass at w whose gradient is that of the mean loss; it always has the losses.
     """
 
     ascent: Callable[[Params, Weigh], WeightedPass]
     descent: Callable[[Params, Weigh | None], DescentPass]
+    plain: Callable[[Params], DescentPass]
 
 
 def passes_from_loss_fn(
@@ -108,7 +111,7 @@ def passes_from_loss_fn(
         losses, aux, gradient = evaluate(params, domain_loss_fn, "domain_loss_fn")
         return DescentPass(losses, aux, gradient(losses.shares if weigh is None else weigh(losses).values))
 
-    return Passes(ascent, descent)
+    return Passes(ascent, descent, lambda params: descent(params, None))
 
 
 def passes_from_gradients(
@@ -179,7 +182,11 @@ def passes_from_gradients(
             grads = sum_over_axis(jax.tree.map(lambda g: g * cast(local_share, g.dtype), grads), axis_name)
         return DescentPass(None, None, grads)
 
-    return Passes(ascent, descent)
+    def plain(params):
+        _check_stacked(stacked, params, local.values.shape[0])
+        return DescentPass(everywhere, None, weighted_sum(everywhere.shares))
+
+    return Passes(ascent, descent, plain)
 
 
 def passes_by_scan(
@@ -244,28 +251,28 @@ def passes_by_scan(
         plain_sum = weighed_sum if unit is None else plain_sum
         return WeightedPass(losses, aux, weights, mean(combined), lambda: mean(plain_sum))
 
-    def plain(params):
+    def plain(params, *, keep_aux=True):
         value_and_grad = of_one_domain(loss_fn)
 
         def body(plain_sum, one_domain):
-            (loss, _), grads = value_and_grad(params, one_domain)
-            return add(plain_sum, grads, jnp.ones(())), loss
+            (loss, aux), grads = value_and_grad(params, one_domain)
+            return add(plain_sum, grads, jnp.ones(())), (loss, aux if keep_aux else None)
 
         # Plain accumulation and nothing else: with rho=0 its result is bitwise that of a plain step.
         zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=accumulation_dtype(w)), params)  # with their sharding
-        plain_sum, values = jax.lax.scan(body, zeros, batch, unroll=unroll)
-        return DescentPass(as_domain_losses(values, "loss_fn"), None, mean(plain_sum))
+        plain_sum, (values, aux) = jax.lax.scan(body, zeros, batch, unroll=unroll)
+        return DescentPass(as_domain_losses(values, "loss_fn"), aux, mean(plain_sum))
 
     def ascent(params, weigh):
         return weighted(params, weigh, loss_fn if ascent_loss_fn is None else ascent_loss_fn, unit)
 
     def descent(params, weigh):
         if weigh is None:
-            return plain(params)
+            return plain(params, keep_aux=False)
         found = weighted(params, weigh, loss_fn)
         return DescentPass(found.losses, None, found.gradient)
 
-    return Passes(ascent, descent)
+    return Passes(ascent, descent, plain)
 
 
 def one_domain_loss(loss_fn: LossFn, has_aux: bool, axis_name: AxisName) -> LossFn:

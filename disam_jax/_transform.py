@@ -11,23 +11,28 @@ import numpy as np
 import optax
 
 from disam_jax._domains import CheckedLosses, Losses
-from disam_jax._dtypes import accumulation_dtype, as_params, known, nan_unless
+from disam_jax._dtypes import accumulation_dtype, as_count, as_params, known
 from disam_jax._gradient import (
     Ascent,
     StepConfig,
+    as_begin,
     as_descent_lam,
     as_lam,
     as_rho,
     make_step_config,
     perturbed_gradient,
+    plain_step,
     two_passes,
     unit_of,
+    with_begin,
+    with_nan_unless,
 )
 from disam_jax._passes import Passes, Unit, passes_from_gradients, passes_from_loss_fn
 from disam_jax._perturbation import perturb
 from disam_jax._sharding import whole
 from disam_jax._types import (
     AxisName,
+    Count,
     DomainGradients,
     LossFn,
     Mask,
@@ -39,14 +44,14 @@ from disam_jax._types import (
 )
 from disam_jax.variants import Variant
 
-MOST = np.iinfo(np.int32).max
-
 
 class DisamState(NamedTuple):
     """State of ``disam``; read it with ``optax.tree.get(state, "loss_variance")``.
 
     The numbers are those of the last step that computed a perturbation, except ``perturbed_domain_losses``, which every
-    step writes. Floating point fields have the widest dtype of the parameters, float32 at least.
+    step writes. Before ``begin`` they are those of the plain step: ``ascent_norm`` is 0, and
+    ``perturbed_domain_losses`` are the losses at w. Floating point fields have the widest dtype of the parameters,
+    float32 at least.
 
     Attributes:
       count: Number of updates so far, int32 scalar.
@@ -80,7 +85,8 @@ def disam(
     descent_lam: ScalarOrSchedule = 0.0,
     domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
-    refresh_every: int | jax.Array | np.ndarray = 1,
+    refresh_every: Count = 1,
+    begin: Count | None = None,
     num_domains: int | None = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -108,6 +114,11 @@ def disam(
       refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
         plain step instead of 2. The state then holds one more copy of the parameters. An integer; an array always holds
         it, and a traced one below 1 makes every update NaN.
+      begin: k: the first k updates are the plain gradient, at the cost of a plain step, and the others are DISAM's; see
+        ``subset_value_and_grad``. An integer or an integer array, traced or not; a traced one that turns out negative
+        makes the update NaN. Under ``jax.vmap``, ``begin`` and the state's ``count`` must be the same for all, or both
+        branches run. Stacked gradients are summed before ``begin``, without a call of ``grad_fn``. Perturbations that
+        are held are counted from ``begin`` on: the first is computed there.
       num_domains: M, static: keep the ``[M]`` arrays in the state.
       axis_name: The mapped axis over which the batch is split, in ``pmap``-style code. Under ``jit``, leave it
         ``None``.
@@ -129,9 +140,9 @@ def disam(
     Raises:
       TypeError: When an argument of the two forms is missing, descent_lam is given with stacked gradients or
         ``"normalised"`` without, the losses or the parameters are not floating point, a parameter is no array or
-        number, or rho, lam, descent_lam or refresh_every is of another type.
-      ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, refresh_every is below 1,
-        the losses are not ``[M]``, the penalty is unknown, or domain_gradients is not one of those above.
+        number, or rho, lam, descent_lam, refresh_every or begin is of another type.
+      ValueError: When rho or begin is negative, rho, lam, descent_lam or eps is not a finite scalar, refresh_every is
+        below 1, the losses are not ``[M]``, the penalty is unknown, or domain_gradients is not one of those above.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -167,6 +178,7 @@ def disam(
     )
     _check_domain_gradients(config)
     always = _always_refreshes(refresh_every)
+    begin = as_begin(begin)
     _check_num_domains(num_domains)
 
     def init(params: Params) -> Any:
@@ -209,7 +221,10 @@ def disam(
         if domain_loss_fn is None:
             now = _of_mean_gradient(now, config.descent_lam)
         if isinstance(refresh_every, jax.core.Tracer):  # its value was not known when it was checked
-            now = now._replace(rho=_nan_unless(now.rho, refresh_every >= 1))
+            now = with_nan_unless(now, refresh_every >= 1)
+        first = None
+        if begin is not None:
+            now, first = with_begin(now, begin), jnp.asarray(begin, state.count.dtype)
 
         def refresh(_):
             ascent, losses, grads = two_passes(passes, params, now)
@@ -222,11 +237,23 @@ def disam(
             losses, grads = perturbed_gradient(passes, params, perturbed, now)
             return grads, _with_perturbed(state, losses)
 
-        if always:
-            grads, state = refresh(None)
-        else:
+        def begun(_):
+            if always:
+                return refresh(None)
             every = jnp.maximum(jnp.asarray(refresh_every, state.count.dtype), 1)
-            grads, state = jax.lax.cond(state.count % every == 0, refresh, reuse, None)
+            since = state.count if first is None else state.count - first
+            return jax.lax.cond(since % every == 0, refresh, reuse, None)
+
+        def plain(_):
+            ascent, losses, grads = plain_step(passes, params, now)
+            new = _with_ascent(state, ascent, num_domains)
+            # With stacked gradients the state has no losses at w + e, at any step.
+            return grads, new if domain_loss_fn is None else _with_perturbed(new, losses)
+
+        if first is None:
+            grads, state = begun(None)
+        else:
+            grads, state = jax.lax.cond(state.count < first, plain, begun, None)
         return grads, state._replace(count=jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -241,7 +268,8 @@ def sam(
     descent_lam: ScalarOrSchedule = 0.0,
     domain_gradients: DomainGradients = "joint",
     mask: Mask = None,
-    refresh_every: int | jax.Array | np.ndarray = 1,
+    refresh_every: Count = 1,
+    begin: Count | None = None,
     num_domains: int | None = None,
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
@@ -260,6 +288,7 @@ def sam(
       domain_gradients: See ``disam``.
       mask: See ``disam``.
       refresh_every: See ``disam``.
+      begin: See ``disam``.
       num_domains: See ``disam``.
       axis_name: See ``disam``.
       eps: See ``disam``.
@@ -291,6 +320,7 @@ def sam(
         domain_gradients=domain_gradients,
         mask=mask,
         refresh_every=refresh_every,
+        begin=begin,
         num_domains=num_domains,
         axis_name=axis_name,
         eps=eps,
@@ -388,13 +418,8 @@ def _of_mean_gradient(config: StepConfig, given: ScalarOrSchedule) -> StepConfig
             f"descent_lam={given!r}. Write {_CALL}."
         )
     if found is None:  # optax.inject_hyperparams makes an array of the default 0.0, whose value no trace can know
-        config = config._replace(rho=_nan_unless(config.rho, config.descent_lam == 0))
+        config = with_nan_unless(config, config.descent_lam == 0)
     return config._replace(descent_lam=0.0)
-
-
-def _nan_unless(rho: Scalar, condition: jax.Array) -> jax.Array:
-    """rho, but NaN where what was not known when it was checked turns out wrong."""
-    return jnp.asarray(rho, jnp.result_type(float)) * nan_unless(condition)
 
 
 def _with_ascent(state: DisamState, ascent: Ascent, num_domains: int | None) -> DisamState:
@@ -425,18 +450,9 @@ def _with_perturbed(state: DisamState, losses: CheckedLosses | None) -> DisamSta
 
 def _always_refreshes(refresh_every: Any) -> bool:
     """Whether every update computes its perturbation, which only a Python number tells before a trace."""
-    plain = isinstance(refresh_every, (int, np.integer)) and not isinstance(refresh_every, bool)
+    every = as_count("refresh_every", refresh_every, "refresh_every=1 for every step", least=1)
     # optax.inject_hyperparams turns the default 1 into an array, whose value no trace can know.
-    array = isinstance(refresh_every, (jax.Array, np.ndarray)) and jnp.issubdtype(refresh_every.dtype, jnp.integer)
-    if not plain and not (array and jnp.shape(refresh_every) == ()):
-        raise TypeError(f"refresh_every must be an integer, got {refresh_every!r}. Write refresh_every=5.")
-    found = refresh_every if plain else known(refresh_every, wait=True)
-    if found is not None and not 1 <= found <= MOST:
-        raise ValueError(
-            f"refresh_every must be at least 1 and fit in int32, got {refresh_every}. Write refresh_every=1 for every "
-            "step."
-        )
-    return plain and refresh_every == 1
+    return isinstance(every, (int, np.integer)) and every == 1
 
 
 def _check_num_domains(num_domains: object) -> None:

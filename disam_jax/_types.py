@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeAlias
 
 import jax.typing
+import numpy as np
 import optax
 
 Params: TypeAlias = Any  # pytree of floating-point arrays
@@ -19,6 +20,7 @@ LossFn: TypeAlias = Callable[..., Any]  # (params, ...) -> losses, or (losses, a
 GradFn: TypeAlias = Callable[..., Any]  # (params, ...) -> (loss, gradient), with extras beside the loss
 ArgNums: TypeAlias = int | tuple[int, ...]  # positions of the parameters among the arguments, checked
 Scalar: TypeAlias = jax.typing.ArrayLike  # real number or scalar array
+Count: TypeAlias = int | np.integer | np.ndarray | jax.Array  # integer or scalar array of one
 ScalarOrSchedule: TypeAlias = Scalar | optax.Schedule
 Mask: TypeAlias = Any  # None, pytree of booleans (the parameters or a prefix of them), or a function that makes one
 AxisName: TypeAlias = Hashable  # None, the name of a mapped axis, or a tuple of names

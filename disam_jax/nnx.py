@@ -12,10 +12,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('disam_jax.nnx needs Flax: pip install "disam-jax[flax]"', name=error.name) from error
 
-from disam_jax import _gradient
+from disam_jax import _gradient, _subset
 from disam_jax._gradient import StepOptions, check_options, with_extras
-from disam_jax._passes import split_aux
-from disam_jax._types import GradFn, LossFn, Scalar
+from disam_jax._passes import passes_from_loss_fn, split_aux
+from disam_jax._types import Count, GradFn, LossFn, Scalar
 
 ArgNums: TypeAlias = int | nnx.DiffState | Sequence[int | nnx.DiffState]
 Arguments: TypeAlias = tuple[Any, ...]
@@ -111,33 +111,14 @@ def value_and_grad(
 
     def fn(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = _by_position(domain_loss_fn, args, kwargs)
-        _check_positions(selection, args)
         with nnx.update_context(_CONTEXT):
-            prefix = tuple(selection.get(number) for number in range(len(args)))
-            given = nnx.to_tree((args, kwargs), prefix=(prefix, None), split_fn=_split_selected, ctxtag=_CONTEXT)
-            params = _selected(given, argnums)
-            if not jax.tree.leaves(params):
-                raise ValueError(
-                    f"wrt={_name(wrt)} selects no variable of the model, which has {_variable_types(args)}."
-                )
-
-            def clean(p):
-                args, kwargs = nnx.from_tree(_with_selected(given, argnums, p), ctxtag=_CONTEXT, is_inner=True)
-                nodes = _graph_nodes(given, (args, kwargs))
-                models = [node for number in selection for node in _graph_nodes(given[0][number], args[number])]
-                before = _moving_state(nodes)
-                losses, aux = split_aux(clean_loss_fn(*args, **kwargs), has_aux, clean_argument)
-                if not allow_eval:
-                    _warn_of_eval_mode(models, before, _moving_state(nodes), clean_argument)
-                return losses, nnx.to_tree((nodes, aux), ctxtag=_CONTEXT)
-
-            def perturbed(p):
-                # Copies, outside of the context: what this pass writes is forgotten.
-                args, kwargs = nnx.from_tree(_with_selected(given, argnums, p))
-                return split_aux(domain_loss_fn(*args, **kwargs), has_aux, "domain_loss_fn")[0], None
-
+            given, params = _split(args, kwargs, selection, argnums, wrt)
+            clean, _ = _loss_functions(clean_loss_fn, clean_argument, given, selection, argnums, has_aux, allow_eval)
+            _, on_copies = _loss_functions(
+                domain_loss_fn, "domain_loss_fn", given, selection, argnums, has_aux, allow_eval
+            )
             gradient = _gradient.value_and_grad(
-                perturbed,
+                lambda p: (on_copies(p)[0], None),
                 rho,
                 lam,
                 ascent_loss_fn=clean,
@@ -154,7 +135,176 @@ def value_and_grad(
     return fn
 
 
+def subset_value_and_grad(
+    domain_loss_fn: LossFn,
+    rho: Scalar = 0.05,
+    lam: Scalar = 0.1,
+    *,
+    fraction: float = 0.25,
+    begin: Count | None = None,
+    axis: int = 1,
+    argnums: ArgNums = 0,
+    wrt: Filter = nnx.Param,
+    has_aux: bool = False,
+    with_info: bool = False,
+    allow_eval: bool = False,
+    **options: Unpack[StepOptions],
+) -> GradFn:
+    """``disam_jax.subset_value_and_grad`` for modules: DISAM on a subset of the examples, from the step ``begin`` on.
+
+    ``f grad L_subset(w + e) + (1 - f) grad L_rest(w)``, and ``grad L(w)`` of the whole batch before ``begin``. One pass
+    at w writes to the arguments, so running statistics move once: that of the rest of the examples where they are half
+    of the batch or more, else that of the subset; before ``begin``, that of the whole batch. The other passes run on
+    copies that start from the same state.
+
+    Args:
+      domain_loss_fn: As in ``value_and_grad``: ``domain_loss_fn(model, batch, *args, **kwargs)``, and every example
+        must count the same in its mean loss. With ``begin``, what it writes must have the same shapes for any number of
+        examples.
+      rho: As in ``value_and_grad``.
+      lam: As in ``value_and_grad``.
+      fraction: As in ``disam_jax.subset_value_and_grad``.
+      begin: As in ``disam_jax.subset_value_and_grad``.
+      axis: As in ``disam_jax.subset_value_and_grad``.
+      argnums: As in ``value_and_grad``; the first of the other positional arguments is the batch, a pytree of arrays.
+      wrt: As in ``value_and_grad``.
+      has_aux: As in ``disam_jax.subset_value_and_grad``: aux is ``(aux_subset, aux_rest)``, pytrees of arrays.
+      with_info: As in ``disam_jax.subset_value_and_grad``.
+      allow_eval: As in ``value_and_grad``.
+      **options: As in ``value_and_grad``.
+
+    Returns:
+      ``fn(model, batch, *args, step=None, **kwargs) -> (loss, grads)``, with ``grads`` as in ``value_and_grad`` and all
+      else as in ``disam_jax.subset_value_and_grad``. ``step`` may be ``optimizer.step``.
+
+    Raises:
+      TypeError: As in ``value_and_grad`` and ``disam_jax.subset_value_and_grad``.
+      ValueError: As in ``value_and_grad`` and ``disam_jax.subset_value_and_grad``.
+
+    Warns:
+      UserWarning: As in ``value_and_grad``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from flax import nnx
+      >>> import disam_jax.nnx
+      >>> model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+      >>> optimizer = nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
+      >>> def loss(model, batch):
+      ...   return jnp.mean((model(batch["x"])[..., 0] - batch["y"]) ** 2)
+      >>> domain_losses = nnx.vmap(loss, in_axes=(None, 0))
+      >>> gradient = disam_jax.nnx.subset_value_and_grad(domain_losses, rho=0.1, lam=0.1, fraction=1 / 8, begin=500)
+      >>> @nnx.jit
+      ... def step(model, optimizer, batch):
+      ...   value, grads = gradient(model, batch, step=optimizer.step)
+      ...   optimizer.update(model, grads)
+      ...   return value
+      >>> batch = {"x": jnp.ones((3, 8, 4)), "y": jnp.zeros((3, 8))}   # 3 domains, 8 examples of each: 1 and 7
+      >>> step(model, optimizer, batch).shape
+      ()
+
+    References:
+      As in ``disam_jax.subset_value_and_grad``.
+    """
+    name = "disam_jax.nnx.subset_value_and_grad"
+    check_options(name, options)
+    selection = _selection(argnums, wrt)
+    _check_not_bound(domain_loss_fn, "domain_loss_fn")
+    config = _gradient.joint_config(rho, lam, **options)
+    begin = _gradient.as_begin(begin)
+
+    def fn(*args: Any, step: Any = None, **kwargs: Any) -> Any:
+        args, kwargs = _by_position(domain_loss_fn, args, kwargs)
+        number = next((number for number in range(len(args)) if number not in selection), None)
+        if number is None:
+            raise TypeError(f"{name}: batch is missing. Write fn(model, batch) with leaves [M, n, ...].")
+        batch = args[number]
+        subset, rest, share = _subset.split_by_share(batch, fraction, axis)
+        # Position in (aux_subset, aux_rest) of the pass that writes to the arguments.
+        writes = int(rest is not None and share <= 0.5)
+        step = step[...] if isinstance(step, nnx.Variable) else step
+        checked = _gradient.with_begin(config, begin)
+        with nnx.update_context(_CONTEXT):
+            given, params = _split(args, kwargs, selection, argnums, wrt)
+
+            def passes(examples, writing):
+                positional = (*given[0][:number], examples, *given[0][number + 1 :])
+                loss_fns = _loss_functions(
+                    domain_loss_fn, "domain_loss_fn", (positional, given[1]), selection, argnums, has_aux, allow_eval
+                )
+                return loss_fns if writing else (loss_fns[1], loss_fns[1])
+
+            def perturbed():
+                at_w, on_copies = passes(subset, writes == 0)
+                of_subset = passes_from_loss_fn(on_copies, at_w, has_aux=True, axis_name=config.axis_name)
+                of_rest = None
+                if rest is not None:
+                    at_w, _ = passes(rest, writes == 1)
+                    of_rest = passes_from_loss_fn(at_w, has_aux=True, axis_name=config.axis_name)
+                return _subset.subset_step(of_subset, of_rest, share, params, checked)
+
+            def plain():
+                at_w, _ = passes(batch, True)
+                whole = passes_from_loss_fn(at_w, has_aux=True, axis_name=config.axis_name)
+                (loss, (after, aux), info), grads = _subset.whole_step(whole, params, checked)
+                sides = (after, aux), (None, aux)
+                return (loss, (sides[writes], sides[1 - writes] if rest is not None else None), info), grads
+
+            (loss, sides, info), grads = _subset.plain_until(name, begin, step, plain, perturbed)
+            nnx.from_tree(sides[writes][0], ctxtag=_CONTEXT, is_inner=False)
+        aux = tuple(None if side is None else side[1] for side in sides)
+        return with_extras(loss, [aux] * has_aux + [info] * with_info), grads
+
+    return fn
+
+
 _CONTEXT = "disam_jax.nnx.value_and_grad"
+
+
+def _split(
+    args: Arguments, kwargs: KeywordArguments, selection: dict[int, nnx.DiffState], argnums: ArgNums, wrt: Filter
+) -> tuple[Any, Any]:
+    """The arguments as pytrees of arrays, and what is differentiated of them."""
+    _check_positions(selection, args)
+    prefix = tuple(selection.get(number) for number in range(len(args)))
+    given = nnx.to_tree((args, kwargs), prefix=(prefix, None), split_fn=_split_selected, ctxtag=_CONTEXT)
+    params = _selected(given, argnums)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"wrt={_name(wrt)} selects no variable of the model, which has {_variable_types(args)}.")
+    return given, params
+
+
+def _loss_functions(
+    loss_fn: LossFn,
+    argument: str,
+    given: Any,
+    selection: dict[int, nnx.DiffState],
+    argnums: ArgNums,
+    has_aux: bool,
+    allow_eval: bool,
+) -> tuple[LossFn, LossFn]:
+    """The loss as a function of the selected variables that returns ``(losses, (what the call wrote, aux))``.
+
+    What the first one writes goes to the objects of the caller, by ``nnx.from_tree``. The second runs on copies,
+    outside of the context: what it writes is forgotten, and ``None`` in its result.
+    """
+
+    def writing(p):
+        args, kwargs = nnx.from_tree(_with_selected(given, argnums, p), ctxtag=_CONTEXT, is_inner=True)
+        nodes = _graph_nodes(given, (args, kwargs))
+        models = [node for number in selection for node in _graph_nodes(given[0][number], args[number])]
+        before = _moving_state(nodes)
+        losses, aux = split_aux(loss_fn(*args, **kwargs), has_aux, argument)
+        if not allow_eval:
+            _warn_of_eval_mode(models, before, _moving_state(nodes), argument)
+        return losses, nnx.to_tree((nodes, aux), ctxtag=_CONTEXT)
+
+    def on_copies(p):
+        args, kwargs = nnx.from_tree(_with_selected(given, argnums, p))
+        losses, aux = split_aux(loss_fn(*args, **kwargs), has_aux, argument)
+        return losses, (None, aux)
+
+    return writing, on_copies
 
 
 def _selection(argnums: ArgNums, wrt: Filter) -> dict[int, nnx.DiffState]:
@@ -280,7 +430,7 @@ def _warn_of_eval_mode(models: Any, before: Any, after: Any, argument: str) -> N
             warnings.warn(
                 f"{argument} {what}, but the model has {len(paths)} {name} layer(s), the first at "
                 f"{paths[0] or 'the top'}: all of them ran {how} or were not called. Call model.train() before the "
-                "step, or write disam_jax.nnx.value_and_grad(..., allow_eval=True) if that is what you want.",
+                "step, or write allow_eval=True if that is what you want.",
                 stacklevel=2,
             )
 

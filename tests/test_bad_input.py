@@ -30,6 +30,11 @@ def accumulated(loss, batch):
     return lambda: jax.jit(disam_jax.accumulated_value_and_grad(loss, 0.1, 0.5))(W, batch)
 
 
+def subset(**options):
+    return disam_jax.subset_value_and_grad(lambda w, x: jnp.sum(x * w[None, None] ** 2, (1, 2)), 0.1, 0.5, **options)
+
+
+BATCH = jnp.ones((3, 4, 2))
 ids, batch4 = np.array([0, 0, 1, 1]), np.ones((4, 2), np.float32)
 
 CASES = {
@@ -227,6 +232,78 @@ CASES = {
     ),
     "refresh_every is a boolean": (lambda: disam_jax.disam(refresh_every=True), TypeError, ["refresh_every", "True"]),
     "refresh_every is not whole": (lambda: disam_jax.disam(refresh_every=2.5), TypeError, ["refresh_every", "2.5"]),
+    **{
+        f"begin is {what}": (make, kind, ["begin", words, "begin=500"])
+        for what, make, kind, words in [
+            ("negative", lambda: disam_jax.disam(begin=-1), ValueError, "-1"),
+            ("negative, sam", lambda: disam_jax.sam(begin=np.int32(-2)), ValueError, "-2"),
+            ("negative, subset", lambda: subset(begin=-1), ValueError, "-1"),
+            ("negative in an array", lambda: subset(begin=jnp.array(-3)), ValueError, "-3"),
+            ("beyond int32", lambda: disam_jax.disam(begin=2**31), ValueError, "int32"),
+            ("a float", lambda: disam_jax.disam(begin=0.5), TypeError, "0.5"),
+            ("a whole float, subset", lambda: subset(begin=500.0), TypeError, "500.0"),
+            ("an array of floats", lambda: subset(begin=jnp.float32(2)), TypeError, "2."),
+            ("a boolean", lambda: disam_jax.disam(begin=True), TypeError, "True"),
+            ("an array of a boolean", lambda: subset(begin=np.array(False)), TypeError, "False"),
+            ("a vector", lambda: disam_jax.disam(begin=np.array([1, 2])), TypeError, "[1, 2]"),
+            ("a vector of one, subset", lambda: subset(begin=jnp.array([1])), TypeError, "[1]"),
+            ("text", lambda: subset(begin="500"), TypeError, "'500'"),
+            ("negative, accumulated", lambda: disam_jax.accumulated_value_and_grad(LOSSES, begin=-4), ValueError, "-4"),
+            ("a schedule", lambda: disam_jax.disam(begin=optax.constant_schedule(3)), TypeError, "function"),
+        ]
+    },
+    "begin without step, accumulated": (
+        lambda: disam_jax.accumulated_value_and_grad(lambda w, x: jnp.sum(w * x), begin=3)(W, jnp.ones((3, 2))),
+        TypeError,
+        ["accumulated_value_and_grad", "begin=3", "step=None", "fn(params, batch, step=t)"],
+    ),
+    "begin without step": (
+        lambda: jax.jit(subset(begin=500))(W, BATCH),
+        TypeError,
+        ["subset_value_and_grad", "begin=500", "step=None", "fn(params, batch, step=t)"],
+    ),
+    **{
+        f"step is {what}": (
+            lambda step=step, static=static: jax.jit(subset(begin=500), static_argnames="step" if static else ())(
+                W, BATCH, step=step
+            ),
+            kind,
+            ["step must be", words, "step=t, where t counts the updates from 0"],
+        )
+        for what, step, static, kind, words in [
+            ("a traced float", 3.0, False, TypeError, "float32"),
+            ("a float", 3.0, True, TypeError, "3.0"),
+            ("a traced boolean", True, False, TypeError, "bool"),
+            ("a boolean", True, True, TypeError, "True"),
+            ("a traced vector", np.arange(2), False, TypeError, "int32[2]"),
+            ("negative", -1, True, ValueError, "-1"),
+            ("text", "3", True, TypeError, "'3'"),
+        ]
+    },
+    "aux of every example with begin": (
+        lambda: jax.jit(
+            disam_jax.subset_value_and_grad(lambda w, x: (jnp.sum(x, (1, 2)) * w[0], {"x": x}), has_aux=True, begin=1)
+        )(W, BATCH, step=0),
+        TypeError,
+        ["begin", "aux", "(3, 4, 2)", "(3, 1, 2)", "['x']", "means over the examples"],
+    ),
+    **{
+        f"the cost of a training, {what}": (lambda cost=cost: disam_jax.training_cost(*cost), kind, words)
+        for what, cost, kind, words in [
+            ("no steps", (0, None, 0.5), ValueError, ["steps", "0", "steps=1000"]),
+            ("steps are a float", (1e3, None, 0.5), TypeError, ["steps", "1000.0", "steps=1000"]),
+            ("steps are a boolean", (True, None, 0.5), TypeError, ["steps", "True"]),
+            ("begin is negative", (10, -1, 0.5), ValueError, ["begin", "-1", "begin=500"]),
+            ("begin is a share", (10, 0.5, 0.5), TypeError, ["begin", "0.5"]),
+            ("no fraction", (10, 5, 0), ValueError, ["training_cost", "fraction", "0"]),
+            ("fraction is missing", (10, 5, None), TypeError, ["training_cost", "fraction", "None"]),
+        ]
+    },
+    "the cost of a training, traced": (
+        lambda: jax.jit(disam_jax.training_cost)(10),
+        TypeError,
+        ["training_cost", "steps", "static", "outside of jit"],
+    ),
     "num_domains is not static": (
         lambda: disam_jax.disam(num_domains=jnp.ones((), jnp.int32)),
         TypeError,
@@ -541,6 +618,11 @@ def refreshed(every):
     return tx.update(None, tx.init(W), W, domain_loss_fn=LOSSES)[0]
 
 
+def begun(begin):
+    tx = disam_jax.disam(0.1, 0.5, begin=begin)
+    return tx.update(None, tx.init(W), W, domain_loss_fn=LOSSES)[0]
+
+
 def scheduled(rho):
     tx = disam_jax.disam(lambda count: rho - 0.1 * count.astype(jnp.float32), 0.5, num_domains=2)
     state = tx.init(W)
@@ -651,6 +733,15 @@ TRACED = {
         [-1.0, np.nan],
     ),
     "refresh_every": (refreshed, 2, [0, -1]),
+    "begin": (begun, 1, [-1, -(2**31)]),
+    "begin, accumulated": (
+        lambda begin: disam_jax.accumulated_value_and_grad(lambda w, x: jnp.sum(x * w**2), 0.1, begin=begin)(
+            W, jnp.ones((3, 2)), step=1
+        )[1],
+        1,
+        [-1],
+    ),
+    "begin, subset": (lambda begin: subset(begin=begin)(W, BATCH, step=1)[1], 1, [-1]),
 }
 
 

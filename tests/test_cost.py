@@ -18,8 +18,9 @@ from support import slow
 
 import disam_jax
 from benchmarks import baseline, hlo
-from benchmarks.counts import abstract
-from benchmarks.steps import SIDES
+from benchmarks.counts import abstract, lower
+from benchmarks.counts import counts as of_program
+from benchmarks.steps import SIDES, late, late_subset
 from benchmarks.workloads import SIZES
 
 pytestmark = pytest.mark.dealt
@@ -191,8 +192,8 @@ def test_held_perturbation_is_the_only_extra_memory(refresh_every):
     assert memory <= sam_memory + size + SMALL
 
 
-def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=0.1, **options):
-    """A batch whose activations outweigh the parameters by far."""
+def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=0.1, at=None, **options):
+    """A batch whose activations outweigh the parameters by far; ``at`` is the number of the step."""
     rng = np.random.default_rng(0)
     params = [rng.normal(size=(width, width)).astype(np.float32) for _ in range(2)]
     batch = np.zeros((num_domains, per_batch // num_domains, 32, width), np.float32)
@@ -203,7 +204,7 @@ def accumulated_counts(num_domains, accumulated, width=512, per_batch=1024, lam=
         return jnp.mean(x**2)
 
     if accumulated:
-        fn = disam_jax.accumulated_value_and_grad(loss, 0.05, lam, **options)
+        fn = functools.partial(disam_jax.accumulated_value_and_grad(loss, 0.05, lam, **options), step=at)
     else:
         fn = disam_jax.value_and_grad(disam_jax.per_domain(loss), 0.05, lam, **options)
     compiled = jax.jit(fn).lower(params, batch).compile()
@@ -230,6 +231,16 @@ def test_accumulated_flops_are_those_of_the_vmapped_form():
         accumulated = 2 * num_domains / 3 * counted
         assert accumulated <= 1.02 * vmapped
         assert accumulated >= 0.95 * vmapped
+
+
+@pytest.mark.slow
+def test_accumulated_steps_before_begin_take_one_gradient_of_each_domain():
+    whole, _ = accumulated_counts(4, accumulated=False)
+    before, after = (accumulated_counts(4, accumulated=True, begin=1, at=step) for step in (0, 1))
+    # The gradient of a domain is a quarter of a plain step, which is half of a step of DISAM.
+    assert 0.98 * whole / 8 <= before[0] <= 1.02 * whole / 8
+    assert before[1] <= after[1]
+    assert after[0] <= 1.001 * accumulated_counts(4, accumulated=True)[0]
 
 
 @pytest.mark.slow
@@ -281,7 +292,7 @@ def bytes_of(tree):
 QUICK = {"mlp": ("adamw", "optax_sam_opaque", "disam")}
 # Of FLOPs: transparent SAM makes two whole updates; domain by domain, each gradient is added to a sum; a part's
 # gradient is added to the rest's, next to a batch that is tiny here.
-ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05, "part_1/4": 1.27}
+ALLOWED = {"optax_sam_transparent": 2.2, "adamw_accumulated": 1.05, "part_1/4": 1.27, "late_1/4": 1.27}
 # Copies of the parameters beyond optax.contrib.sam's memory: the reference gradient of GSAM and SAGM (an older XLA
 # keeps one more), the two sums and the gradient of one domain, the gradient of every domain, the held perturbation, the
 # gradient of the rest.
@@ -293,6 +304,7 @@ HELD = {
     "disam_stacked": 4,
     "refresh_2": 1,
     "part_1/4": 1,
+    "late_1/4": 1,
 }
 # Of the arena: XLA packs the activations of a deep network in another order for another form or version. The hole is
 # one of activations, not of parameters: at the benchmark's size of ResNet-18 it is an eighth of the parameters.
@@ -335,6 +347,25 @@ def check_flops(network, side, seen):
     assert seen_flops <= allowed * plain, told
     # A gate that never sees the passes would pass anything.
     assert seen_flops >= 0.95 * passes * plain, told
+
+
+# The steps with a begin, and those that they are from it on.
+LATE = {
+    "part_1/4": lambda work, at: late_subset(work, 0.25, begin=7, at=at),
+    "disam": lambda work, at: late(work, begin=7, at=at),
+}
+
+
+@pytest.mark.parametrize("network", ["mlp", *slow("conv")])
+@pytest.mark.parametrize("side", LATE)
+def test_a_step_before_begin_costs_a_plain_one_and_the_others_what_they_cost_without(network, side):
+    work = SIZES["tiny"][network]()
+    at = lambda number: of_program(lower(work, LATE[side](work, number)).compile(baseline.OPTIONS))
+    before, after = at(6), at(7)
+    plain, begun = baseline.cost(network, "adamw"), baseline.cost(network, side)
+    assert 0.99 * plain.flops <= before.flops <= 1.001 * plain.flops
+    assert before.temp <= plain.temp + SMALL
+    assert 0.999 * begun.flops <= after.flops <= 1.001 * begun.flops
 
 
 def check_memory(network, side, parameters, seen):

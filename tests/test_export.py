@@ -81,11 +81,12 @@ FORMS = {
     "value_and_grad": lambda **o: gradient_function(disam_jax.value_and_grad(grouped_losses, RHO, LAM, **o)),
     "accumulated": lambda **o: gradient_function(disam_jax.accumulated_value_and_grad(problems.loss, RHO, LAM, **o)),
 }
-EVERY = {"always": {}, "held": {"refresh_every": 2}}
+EVERY = {"always": {}, "held": {"refresh_every": 2}, "late": {"begin": 2}}
 STEPS = [(form, variant, "always") for form in FORMS for variant in VARIANTS]
 STEPS += [("grouped", variant, "held") for variant in VARIANTS] + [
     (form, "sam", "held") for form in ("flat", "stacked")
 ]
+STEPS += [(form, "sam", "late") for form in ("grouped", "stacked")]
 
 
 def make_step(form, variant="sam", refreshed="always"):

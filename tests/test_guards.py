@@ -43,6 +43,7 @@ GRADIENTS = {
     "accumulated": disam_jax.accumulated_value_and_grad,
     "part": disam_jax.subset_value_and_grad,
     "nnx": disam_jax.nnx.value_and_grad,
+    "nnx part": disam_jax.nnx.subset_value_and_grad,
 }
 TRANSFORMATIONS = {"disam": disam_jax.disam, "sam": disam_jax.sam}
 DEFAULTS = {
@@ -61,6 +62,7 @@ DEFAULTS = {
     "argnums": 0,
     "ascent_loss_fn": None,
     "refresh_every": 1,
+    "begin": None,
     "num_domains": None,
     "allow_eval": False,
     "fraction": 0.25,
@@ -74,7 +76,7 @@ def defaults_of(function):
 
 
 OF_A_STEP = {"variant", "adaptive", "penalty", "descent_lam", "domain_gradients", "mask", "axis_name", "eps"}
-HANDED_ON = ("accumulated", "part", "nnx")
+HANDED_ON = ("accumulated", "part", "nnx", "nnx part")
 
 
 @pytest.mark.parametrize("name", [*GRADIENTS, *TRANSFORMATIONS])
@@ -118,9 +120,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", [*OPTIONS, "refresh_every", "num_domains", "axis_name"])
+@pytest.mark.parametrize("option", [*OPTIONS, "refresh_every", "begin", "num_domains", "axis_name"])
 def test_sam_hands_every_option_on(option):
-    value = {**OPTIONS, "refresh_every": 3, "num_domains": 3, "axis_name": "devices"}[option]
+    value = {**OPTIONS, "refresh_every": 3, "begin": 2, "num_domains": 3, "axis_name": "devices"}[option]
 
     def program(make, **options):
         def step(w, x):
@@ -153,10 +155,12 @@ def by_each(name, **options):
         return GRADIENTS[name](loss, RHO, LAM, **options)
     if name == "part":
         return GRADIENTS[name](losses, RHO, LAM, fraction=1.0, **options)
-    if name == "nnx":
+    if name in ("nnx", "nnx part"):
         of_module = lambda m, x: losses({"a": m.a[...], "b": m.b[...]}, x)
         if "mask" in options:
             options["mask"] = disam_jax.nnx.nnx.State(options["mask"])
+        if name == "nnx part":
+            options["fraction"] = 1.0
         return as_module(GRADIENTS[name](of_module, RHO, LAM, **options))
     return GRADIENTS[name](losses, RHO, LAM, **options)
 
@@ -169,7 +173,7 @@ def step_of_value_and_grad(option=None):
 
 @pytest.mark.dealt
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", ["accumulated", "part", "nnx"])
+@pytest.mark.parametrize("name", HANDED_ON)
 def test_every_gradient_function_hands_every_option_on(name, option):
     with jax.numpy_dtype_promotion("standard"):
         got = jax.jit(by_each(name, **{option: OPTIONS[option]}))(W, BATCH)
@@ -353,9 +357,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("argument", WRONG)
-@pytest.mark.parametrize("name", ["value_and_grad", "accumulated", "part", "nnx"])
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_a_wrong_option_is_refused_before_any_parameter_is_seen(name, argument):
-    if name == "part" and argument == "ascent_loss_fn":
+    if name in ("part", "nnx part") and argument == "ascent_loss_fn":
         pytest.skip("not an argument of subset_value_and_grad")
     value, kind = WRONG[argument]
     with pytest.raises(kind, match=argument):
@@ -369,7 +373,7 @@ def test_nnx_refuses_what_is_no_position(argnums):
 
 
 @pytest.mark.parametrize("argument", ["rho", "lam", "descent_lam"])
-@pytest.mark.parametrize("name", ["value_and_grad", "accumulated", "part", "nnx"])
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_a_schedule_needs_a_count_of_steps(name, argument):
     fn = lambda: GRADIENTS[name](losses, **{argument: optax.constant_schedule(0.1)})
     with pytest.raises(TypeError, match=argument):

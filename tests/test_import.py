@@ -70,6 +70,6 @@ def test_an_old_name_is_the_new_function_with_a_warning_that_names_it(old, new):
 def test_public_names():
     values = {"DisamInfo", "DisamState", "DomainLosses", "variants"}
     transforms = {"disam", "sam", "value_and_grad", "accumulated_value_and_grad"}
-    subsets = {"ascent_subset", "split_examples", "subset_value_and_grad"}
+    subsets = {"ascent_subset", "split_examples", "subset_value_and_grad", "training_cost"}
     domains = {"domain_weights", "group_by_domain", "mean_by_domain", "per_domain", "per_domain_value_and_grad"}
     assert set(disam_jax.__all__) == values | transforms | domains | subsets

@@ -1,5 +1,6 @@
 """Flax NNX: statistics written once, random streams advanced once, filters, jit, optimizer, errors."""
 
+import functools
 import warnings
 
 import jax
@@ -455,3 +456,103 @@ def test_frozen_statistics_on_purpose(model, batch):
     disam_jax.nnx.value_and_grad(flat_losses, RHO, LAM, allow_eval=True)(model, batch)
     for old, new in zip(before, state_of(model), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+# --- DISAM on a subset, from a step on --------------------------------------------------------------------------------
+
+
+@functools.cache
+def late_step(fraction):
+    def step(model, batch, number):
+        gradient = disam_jax.nnx.subset_value_and_grad(
+            flat_losses, RHO, LAM, fraction=fraction, begin=2, axis=0, with_info=True
+        )
+        return gradient(model, batch, step=number)
+
+    return nnx.jit(step)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(
+    ("fraction", "larger"), [(0.25, 1), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((0.75, 0), (0.5, 1)))]
+)
+def test_statistics_are_those_of_the_larger_side_and_of_the_whole_batch_before_begin(
+    model, batch, fraction, larger, step
+):
+    plain = nnx.clone(model)
+    wrote = batch if step < 2 else disam_jax.split_examples(batch, fraction, axis=0)[larger]
+    (loss, info), grads = late_step(fraction)(model, batch, jnp.uint32(step))
+    want_loss, want = nnx.jit(plain_step)(plain, wrote)
+    for got, expected in zip(state_of(model), state_of(plain), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    bitwise = all(bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (grads, want)), strict=True))
+    assert bitwise == (step < 2) == (info.ascent_norm == 0)
+    if step < 2:
+        np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+
+
+def test_the_subset_of_a_module_is_that_of_its_functional_form(batch):
+    model = Network(nnx.Rngs(0), dropout=0.0)
+    graphdef, params, others = nnx.split(model, nnx.Param, ...)
+
+    def losses(p, batch):
+        return flat_losses(nnx.merge(graphdef, p, others, copy=True), batch)
+
+    options = {"axis": 0, "variant": variants.gsam(0.3), "begin": 2}
+    for step in (0, 5):
+        want = jax.jit(disam_jax.subset_value_and_grad(losses, RHO, LAM, **options))(params, batch, step=step)
+        got = disam_jax.nnx.subset_value_and_grad(flat_losses, RHO, LAM, **options)(nnx.clone(model), batch, step=step)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+        assert problems.relative_error(got[1], want[1]) < 1e-6
+
+
+def test_a_module_trains_with_the_count_of_its_optimizer(model, batch):
+    optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, batch):
+        gradient = disam_jax.nnx.subset_value_and_grad(
+            lambda model, batch: (flat_losses(model, batch), model(batch["x"]).mean()),
+            RHO,
+            LAM,
+            begin=2,
+            axis=0,
+            has_aux=True,
+            with_info=True,
+        )
+        (loss, (aux, info)), grads = gradient(model, batch, step=optimizer.step)
+        optimizer.update(model, grads)
+        return loss, aux, info.ascent_norm
+
+    loss, aux, norms = zip(*(step(model, optimizer, batch) for _ in range(4)), strict=True)
+    assert [float(norm) > 0 for norm in norms] == [False, False, True, True]
+    assert np.isfinite(loss).all()
+    assert [a == b for a, b in aux] == [True, True, False, False]
+
+
+def test_what_a_module_writes_must_not_depend_on_the_number_of_examples_with_begin(batch):
+    class Keeper(Network):
+        def __call__(self, x):
+            self.kept = nnx.Intermediate(x)
+            return super().__call__(x)
+
+    model = Keeper(nnx.Rngs(0))
+    gradient = lambda **options: disam_jax.nnx.subset_value_and_grad(flat_losses, RHO, LAM, axis=0, **options)
+    with pytest.raises(TypeError, match=r"begin.*same shapes.*\(48, 4\).*\(36, 4\)"):
+        gradient(begin=2)(model, batch, step=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda f, m, b: f(begin=2)(m, b), TypeError, r"disam_jax\.nnx\.subset_value_and_grad: begin=2.*step=t"),
+        (lambda f, m, b: f(begin=2)(m), TypeError, r"nnx\.subset_value_and_grad: batch is missing"),
+        (lambda f, m, b: f(begin=-2), ValueError, "begin must be at least 0"),
+        (lambda f, m, b: f(begin=2)(m, b, step=0.5), TypeError, "step must be an integer"),
+        (lambda f, m, b: f(wrt=nnx.LoRAParam)(m, b), ValueError, "wrt=LoRAParam selects no variable"),
+        (lambda f, m, b: f(fraction=2)(m, b), ValueError, r"fraction must be in \(0, 1]"),
+    ],
+)
+def test_a_wrong_call_of_the_subset_form_is_named(model, batch, call, error, words):
+    with pytest.raises(error, match=words):
+        call(lambda **options: disam_jax.nnx.subset_value_and_grad(flat_losses, axis=0, **options), model, batch)

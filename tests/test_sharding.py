@@ -207,12 +207,16 @@ def explicit_step(form, w, x):
         return disam_jax.accumulated_value_and_grad(one_loss, RHO, LAM, **BY_SCAN[form])(w, x)[1]
     if form == "part":
         return disam_jax.subset_value_and_grad(grouped, RHO, LAM)(w, x)[1]
+    if form == "late part":
+        fn = disam_jax.subset_value_and_grad(grouped, RHO, LAM, begin=1)
+        return jax.tree.map(jnp.add, *(fn(w, x, step=step)[1] for step in (0, 1)))
     if form == "ascent part":
         of_a_part = lambda w, x: grouped(w, disam_jax.ascent_subset(x, 0.25))
         return disam_jax.value_and_grad(grouped, RHO, LAM, ascent_loss_fn=of_a_part)(w, x)[1]
     # Of a variant that uses the length of the ascent gradient, not its direction alone.
     options = {"variant": disam_jax.variants.gsam(0.5), "refresh_every": 2 if form == "refreshed" else 1}
     options |= {"domain_gradients": "normalised"} if form == "stacked, normalised" else {}
+    options |= {"begin": 1} if form == "late" else {}
     tx = disam_jax.disam(RHO, LAM, num_domains=len(x), **options)
     state = tx.init(w)
     if form.startswith("stacked"):
@@ -229,8 +233,8 @@ def without_a_mesh(form, more_domains):
     return jax.jit(lambda w, x: explicit_step(form, w, x))(VECTORS, DOMAINS if more_domains else X)
 
 
-EXPLICIT = ["accumulated", "refreshed", "stacked", "part"]
-SLOW = ["transform", "ascent part", "normalised", "own, penalised", "stacked, normalised"]
+EXPLICIT = ["accumulated", "refreshed", "stacked", "part", "late"]
+SLOW = ["transform", "late part", "ascent part", "normalised", "own, penalised", "stacked, normalised"]
 
 
 def explicit_cases():

@@ -175,13 +175,15 @@ def test_a_step_costs_one_and_the_fraction(fraction):
     assert 0.99 + fraction < got < 1.02 + fraction
 
 
-def test_no_example_moves_between_devices():
+@pytest.mark.parametrize("begin", [None, *slow(500)])
+def test_no_example_moves_between_devices(begin):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     losses = disam_jax.per_domain(lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2))
     # 8 devices with 8 examples of each of 3 domains.
     batch = jax.device_put(np.zeros((3, 64, 5), np.float32), NamedSharding(mesh, PartitionSpec(None, "data")))
     w = jax.device_put(np.zeros((5, 2), np.float32), NamedSharding(mesh, PartitionSpec()))
-    text = jax.jit(disam_jax.subset_value_and_grad(losses, RHO, LAM)).lower(w, batch).compile().as_text()
+    fn = jax.jit(disam_jax.subset_value_and_grad(losses, RHO, LAM, begin=begin))
+    text = fn.lower(w, batch, step=jnp.int32(0)).compile().as_text()
     assert "all-reduce" in text
     assert not any(name in text for name in ("all-gather", "collective-permute", "all-to-all"))
 

@@ -20,7 +20,7 @@ MODULES = {
     "_gradient": (1.0, 4, "the step; value_and_grad"),
     "_examples": (2.3, 4, "examples → subset, rest"),
     "_transform": (0.0, 5, "disam, sam in Optax"),
-    "nnx": (1.0, 5, "the step in Flax NNX"),
+    "nnx": (2.0, 6, "the step in Flax NNX"),
     "_subset": (2.0, 5, "the step on a subset"),
     "dg": (0.0, 6, "the benchmark"),
 }

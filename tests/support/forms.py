@@ -69,7 +69,17 @@ def program(form, **options):
     return jax.jit(lambda problem, rho, lam: FORMS[form](problem, rho, lam, **options))
 
 
-FORMS = {f.__name__: f for f in (transform_grouped, transform_flat, transform_stacked, value_and_grad, accumulated)}
+def subset_begun(problem, rho, lam, **options):
+    """The whole batch as the subset, at the first step that perturbs."""
+    losses = disam_jax.per_domain(problems.loss)
+    fn = disam_jax.subset_value_and_grad(losses, rho, lam, fraction=1.0, begin=3, with_info=True, **options)
+    return _from_info(*fn(problem.params, problem.batch, step=3))
+
+
+FORMS = {
+    f.__name__: f
+    for f in (transform_grouped, transform_flat, transform_stacked, value_and_grad, accumulated, subset_begun)
+}
 # Those whose second pass has the losses, which descent_lam weighs.
 WITH_LOSSES_AT_BOTH = [form for form in FORMS if form != "transform_stacked"]
 
