@@ -34,6 +34,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.ranges",
     "disam_jax.dg.reading",
     "disam_jax.dg.report.formats",
+    "disam_jax.dg.report.html_page",
     "disam_jax.dg.report.sensitivity",
     "disam_jax.dg.report.tables",
     "disam_jax.dg.runners",
