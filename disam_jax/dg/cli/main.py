@@ -1,5 +1,6 @@
 """The command line: arguments are parsed, a command is run, errors become exit codes."""
 
+import logging
 import os
 import re
 import shlex
@@ -25,6 +26,24 @@ def use_all_cores() -> None:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
 
 
+def silence_alarms() -> None:
+    """Keeps XLA's alarms about slow compilation from the user, here and in processes that this one starts.
+
+    What stops a program is raised as an exception all the same, and what jax itself says is said. Where the user has
+    TF_CPP_MIN_LOG_LEVEL or JAX_LOGGING_LEVEL, nothing changes.
+    """
+    import jax
+
+    # jax sets it to 1 where it is not set.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "1" or "JAX_LOGGING_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # XLA reads that variable once, when jax is imported, and this package imports it.
+    jax.config.update("jax_logging_level", "CRITICAL")
+    for name in ("jax", "jaxlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `disam-jax`.
 
@@ -37,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     use_all_cores()
+    silence_alarms()
     try:
         with standard_output():
             return run(arguments)
@@ -51,11 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = missing(error.name)
     except KeyboardInterrupt:
-        kept = arguments[:1] in (["compare"], ["sweep"])
-        say("interrupted" + kept * "; what was finished is kept, and the same command goes on from there")
+        say(f"interrupted{saved(arguments)}")
         return 130
     say(f"error: {message}")
     return 2
+
+
+def saved(arguments: Sequence[str]) -> str:
+    """How many runs a command that was interrupted has saved, and how to go on; nothing for one that saves no runs."""
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.sweep.results_file import planned, read_written
+
+    options = parse(arguments)
+    if not isinstance(options, Compare) or options.dry_run:
+        return ""
+    try:
+        written = read_written(options.out)
+        runs = f"{len(written.records)} of {len(planned(written.header))} runs are saved in {options.out}"
+    except InputError:
+        runs = "no run is saved yet"
+    return f"; {runs}; go on with: {shlex.join(['disam-jax', *arguments])}"
 
 
 def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | Merge | Data | List":

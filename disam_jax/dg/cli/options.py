@@ -236,6 +236,10 @@ class OptimizerOptions:
     ] = None
     """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
 
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache, so that no sweep that goes on compiles them again. Where
+    JAX_COMPILATION_CACHE_DIR is set, they are kept there."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions(OptimizerOptions, ModelOptions, DataOptions):
@@ -300,6 +304,9 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Train one of N parts of the runs, I from 0, in an --out of its own, for machines that share no network; `auto`
     reads the place of the job in an array of SLURM or an indexed job of Kubernetes. `disam-jax merge` puts them
     together."""
+
+    dry_run: bool = False
+    """Say what would be run and check all that can be checked without training; nothing is written."""
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""

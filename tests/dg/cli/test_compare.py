@@ -47,7 +47,7 @@ def told(err):
     """Whether only lines of progress were printed, which say first what is run and at the end that it is done."""
     lines = err.splitlines()
     assert all(line.startswith("disam-jax: ") and line.isprintable() for line in lines)
-    return " runs, of " in lines[0] and "runs are finished" in lines[-1]
+    return " seeds = " in lines[0] and "runs are finished" in lines[-1]
 
 
 def missing_folder(root):
