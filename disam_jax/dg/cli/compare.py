@@ -92,6 +92,7 @@ def run_here(
     from disam_jax.dg.sweep import run as sweep
 
     work = prepare(options, told.show)
+    told.show("preparing", 0, 1)
     say_if_long(work, shard, told.say)
     return sweep.run_sweep(
         work.runs.data,
