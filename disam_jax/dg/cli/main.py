@@ -1,17 +1,22 @@
 """The command line: arguments are parsed, a command is run, errors become exit codes."""
 
+import itertools
 import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import disam_jax
 from disam_jax.dg.cli.checks import PACKAGES, missing
+from disam_jax.dg.cli.help import asked_for, help_text
 from disam_jax.dg.cli.output import ClosedError, standard_output
 from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import shown
 
 if TYPE_CHECKING:
     from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status
@@ -93,6 +98,22 @@ def saved(arguments: Sequence[str]) -> str:
     return f"; {runs}; go on with: {shlex.join(['disam-jax', *arguments])}"
 
 
+def commands() -> dict[str, Any]:
+    """The options of each command, by its name."""
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
+
+    return {
+        "compare": Compare,
+        "sweep": Sweep,
+        "diagnose": Diagnose,
+        "report": Report,
+        "status": Status,
+        "merge": Merge,
+        "data": Data,
+        "list": List,
+    }
+
+
 def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | Merge | Data | List":
     """The options that the arguments give.
 
@@ -101,31 +122,53 @@ def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | M
     """
     import tyro
 
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
-
     return tyro.extras.subcommand_cli_from_dict(
-        {
-            "compare": Compare,
-            "sweep": Sweep,
-            "diagnose": Diagnose,
-            "report": Report,
-            "status": Status,
-            "merge": Merge,
-            "data": Data,
-            "list": List,
-        },
+        commands(),
         prog="disam-jax",
-        description="Domain-inspired sharpness-aware minimisation (DISAM), measured.",
+        description="Domain-inspired sharpness-aware minimisation (DISAM), measured. --version prints the version.",
         args=arguments,
         # Not giving an option is how to ask for its default; "None" is a path like any other.
         config=(tyro.conf.DisallowNone,),
     )
 
 
+def check_known(arguments: Sequence[str]) -> None:
+    """Checks that the command, and what has to be one of a few names, is not nearly one of those that there are.
+
+    Raises:
+        InputError: If it is. What is near to nothing is left to the parser, which says what there is.
+    """
+    from disam_jax.dg.data.names import hint
+    from disam_jax.dg.methods.registry import SIMILAR
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.registry import FINETUNING
+    from disam_jax.dg.sweep.model_selection import CRITERIA
+    from disam_jax.dg.training.averaging import AVERAGING
+    from disam_jax.dg.training.config import OPTIMIZERS
+
+    known = {"command": [*commands()], "--model": MODELS, "--peft": FINETUNING, "--select": CRITERIA}
+    known |= {"--averaging": AVERAGING, "--optimizer": OPTIMIZERS}
+    words = ["command", *(word for each in arguments for word in each.split("=", 1))]
+    for what, name in itertools.pairwise(words):
+        names = known.get(what, ())
+        meant = hint(name, names, SIMILAR)
+        if meant and name not in names:
+            raise InputError(f"unknown {what} {shown(name)}: write one of {', '.join(names)}{meant}")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parses the arguments and does what they ask."""
     for argument in arguments:
         check_argument(argument)
+    if arguments[:1] == ["--version"]:
+        print(f"disam-jax {disam_jax.__version__}")
+        return 0
+    check_known(arguments)
+    if (command := asked_for(arguments)) is not None:
+        text = help_text(command, commands()[command], shutil.get_terminal_size().columns - 2)
+        if text is not None:
+            print(text, end="")
+            return 0
     from disam_jax.dg.cli.listing import run_list, say_failures
 
     try:
