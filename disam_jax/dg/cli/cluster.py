@@ -16,6 +16,7 @@ from disam_jax.dg.progress import TimeLeft
 from disam_jax.dg.reading import shown
 
 if TYPE_CHECKING:
+    from disam_jax.dg.cli.logs import OnRecords
     from disam_jax.dg.cli.options import Compare
     from disam_jax.dg.cli.progress import Progress, Say
     from disam_jax.dg.results import Results, Run
@@ -72,7 +73,7 @@ def cluster_of(options: "Compare") -> Iterator[tuple[Any, int | None]]:
 
 
 def run_on_cluster(
-    options: "Compare", command: str, shard: "Shard | None", told: "Progress"
+    options: "Compare", command: str, shard: "Shard | None", told: "Progress", log: "OnRecords"
 ) -> tuple["Results", dict[str, dict[str, Any]], dict[str, Any]]:
     """Trains all runs that a folder does not have yet, on the workers of a cluster.
 
@@ -81,6 +82,7 @@ def run_on_cluster(
         command: What was typed, for the record.
         shard: Part of the runs that is trained.
         told: How progress is shown.
+        log: Called with the runs of each chunk that is on disk, and the header.
 
     Returns:
         Results and cost, as of `run_sweep`, and the machine of a worker.
@@ -130,6 +132,7 @@ def run_on_cluster(
                 chunk = tasks[number][2]
                 name = chunk[0].method
                 store.chunk(name, chunk, measured, took)
+                log([store.records[run[:4]] for run in chunk], header)
                 seconds[name].append(took / len(chunk))
                 done += len(chunk)
                 show(f"training {name}", done, total)

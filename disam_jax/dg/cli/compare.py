@@ -12,6 +12,7 @@ from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
+    from disam_jax.dg.cli.logs import OnRecords
     from disam_jax.dg.cli.options import Compare, TrainingOptions
     from disam_jax.dg.cli.progress import Progress
     from disam_jax.dg.data.domains import Domains
@@ -56,6 +57,7 @@ def run_compare(options: "Compare", command: str) -> None:
 
     from disam_jax.dg.cli.cluster import run_on_cluster
     from disam_jax.dg.cli.compiled import keep_programs
+    from disam_jax.dg.cli.logs import logging_to
     from disam_jax.dg.cli.plan import run_dry
     from disam_jax.dg.cli.progress import progress, say
     from disam_jax.dg.cli.report import report
@@ -70,11 +72,11 @@ def run_compare(options: "Compare", command: str) -> None:
         return
     machine = None
     keep_programs(options.compilation_cache, say)
-    with progress() as told:
+    with progress() as told, logging_to(options.log, options.out, told.say) as log:
         if options.workers or options.scheduler or options.scheduler_file:
-            results, cost, machine = run_on_cluster(options, command, shard, told)
+            results, cost, machine = run_on_cluster(options, command, shard, told, log)
         else:
-            results, cost = run_here(options, command, shard, told)
+            results, cost = run_here(options, command, shard, told, log)
     if shard is not None:
         say(
             f"shard {shard} has all of its {len(results.runs)} runs in {options.out}; when all {shard.count} have "
@@ -85,7 +87,7 @@ def run_compare(options: "Compare", command: str) -> None:
 
 
 def run_here(
-    options: "Compare", command: str, shard: "Shard | None", told: "Progress"
+    options: "Compare", command: str, shard: "Shard | None", told: "Progress", log: "OnRecords"
 ) -> tuple["Results", dict[str, dict[str, Any]]]:
     """Trains in this process; see `run_sweep`."""
     from disam_jax.dg.cli.plan import say_if_long
@@ -109,6 +111,7 @@ def run_here(
         on_line=told.say,
         on_chunk=told.log,
         on_estimate=told.estimate,
+        on_records=log,
         select=options.select,
         own_networks=work.runs.own_networks,
         new=work.runs.new,

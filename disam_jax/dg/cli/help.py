@@ -23,6 +23,7 @@ APART = {
     "evaluations": "training",
     "out": "report",
     "overwrite": "report",
+    "log": "report",
 }
 EXAMPLES = {
     "compare": (

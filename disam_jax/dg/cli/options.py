@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 from tyro.extras import literal_type_from_choices
 
+from disam_jax.dg.cli.logs import LOGS
 from disam_jax.dg.data.registry import DATASETS, option_name
 from disam_jax.dg.data.sources.registry import SOURCES
 from disam_jax.dg.models.registry import MODELS
@@ -17,13 +18,14 @@ from disam_jax.dg.training.averaging import AVERAGING
 from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
 
 if TYPE_CHECKING:
-    Model = Peft = Criterion = Average = OptimizerName = str
+    Model = Peft = Criterion = Average = OptimizerName = LogName = str
 else:
     Model = literal_type_from_choices(MODELS)
     Peft = literal_type_from_choices(FINETUNING)
     Criterion = literal_type_from_choices(CRITERIA)
     Average = literal_type_from_choices(AVERAGING)
     OptimizerName = literal_type_from_choices(OPTIMIZERS)
+    LogName = literal_type_from_choices(LOGS)
 
 
 def _braces(names: Iterable[str]) -> str:
@@ -310,6 +312,10 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""
+
+    log: Annotated[tuple[LogName, ...], arg(metavar=f"{_braces(LOGS)} [...]", help_behavior_hint="")] = ()
+    """Where the losses and accuracies of each run along training go too, when its chunk is finished: event files in
+    a folder `tensorboard` of --out (extra tensorboard), or Weights & Biases (package wandb)."""
 
     overwrite: bool = False
     """Start anew where --out holds results of something else: they are moved into a folder earlier-1 inside it."""

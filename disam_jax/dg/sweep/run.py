@@ -137,6 +137,7 @@ def run_sweep(
     on_line: Callable[[str], None] | None = None,
     on_chunk: Callable[[str], None] | None = None,
     on_estimate: Callable[[str], None] | None = None,
+    on_records: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None,
     select: str = "validation",
     own_networks: Mapping[str, Network] | None = None,
     new: NewClasses | None = None,
@@ -163,6 +164,7 @@ def run_sweep(
         on_line: Called with a line of text before anything starts.
         on_chunk: Called with a line of text whenever a chunk is on disk.
         on_estimate: Called before `on_progress` with how long the rest takes, in words; empty where that is not known.
+        on_records: Called whenever a chunk is on disk, with its runs as the results file has them, and its header.
         select: Which runs and points the folder's report will have, a key of `CRITERIA`.
         own_networks: Networks of the methods that have one of their own, by the method's name.
         new: Classes that are not trained on, and are measured too.
@@ -236,6 +238,8 @@ def run_sweep(
                 took = time.perf_counter() - began
                 seconds[name].append(took / len(filled))
                 store.chunk(name, chunk, measured, took)
+                if on_records is not None:
+                    on_records([store.records[run[:4]] for run in chunk], header)
                 left.trained(name, len(chunk), took)
                 done += len(chunk)
                 show(what, done, total)

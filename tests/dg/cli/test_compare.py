@@ -224,7 +224,7 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
     parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
-    where = {"workers", "scheduler", "scheduler_file", "shard", "dry_run", "compilation_cache"}
+    where = {"workers", "scheduler", "scheduler_file", "shard", "dry_run", "compilation_cache", "log"}
     assert options.keys() - used.keys() == {*parsed, *where, "open_class", "base_classes"}
     for name in options.keys() & used.keys():
         plain = used[name] not in (dataclasses.MISSING, inspect.Parameter.empty)
