@@ -38,6 +38,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.report.sensitivity",
     "disam_jax.dg.report.tables",
     "disam_jax.dg.runners",
+    "disam_jax.dg.sweep.beforehand",
     "disam_jax.dg.sweep.cluster",
     "disam_jax.dg.sweep.lock",
     "disam_jax.dg.sweep.merge",
