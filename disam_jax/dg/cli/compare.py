@@ -59,7 +59,7 @@ def run_compare(options: "Compare", command: str) -> None:
     from disam_jax.dg.cli.compiled import keep_programs
     from disam_jax.dg.cli.logs import logging_to
     from disam_jax.dg.cli.plan import run_dry
-    from disam_jax.dg.cli.progress import progress, say
+    from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
     from disam_jax.dg.sweep.hparams import check_grid
     from disam_jax.dg.sweep.shards import parse_shard
@@ -95,7 +95,7 @@ def run_here(
 
     work = prepare(options, told.show)
     told.show("preparing", 0, 1)
-    say_if_long(work, shard, told.say)
+    say_if_long(work, shard, options.out, told.say)
     return sweep.run_sweep(
         work.runs.data,
         work.runs.network,

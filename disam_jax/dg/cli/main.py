@@ -146,11 +146,12 @@ def check_known(arguments: Sequence[str]) -> None:
     from disam_jax.dg.training.averaging import AVERAGING
     from disam_jax.dg.training.config import OPTIMIZERS
 
-    known = {"command": [*commands()], "--model": MODELS, "--peft": FINETUNING, "--select": CRITERIA}
+    known = {"--model": MODELS, "--peft": FINETUNING, "--select": CRITERIA}
     known |= {"--averaging": AVERAGING, "--optimizer": OPTIMIZERS}
-    words = ["command", *(word for each in arguments for word in each.split("=", 1))]
-    for what, name in itertools.pairwise(words):
-        names = known.get(what, ())
+    words = [word for each in arguments for word in each.split("=", 1)]
+    asked = [("command", name, [*commands()]) for name in arguments[:1]]
+    asked += [(option, name, known[option]) for option, name in itertools.pairwise(words) if option in known]
+    for what, name, names in asked:
         meant = hint(name, names, SIMILAR)
         if meant and name not in names:
             raise InputError(f"unknown {what} {shown(name)}: write one of {', '.join(names)}{meant}")

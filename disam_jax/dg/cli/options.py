@@ -256,10 +256,10 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     By default ERM, SAM and DISAM, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and it
     takes about half a minute.
 
-    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
-    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; with more
-    seeds, methods, targets or candidates it adds the runs that are missing. Where --out holds results of anything else,
-    nothing is done.
+    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: one
+    page report.html, tables, figures, results.json, and every run in results.jsonl. Interrupted, the same command
+    goes on where it was; with more seeds, methods, targets or candidates it adds the runs that are missing. Where
+    --out holds results of anything else, nothing is done.
     """
 
     candidates: Annotated[int, arg(metavar="N")] = 1

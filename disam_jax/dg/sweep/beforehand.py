@@ -73,7 +73,7 @@ def examples_per_second(network: Network, data: Domains) -> float:
     where = over_runs(number)
     shared = jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec())
     key = jax.random.key(0)
-    params, state = jax.jit(network.init)(key)
+    params, state = jax.jit(lambda key, weights: network.given(weights).init(key))(key, network.weights)
     dtype = data.inputs.dtype if data.inputs.dtype == np.uint8 else np.float32
     inputs = jax.device_put(np.zeros((number, *data.inputs.shape[1:]), dtype), where)
 
