@@ -123,7 +123,7 @@ import jax, jax.numpy as jnp
 from disam_jax.dg.cli import main
 if {silent}:
     main.silence_alarms()
-window = lambda: jax.lax.reduce_window(jnp.ones((70, 70)), 0.0, jax.lax.add, (1, 70), (1, 1), "SAME").sum()
+window = lambda: jax.lax.reduce_window(jnp.ones((120, 120)), 0.0, jax.lax.add, (1, 120), (1, 1), "SAME").sum()
 jax.jit(window).lower().compile()
 """
 
@@ -166,9 +166,12 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_dry_run_counts_what_is_there(tmp_path, capsys):
+def test_a_dry_run_counts_what_is_there_and_every_run_was_logged(tmp_path, capsys):
+    pytest.importorskip("tensorboardX", reason='pip install -e ".[tensorboard]"')
     out = tmp_path / "out"
-    assert cli.main([*SMALL, "--out", str(out)]) == 0
+    assert cli.main([*SMALL, "--log", "tensorboard", "--out", str(out)]) == 0
+    names = sorted(path.name for path in (out / "tensorboard").iterdir())
+    assert names == [f"ERM-{target}-seed{seed}-candidate0" for target in ("0-clean", "4-noise") for seed in (0, 1)]
     before = files(out)
     capsys.readouterr()
     assert "= 4 runs, of ERM; targets clean, noise; 4 are finished dry run" in dry(capsys, *SMALL, "--out", str(out))
