@@ -88,6 +88,7 @@ def test_commands_and_extras_are_those_of_pyproject():
         "pretrained",
         "cluster",
         "imagenet",
+        "tensorboard",
         "sharpness",
         "docs",
         "test",

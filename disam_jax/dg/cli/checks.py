@@ -36,6 +36,7 @@ def check(options: "Compare") -> None:
     parse_seeds(options.seeds)
     check_training(options)
     check_cluster(options)
+    check_logs(options.log)
     check_out(options.out)
     check_results(options.out)
 
@@ -76,6 +77,23 @@ def check_cluster(options: "Compare") -> None:
         raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
     if given and importlib.util.find_spec("distributed") is None:
         raise InputError(missing("distributed"))
+
+
+def check_logs(names: Sequence[str]) -> None:
+    """Checks that the packages of the logs are there.
+
+    Raises:
+        InputError: If one is missing. It says what to install.
+
+    Example:
+        >>> check_logs(())
+    """
+    from disam_jax.dg.cli.logs import LOGS
+
+    for name in names:
+        _, package, how = LOGS[name]
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"--log {name} needs the package {package}, which is missing: {how}")
 
 
 def check_numbers(options: "TrainingOptions") -> None:

@@ -16,9 +16,9 @@ from disam_jax.dg.progress import TimeLeft
 from disam_jax.dg.reading import shown
 
 if TYPE_CHECKING:
+    from disam_jax.dg.cli.logs import OnRecords
     from disam_jax.dg.cli.options import Compare
-    from disam_jax.dg.cli.progress import Say
-    from disam_jax.dg.progress import OnProgress
+    from disam_jax.dg.cli.progress import Progress, Say
     from disam_jax.dg.results import Results, Run
     from disam_jax.dg.runners.base import Runner
     from disam_jax.dg.sweep.run import Plan, Prepared
@@ -73,7 +73,7 @@ def cluster_of(options: "Compare") -> Iterator[tuple[Any, int | None]]:
 
 
 def run_on_cluster(
-    options: "Compare", command: str, shard: "Shard | None", show: "OnProgress", say: "Say"
+    options: "Compare", command: str, shard: "Shard | None", told: "Progress", log: "OnRecords"
 ) -> tuple["Results", dict[str, dict[str, Any]], dict[str, Any]]:
     """Trains all runs that a folder does not have yet, on the workers of a cluster.
 
@@ -81,8 +81,8 @@ def run_on_cluster(
         options: Options of the command line.
         command: What was typed, for the record.
         shard: Part of the runs that is trained.
-        show: Shows progress.
-        say: Prints a line.
+        told: How progress is shown.
+        log: Called with the runs of each chunk that is on disk, and the header.
 
     Returns:
         Results and cost, as of `run_sweep`, and the machine of a worker.
@@ -96,7 +96,7 @@ def run_on_cluster(
     from disam_jax.dg.sweep.run import check_size, chunk_line, start_line
     from disam_jax.dg.sweep.shards import with_options
 
-    everywhere = with_full_paths(options)
+    everywhere, show, say = with_full_paths(options), told.show, told.say
     # Who trained the runs is in the record, and makes no difference to the tables.
     command = with_options(command, dict.fromkeys(("--workers", "--scheduler", "--scheduler-file")))
     with cluster_of(options) as (client, devices):
@@ -109,8 +109,8 @@ def run_on_cluster(
             if store.aside is not None:
                 say(f"the earlier results are in {store.aside} now")
             done, total = len(store.records), len(plan.runs)
-            say(start_line(header, done, None if shard is None else total))
             missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in plan.candidates}
+            say(start_line(header, {name: len(runs) for name, runs in missing.items()}))
             same = (header["data"]["fingerprint"], versions())
             new = [name for name in missing if missing[name] and name not in store.programs]
             asked = [(everywhere, missing[name], described.most, *same) for name in new]
@@ -132,10 +132,11 @@ def run_on_cluster(
                 chunk = tasks[number][2]
                 name = chunk[0].method
                 store.chunk(name, chunk, measured, took)
+                log([store.records[run[:4]] for run in chunk], header)
                 seconds[name].append(took / len(chunk))
                 done += len(chunk)
                 show(f"training {name}", done, total)
-                say(chunk_line(name, done, total, left.text(done)))
+                told.log(chunk_line(name, done, total, left.text(done)))
             results = store.results(plan.runs)
             cost = {
                 name: {
@@ -145,6 +146,20 @@ def run_on_cluster(
                 for name in plan.candidates
             }
     return results, cost, described.machine
+
+
+def describe_on_cluster(options: "Compare", command: str, shard: "Shard | None", say: "Say") -> Described:
+    """What a worker finds out, and no more.
+
+    Raises:
+        InputError: As `run_on_cluster`.
+    """
+    from disam_jax.dg.sweep.cluster import finished
+
+    with cluster_of(options) as (client, devices):
+        asked = (with_full_paths(options), command, shard, devices, versions())
+        ((_, described),) = finished(client, describe, [asked], say)
+    return described
 
 
 # What workers do.
@@ -182,9 +197,11 @@ class Kept:
 
     def __init__(self, options: "Compare"):
         from disam_jax.dg.cli.compare import memory_budget_of, prepare
+        from disam_jax.dg.cli.compiled import keep_programs
         from disam_jax.dg.data.load import fingerprint
         from disam_jax.dg.runners import memory
 
+        keep_programs(options.compilation_cache, lambda _: None)
         self.work = prepare(options, lambda *_: None)
         given = memory_budget_of(options)
         self.budget = memory.free_bytes() // 2 if given is None else given

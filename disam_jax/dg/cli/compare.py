@@ -12,8 +12,9 @@ from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
+    from disam_jax.dg.cli.logs import OnRecords
     from disam_jax.dg.cli.options import Compare, TrainingOptions
-    from disam_jax.dg.cli.progress import Say
+    from disam_jax.dg.cli.progress import Progress
     from disam_jax.dg.data.domains import Domains
     from disam_jax.dg.methods import Method
     from disam_jax.dg.models.network import Network
@@ -55,6 +56,9 @@ def run_compare(options: "Compare", command: str) -> None:
     began = time.perf_counter()
 
     from disam_jax.dg.cli.cluster import run_on_cluster
+    from disam_jax.dg.cli.compiled import keep_programs
+    from disam_jax.dg.cli.logs import logging_to
+    from disam_jax.dg.cli.plan import run_dry
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.cli.report import report
     from disam_jax.dg.sweep.hparams import check_grid
@@ -63,12 +67,16 @@ def run_compare(options: "Compare", command: str) -> None:
     # Before anything takes long, here or on a cluster.
     check_grid(parse_grid(options.grid), chosen_methods(options))
     shard = None if options.shard is None else parse_shard(options.shard, os.environ)
+    if options.dry_run:
+        run_dry(options, command, shard)
+        return
     machine = None
-    with progress() as (show, say):
+    keep_programs(options.compilation_cache, say)
+    with progress() as told, logging_to(options.log, options.out, told.say) as log:
         if options.workers or options.scheduler or options.scheduler_file:
-            results, cost, machine = run_on_cluster(options, command, shard, show, say)
+            results, cost, machine = run_on_cluster(options, command, shard, told, log)
         else:
-            results, cost = run_here(options, command, shard, show, say)
+            results, cost = run_here(options, command, shard, told, log)
     if shard is not None:
         say(
             f"shard {shard} has all of its {len(results.runs)} runs in {options.out}; when all {shard.count} have "
@@ -79,12 +87,15 @@ def run_compare(options: "Compare", command: str) -> None:
 
 
 def run_here(
-    options: "Compare", command: str, shard: "Shard | None", show: "OnProgress", say: "Say"
+    options: "Compare", command: str, shard: "Shard | None", told: "Progress", log: "OnRecords"
 ) -> tuple["Results", dict[str, dict[str, Any]]]:
     """Trains in this process; see `run_sweep`."""
+    from disam_jax.dg.cli.plan import say_if_long
     from disam_jax.dg.sweep import run as sweep
 
-    work = prepare(options, show)
+    work = prepare(options, told.show)
+    told.show("preparing", 0, 1)
+    say_if_long(work, shard, options.out, told.say)
     return sweep.run_sweep(
         work.runs.data,
         work.runs.network,
@@ -96,8 +107,11 @@ def run_here(
         overwrite=options.overwrite,
         runs_at_once=options.runs_at_once,
         memory_budget=memory_budget_of(options),
-        on_progress=show,
-        on_line=say,
+        on_progress=told.show,
+        on_line=told.say,
+        on_chunk=told.log,
+        on_estimate=told.estimate,
+        on_records=log,
         select=options.select,
         own_networks=work.runs.own_networks,
         new=work.runs.new,
@@ -423,9 +437,11 @@ def fine_tuned(
     # Names are checked before anything takes long.
     network, untrained = make_networks(pretrained, finetune, bases)
     of_new = make_networks(pretrained, finetune, news) if news else None
-    if finetune.cache_features:
+    # What takes long is not done only to be looked at.
+    dry = getattr(options, "dry_run", False)
+    if finetune.cache_features and not dry:
         data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
-    if finetune.train_from:
+    if finetune.train_from and not dry:
         data = frozen_activations(pretrained, data, finetune, options, show, memory_budget)
     own = {} if untrained is None else {ZERO_SHOT: untrained}
     methods = {**({ZERO_SHOT: zero_shot} if own else {}), **methods}

@@ -41,6 +41,7 @@ def run_diagnose(options: "Diagnose", command: str) -> None:
     if options.out is not None:
         check_folder(options.out)
 
+    from disam_jax.dg.cli.compiled import keep_programs
     from disam_jax.dg.cli.progress import progress, say
     from disam_jax.dg.data.splits import small_domains, split
     from disam_jax.dg.diagnosis.forecast import own_forecasts
@@ -50,9 +51,10 @@ def run_diagnose(options: "Diagnose", command: str) -> None:
 
     arm = find_arm(options.method)
     forecast = own_forecasts().get(arm)
-    with progress() as (show, _):
-        runs, config, targets = put_together(options, {}, options.out, show)
-        found = diagnose(runs.data, runs.network, config, arm, targets, range(options.seeds), show, say)
+    keep_programs(options.compilation_cache, say)
+    with progress() as told:
+        runs, config, targets = put_together(options, {}, options.out, told.show)
+        found = diagnose(runs.data, runs.network, config, arm, targets, range(options.seeds), told.show, told.say)
     if options.out is not None:
         contents = {
             SIGNALS_FILE: signals_csv(found, runs.data.name, config, arm).encode(),

@@ -1,16 +1,22 @@
 """The command line: arguments are parsed, a command is run, errors become exit codes."""
 
+import itertools
+import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import disam_jax
 from disam_jax.dg.cli.checks import PACKAGES, missing
+from disam_jax.dg.cli.help import asked_for, help_text
 from disam_jax.dg.cli.output import ClosedError, standard_output
 from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import shown
 
 if TYPE_CHECKING:
     from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status
@@ -25,6 +31,24 @@ def use_all_cores() -> None:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
 
 
+def silence_alarms() -> None:
+    """Keeps XLA's alarms about slow compilation from the user, here and in processes that this one starts.
+
+    What stops a program is raised as an exception all the same, and what jax itself says is said. Where the user has
+    TF_CPP_MIN_LOG_LEVEL or JAX_LOGGING_LEVEL, nothing changes.
+    """
+    import jax
+
+    # jax sets it to 1 where it is not set.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "1" or "JAX_LOGGING_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # XLA reads that variable once, when jax is imported, and this package imports it.
+    jax.config.update("jax_logging_level", "CRITICAL")
+    for name in ("jax", "jaxlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `disam-jax`.
 
@@ -37,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     use_all_cores()
+    silence_alarms()
     try:
         with standard_output():
             return run(arguments)
@@ -51,11 +76,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = missing(error.name)
     except KeyboardInterrupt:
-        kept = arguments[:1] in (["compare"], ["sweep"])
-        say("interrupted" + kept * "; what was finished is kept, and the same command goes on from there")
+        say(f"interrupted{saved(arguments)}")
         return 130
     say(f"error: {message}")
     return 2
+
+
+def saved(arguments: Sequence[str]) -> str:
+    """How many runs a command that was interrupted has saved, and how to go on; nothing for one that saves no runs."""
+    from disam_jax.dg.cli.options import Compare
+    from disam_jax.dg.sweep.results_file import planned, read_written
+
+    options = parse(arguments)
+    if not isinstance(options, Compare) or options.dry_run:
+        return ""
+    try:
+        written = read_written(options.out)
+        runs = f"{len(written.records)} of {len(planned(written.header))} runs are saved in {options.out}"
+    except InputError:
+        runs = "no run is saved yet"
+    return f"; {runs}; go on with: {shlex.join(['disam-jax', *arguments])}"
+
+
+def commands() -> dict[str, Any]:
+    """The options of each command, by its name."""
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
+
+    return {
+        "compare": Compare,
+        "sweep": Sweep,
+        "diagnose": Diagnose,
+        "report": Report,
+        "status": Status,
+        "merge": Merge,
+        "data": Data,
+        "list": List,
+    }
 
 
 def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | Merge | Data | List":
@@ -66,31 +122,54 @@ def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | M
     """
     import tyro
 
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
-
     return tyro.extras.subcommand_cli_from_dict(
-        {
-            "compare": Compare,
-            "sweep": Sweep,
-            "diagnose": Diagnose,
-            "report": Report,
-            "status": Status,
-            "merge": Merge,
-            "data": Data,
-            "list": List,
-        },
+        commands(),
         prog="disam-jax",
-        description="Domain-inspired sharpness-aware minimisation (DISAM), measured.",
+        description="Domain-inspired sharpness-aware minimisation (DISAM), measured. --version prints the version.",
         args=arguments,
         # Not giving an option is how to ask for its default; "None" is a path like any other.
         config=(tyro.conf.DisallowNone,),
     )
 
 
+def check_known(arguments: Sequence[str]) -> None:
+    """Checks that the command, and what has to be one of a few names, is not nearly one of those that there are.
+
+    Raises:
+        InputError: If it is. What is near to nothing is left to the parser, which says what there is.
+    """
+    from disam_jax.dg.data.names import hint
+    from disam_jax.dg.methods.registry import SIMILAR
+    from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.peft.registry import FINETUNING
+    from disam_jax.dg.sweep.model_selection import CRITERIA
+    from disam_jax.dg.training.averaging import AVERAGING
+    from disam_jax.dg.training.config import OPTIMIZERS
+
+    known = {"--model": MODELS, "--peft": FINETUNING, "--select": CRITERIA}
+    known |= {"--averaging": AVERAGING, "--optimizer": OPTIMIZERS}
+    words = [word for each in arguments for word in each.split("=", 1)]
+    asked = [("command", name, [*commands()]) for name in arguments[:1]]
+    asked += [(option, name, known[option]) for option, name in itertools.pairwise(words) if option in known]
+    for what, name, names in asked:
+        meant = hint(name, names, SIMILAR)
+        if meant and name not in names:
+            raise InputError(f"unknown {what} {shown(name)}: write one of {', '.join(names)}{meant}")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parses the arguments and does what they ask."""
     for argument in arguments:
         check_argument(argument)
+    if arguments[:1] == ["--version"]:
+        print(f"disam-jax {disam_jax.__version__}")
+        return 0
+    check_known(arguments)
+    if (command := asked_for(arguments)) is not None:
+        text = help_text(command, commands()[command], shutil.get_terminal_size().columns - 2)
+        if text is not None:
+            print(text, end="")
+            return 0
     from disam_jax.dg.cli.listing import run_list, say_failures
 
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 from tyro.extras import literal_type_from_choices
 
+from disam_jax.dg.cli.logs import LOGS
 from disam_jax.dg.data.registry import DATASETS, option_name
 from disam_jax.dg.data.sources.registry import SOURCES
 from disam_jax.dg.models.registry import MODELS
@@ -17,13 +18,14 @@ from disam_jax.dg.training.averaging import AVERAGING
 from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
 
 if TYPE_CHECKING:
-    Model = Peft = Criterion = Average = OptimizerName = str
+    Model = Peft = Criterion = Average = OptimizerName = LogName = str
 else:
     Model = literal_type_from_choices(MODELS)
     Peft = literal_type_from_choices(FINETUNING)
     Criterion = literal_type_from_choices(CRITERIA)
     Average = literal_type_from_choices(AVERAGING)
     OptimizerName = literal_type_from_choices(OPTIMIZERS)
+    LogName = literal_type_from_choices(LOGS)
 
 
 def _braces(names: Iterable[str]) -> str:
@@ -236,6 +238,10 @@ class OptimizerOptions:
     ] = None
     """Memory that a program may take on each device; fewer runs go into one if they do not fit."""
 
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache, so that no sweep that goes on compiles them again. Where
+    JAX_COMPILATION_CACHE_DIR is set, they are kept there."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions(OptimizerOptions, ModelOptions, DataOptions):
@@ -250,10 +256,10 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     By default ERM, SAM and DISAM, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and it
     takes about half a minute.
 
-    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: tables,
-    figures, results.json, and every run in results.jsonl. Interrupted, the same command goes on where it was; with more
-    seeds, methods, targets or candidates it adds the runs that are missing. Where --out holds results of anything else,
-    nothing is done.
+    Every method starts from the same weights and sees the same batches. Prints one table and writes the report: one
+    page report.html, tables, figures, results.json, and every run in results.jsonl. Interrupted, the same command
+    goes on where it was; with more seeds, methods, targets or candidates it adds the runs that are missing. Where
+    --out holds results of anything else, nothing is done.
     """
 
     candidates: Annotated[int, arg(metavar="N")] = 1
@@ -301,8 +307,15 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     reads the place of the job in an array of SLURM or an indexed job of Kubernetes. `disam-jax merge` puts them
     together."""
 
+    dry_run: bool = False
+    """Say what would be run and check all that can be checked without training; nothing is written."""
+
     out: Annotated[Path, arg(metavar="DIR")] = Path("disam-jax-results")
     """Folder for the files, made if need be."""
+
+    log: Annotated[tuple[LogName, ...], arg(metavar=f"{_braces(LOGS)} [...]", help_behavior_hint="")] = ()
+    """Where the losses and accuracies of each run along training go too, when its chunk is finished: event files in
+    a folder `tensorboard` of --out (extra tensorboard), or Weights & Biases (package wandb)."""
 
     overwrite: bool = False
     """Start anew where --out holds results of something else: they are moved into a folder earlier-1 inside it."""

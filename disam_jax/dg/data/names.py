@@ -50,12 +50,13 @@ def plain(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", folded)).strip()
 
 
-def near(name: str, others: Iterable[str]) -> str | None:
+def near(name: str, others: Iterable[str], cutoff: float = 0.85) -> str | None:
     """The one of some names that is probably meant by a name that is not among them.
 
     Args:
         name: Name that was looked for.
         others: Names that there are.
+        cutoff: How similar it must be, from 0 to 1.
 
     Returns:
         The name that differs least, None if none is similar.
@@ -67,7 +68,7 @@ def near(name: str, others: Iterable[str]) -> str | None:
     by_plain: dict[str, str] = {}
     for other in others:
         by_plain.setdefault(plain(other), other)
-    found = difflib.get_close_matches(plain(name), by_plain, n=1, cutoff=0.85)
+    found = difflib.get_close_matches(plain(name), by_plain, n=1, cutoff=cutoff)
     return by_plain[found[0]] if found else None
 
 
@@ -92,12 +93,13 @@ def how_they_differ(name: str, other: str) -> str:
     return f"{both} in spaces" if without.sub("", composed) == without.sub("", other_composed) else both
 
 
-def hint(name: str, others: Iterable[str]) -> str:
+def hint(name: str, others: Iterable[str], cutoff: float = 0.85) -> str:
     """The end of a message about a name that is missing: which name is near, and what tells the two apart.
 
     Args:
         name: Name that was looked for.
         others: Names that there are.
+        cutoff: How similar it must be, from 0 to 1.
 
     Returns:
         Text that begins with a colon or semicolon; empty if no name is near.
@@ -108,7 +110,7 @@ def hint(name: str, others: Iterable[str]) -> str:
         >>> hint("girafe", ["giraffe"]), hint("dog", ["cat"])
         ("; is 'giraffe' meant?", '')
     """
-    other = near(name, others)
+    other = near(name, others, cutoff)
     if other is None:
         return ""
     return f": {how_they_differ(name, other)}" if plain(name) == plain(other) else f"; is '{shown(other)}' meant?"

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods.base import Method
 from disam_jax.dg.registry import Registry
+
+# From here on a name is near to another one: two letters of "disam" may change places.
+SIMILAR = 0.75
 
 # Every file of this package with a table METHODS, in the order of the reports.
 METHODS: Registry[Method] = Registry(
@@ -45,7 +49,8 @@ def find_methods(names: Sequence[str], methods: Mapping[str, Method] = METHODS) 
         elif each := known.get(name.lower()) or known.get(_without_hyphens(name)):
             found.setdefault(each, methods[each])
         else:
-            raise InputError(f"unknown --method {name}: the methods are {', '.join(methods)}, and all")
+            meant = hint(name, methods, SIMILAR)
+            raise InputError(f"unknown --method {name}: the methods are {', '.join(methods)}, and all{meant}")
     return found
 
 

@@ -42,6 +42,8 @@ STYLE = {
     "text.parse_math": False,
     # Fonts as printers ask for them, instead of bitmaps of letters.
     "pdf.fonttype": 42,
+    # Names of parts that do not change from one drawing to the next.
+    "svg.hashsalt": "disam-jax",
 }
 
 
@@ -66,7 +68,7 @@ def render(figure: "Figure", suffix: str) -> bytes:
 
     Args:
         figure: to save.
-        suffix: "png" or "pdf".
+        suffix: "png", "pdf" or "svg".
 
     Returns:
         Contents of the file.
@@ -77,7 +79,7 @@ def render(figure: "Figure", suffix: str) -> bytes:
         b'%PDF-'
     """
     buffer = io.BytesIO()
-    metadata = {"CreationDate": None} if suffix == "pdf" else None
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
     with look():
         figure.savefig(buffer, format=suffix, metadata=metadata, dpi=200)
     return buffer.getvalue()
@@ -419,6 +421,7 @@ def draw_differences(summary: Summary, quantities: Sequence[tuple[str, str]] = F
                 panel.plot(mean, place, "o", color=colour, markerfacecolor=colour if each.shown else "white")
             panel.set_xlabel(label)
             panel.margins(x=0.1)
+            panel.locator_params(axis="x", nbins=4)
             panel.grid(axis="x")
         panels[0].set_yticks(range(len(rows)), rows)
         panels[0].set_ylim(len(rows) - 0.4, -0.6)

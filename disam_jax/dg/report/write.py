@@ -8,6 +8,7 @@ import numpy as np
 
 from disam_jax.dg.report import figures, formats, tables
 from disam_jax.dg.report.findings import findings
+from disam_jax.dg.report.html_page import html_page
 from disam_jax.dg.report.metrics import metrics_table
 from disam_jax.dg.report.numbers import as_json, json_bytes
 from disam_jax.dg.report.open_classes import open_by_run, open_table
@@ -38,8 +39,8 @@ def report_files(
         summaries: one for each criterion, if they are there already.
 
     Returns:
-        For each file's name, its bytes: `table.md`, `runs.csv`, `results.json`, a LaTeX and a CSV file for each table,
-        a PNG and a PDF file for each figure.
+        For each file's name, its bytes: `report.html`, `table.md`, `runs.csv`, `results.json`, a LaTeX and a CSV file
+        for each table, a PNG and a PDF file for each figure.
 
     Raises:
         ValueError: on an unknown criterion, or if a run is missing.
@@ -48,8 +49,8 @@ def report_files(
         >>> from disam_jax.dg.testing import toy_results
         >>> results = toy_results("ERM")
         >>> files = report_files(results, "last")
-        >>> [name for name in files if not name.endswith((".csv", ".tex"))]
-        ['table.md', 'results.json', 'domain_losses.png', 'domain_losses.pdf', 'convergence.png', 'convergence.pdf']
+        >>> [name for name in files if not name.endswith((".csv", ".tex", ".pdf"))]
+        ['table.md', 'results.json', 'domain_losses.png', 'convergence.png', 'report.html']
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
@@ -60,6 +61,9 @@ def report_files(
     for name, figure in drawn.items():
         for suffix in ("png", "pdf"):
             contents[f"{name}.{suffix}"] = figures.render(figure, suffix)
+    shown = {name: figures.render(figure, "svg") for name, figure in drawn.items()}
+    made = report_tables(results, summaries, criterion)
+    contents["report.html"] = html_page(results, summaries[criterion], made, shown)
     return contents
 
 

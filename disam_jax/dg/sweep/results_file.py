@@ -521,6 +521,44 @@ def read_written(out: Path) -> Written:
     return written
 
 
+def read_fitting(out: Path, header: Mapping[str, Any], overwrite: bool = False) -> tuple[Written | None, bool]:
+    """What a folder has of a sweep that `open_store` would go on with, without a change to the folder.
+
+    Args:
+        out: Folder, which need not exist.
+        header: As for `open_store`.
+        overwrite: As for `open_store`.
+
+    Returns:
+        What was written, None where there are no runs of it; and whether other results would be moved aside.
+
+    Raises:
+        InputError: As `open_store`, but for what only writing tells.
+    """
+    path = out / FILE
+    check_results(out)
+    if not exists(path):
+        return None, False
+    with path.open("rb") as file:
+        _, content = next(_lines(file, shown(path)), (1, b""))
+    if not content or _ours_or_torn(content, shown(path), None) is None:
+        return None, False
+    written = read_written(out)
+    if not written.records:
+        return None, False
+    found = unlike(written.header, header) or left_out(written.header, header)
+    if found and not overwrite:
+        raise _of_something_else(shown(path), found)
+    return (None, True) if found else (written, False)
+
+
+def _of_something_else(name: str, found: str) -> InputError:
+    return InputError(
+        f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite to move "
+        "them aside"
+    )
+
+
 def check_results(out: Path) -> None:
     """Checks, before anything takes long, that a folder has no foreign file in the place of its results.
 
@@ -748,10 +786,7 @@ def open_store(
             written, torn = _read(lines, there, name)
             found = left_out(written.header, header)
         if found and not overwrite:
-            raise InputError(
-                f"{name} holds results of something else: {_brief_line(found)}; give another --out, or --overwrite "
-                "to move them aside"
-            )
+            raise _of_something_else(name, found)
         if found:
             aside, written = set_aside(out), None
             file = _open_locked(path, opened, locked=True)

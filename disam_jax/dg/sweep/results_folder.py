@@ -37,6 +37,7 @@ TABLES = (
 FIGURES = ("domain_losses", "convergence", "differences", "sensitivity", "usable_range")
 # All that a report can write.
 NAMES = (
+    "report.html",
     "table.md",
     "runs.csv",
     "results.json",

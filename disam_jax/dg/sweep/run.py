@@ -21,13 +21,14 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.models.stages import CLASSIFIER
-from disam_jax.dg.progress import OnProgress, TimeLeft
+from disam_jax.dg.progress import OnProgress, TimeToGo
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
 from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.make import runner_factory
-from disam_jax.dg.sweep.results_file import SCHEMA, open_store
+from disam_jax.dg.sweep.beforehand import passes_of
+from disam_jax.dg.sweep.results_file import SCHEMA, open_store, planned
 from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.metrics import extra_metrics
@@ -134,6 +135,9 @@ def run_sweep(
     memory_budget: int | None = None,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
+    on_chunk: Callable[[str], None] | None = None,
+    on_estimate: Callable[[str], None] | None = None,
+    on_records: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None,
     select: str = "validation",
     own_networks: Mapping[str, Network] | None = None,
     new: NewClasses | None = None,
@@ -157,7 +161,10 @@ def run_sweep(
         runs_at_once: Largest number of runs in a chunk, on all devices; by default from `default_runs_at_once`.
         memory_budget: Bytes on each device that a program may take; by default half of what is free.
         on_progress: Called as the runs are trained.
-        on_line: Called with a line of text at the start and whenever a chunk is on disk.
+        on_line: Called with a line of text before anything starts.
+        on_chunk: Called with a line of text whenever a chunk is on disk.
+        on_estimate: Called before `on_progress` with how long the rest takes, in words; empty where that is not known.
+        on_records: Called whenever a chunk is on disk, with its runs as the results file has them, and its header.
         select: Which runs and points the folder's report will have, a key of `CRITERIA`.
         own_networks: Networks of the methods that have one of their own, by the method's name.
         new: Classes that are not trained on, and are measured too.
@@ -189,23 +196,30 @@ def run_sweep(
     header, make_runner = prepare_sweep(data, network, config, methods, plan, command, own_networks, new)
     budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
     most = runs_at_once or default_runs_at_once(config)
-    show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
+    say, say_chunk, tell = (each or (lambda _: None) for each in (on_line, on_chunk, on_estimate))
     total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
 
     with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:
             say(f"the earlier results are in {store.aside} now")
-        say(start_line(header, len(store.records), None if plan.shard is None else len(plan.runs)))
-        done = len(store.records)
-        left = TimeLeft(done, total)
-        for name in methods:
-            runs = [run for run in plan.runs_of(name) if not store.has(run)]
+        missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in methods}
+        to_train = {name: len(runs) for name, runs in missing.items()}
+        say(start_line(header, to_train))
+        done = total - sum(to_train.values())
+        left = TimeToGo(to_train, {name: passes_of(method) for name, method in methods.items()})
+
+        def show(what: str, done: float, total: float) -> None:
+            tell(left.text())
+            (on_progress or (lambda *_: None))(what, done, total)
+
+        for name, runs in missing.items():
             if not runs:
                 continue
+            began = time.perf_counter()
+            show(f"compiling {name}", done, total)
             runner = make_runner(name)
             if name not in store.programs:
-                show(f"compiling {name}", done, total)
                 per_device = runner.runs_at_once(runs, most, budget)
                 store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
             runner.per_device = store.programs[name]["runs_at_once"]
@@ -216,6 +230,7 @@ def run_sweep(
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
                 show(f"compiling {name}", done, total)
                 runner.compile(filled)
+                left.compiled(name, time.perf_counter() - began)
                 step = len(chunk) / len(config.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
@@ -223,9 +238,13 @@ def run_sweep(
                 took = time.perf_counter() - began
                 seconds[name].append(took / len(filled))
                 store.chunk(name, chunk, measured, took)
+                if on_records is not None:
+                    on_records([store.records[run[:4]] for run in chunk], header)
+                left.trained(name, len(chunk), took)
                 done += len(chunk)
                 show(what, done, total)
-                say(chunk_line(name, done, total, left.text(done)))
+                say_chunk(chunk_line(name, done, total, left.text()))
+                began = time.perf_counter()
         results = store.results(plan.runs)
         cost = {
             name: {
@@ -309,30 +328,65 @@ def check_size(plan: Plan) -> None:
         raise InputError(f"these are {number:,} runs: take fewer --candidates, --seeds or methods")
 
 
-def start_line(header: Mapping[str, Any], there: int, of_shard: int | None = None) -> str:
+def start_line(header: Mapping[str, Any], missing: Mapping[str, int]) -> str:
     """What will be run, in a line.
 
     Args:
         header: From `make_header`.
-        there: Number of runs that are finished.
-        of_shard: Number of runs of the shard, if it is one.
+        missing: For each method, the number of its runs that are not finished; those of the shard, if it is one.
 
     Returns:
         Text.
 
     Example:
-        >>> header = {"data": {"name": "toy"}, "methods": {"ERM": {}, "SAM": {}}, "targets": ["photo"], "planned": 6}
-        >>> start_line({**header, "seeds": [0, 1, 2]}, there=2)
-        'toy: 6 runs, of ERM, SAM; targets photo; 3 seeds; 2 are finished'
+        >>> header = {"data": {"name": "toy"}, "targets": ["photo"], "seeds": [0, 1, 2], "planned": 6}
+        >>> header |= {"methods": {"ERM": {}, "SAM": {}}, "candidates": {"ERM": [{}], "SAM": [{}]}}
+        >>> start_line(header, {"ERM": 3, "SAM": 3})
+        'toy: 2 methods x 1 target x 3 seeds = 6 runs in 2 programs, of ERM, SAM; targets photo'
+        >>> start_line(header, {"ERM": 0, "SAM": 1}).split("; ")[-1]
+        '5 are finished, 1 is left, in 1 program'
     """
+    total = len(planned(header)) if "shard" in header else header["planned"]
+    left, programs = sum(missing.values()), counted(sum(map(bool, missing.values())), "program")
+    all_left = f" in {programs}" if left == header["planned"] else ""
     parts = [
-        f"{header['data']['name']}: {header['planned']} runs, of {', '.join(header['methods'])}",
+        f"{header['data']['name']}: {product(header)} = {counted(header['planned'], 'run')}{all_left}, "
+        f"of {', '.join(header['methods'])}",
         f"targets {', '.join(header['targets'])}",
-        f"{len(header['seeds'])} seeds",
     ]
-    if of_shard is not None:
-        parts.append(f"{of_shard} of them are in shard {Shard(*header['shard'])}")
-    return "; ".join([*parts, f"{there} are finished"] if there else parts)
+    if "shard" in header:
+        parts.append(f"{total} of them are in shard {Shard(*header['shard'])}" + f", in {programs}" * (left == total))
+    if left < total:
+        are = "is" if left == 1 else "are"
+        parts.append(f"{total - left} are finished" + (f", {left} {are} left, in {programs}" if left else ""))
+    return "; ".join(parts)
+
+
+def product(header: Mapping[str, Any]) -> str:
+    """What the number of runs is the product of.
+
+    Example:
+        >>> header = {"targets": ["photo"], "seeds": [0, 1], "candidates": {"ERM": [{}], "SAM": [{}, {}]}}
+        >>> product(header)
+        '3 candidates of 2 methods x 1 target x 2 seeds'
+    """
+    numbers = [len(each) for each in header["candidates"].values()]
+    methods = counted(len(numbers), "method")
+    if len({*numbers}) > 1:
+        methods = f"{sum(numbers)} candidates of {methods}"
+    elif numbers[0] > 1:
+        methods += f" x {numbers[0]} candidates"
+    return f"{methods} x {counted(len(header['targets']), 'target')} x {counted(len(header['seeds']), 'seed')}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "seed"), counted(2, "seed")
+        ('1 seed', '2 seeds')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def chunk_line(method: str, done: int, total: int, left: str) -> str:

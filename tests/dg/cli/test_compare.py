@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 from synthetic_results import write_results
 
+import disam_jax
 from disam_jax.dg.cli import checks, compare
+from disam_jax.dg.cli import help as cli_help
 from disam_jax.dg.cli import main as cli
+from disam_jax.dg.data.registry import DATASETS, find_data_set
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.methods import METHODS
+from disam_jax.dg.methods import METHODS, find_methods
+from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.report import write
 from disam_jax.dg.sweep import hparams
 from disam_jax.dg.sweep import run as sweep
@@ -47,7 +52,7 @@ def told(err):
     """Whether only lines of progress were printed, which say first what is run and at the end that it is done."""
     lines = err.splitlines()
     assert all(line.startswith("disam-jax: ") and line.isprintable() for line in lines)
-    return " runs, of " in lines[0] and "runs are finished" in lines[-1]
+    return " seeds = " in lines[0] and "runs are finished" in lines[-1]
 
 
 def missing_folder(root):
@@ -219,7 +224,7 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
     parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
-    where = {"workers", "scheduler", "scheduler_file", "shard"}
+    where = {"workers", "scheduler", "scheduler_file", "shard", "dry_run", "compilation_cache", "log"}
     assert options.keys() - used.keys() == {*parsed, *where, "open_class", "base_classes"}
     for name in options.keys() & used.keys():
         plain = used[name] not in (dataclasses.MISSING, inspect.Parameter.empty)
@@ -412,6 +417,51 @@ def test_names_are_printed_in_any_encoding(tmp_path, monkeypatch, encoding):
     assert ("日本" if encoding == "utf-8" else r"\u65e5\u672c") in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["comprae"], "compare"),
+        (["compare", "--model", "resnet-18"], "resnet18"),
+        (["compare", "--model=resnt50"], "resnet50"),
+        (["sweep", "--peft", "probes"], "probe"),
+        (["report", "DIR", "--select", "orcale"], "oracle"),
+        (["compare", "--method", "erm", "disma"], "DISAM"),
+        (["compare", "--data", "digits-rotatd"], "digits-rotated"),
+    ],
+)
+def test_what_is_nearly_a_name_is_told_which(capsys, tmp_path, monkeypatch, arguments, meant):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert re.search(rf"; is '?{meant}'? meant\?$", printed.err)
+
+
+def test_a_value_that_is_no_name_is_left_to_the_parser():
+    cli.check_known(["compare", "--out", "comprae", "--data", "--model", "mlp", "--target", "sweeep"])
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"disam-jax {disam_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_help_has_every_option_once_under_its_subject(capsys, command):
+    options = cli.commands()[command]
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\w+):$", printed, re.MULTILINE) == [*cli_help.SUBJECTS, "examples"]
+    names = re.findall(r"^  --([a-z-]+)", printed, re.MULTILINE)
+    assert sorted(names) == sorted(each.name.replace("_", "-") for each in dataclasses.fields(options))
+    assert cli_help.APART.keys() <= {each.name for each in dataclasses.fields(options)}
+    examples = re.findall(r"^  disam-jax (.*?)  +#", printed, re.MULTILINE)
+    assert len(examples) == len(cli_help.EXAMPLES[command])
+    for example in examples:
+        assert isinstance(cli.parse(example.split()), options)
+
+
 @pytest.mark.parametrize("arguments", [[], ["compare", "--steps", "x"], ["compare", "--nothing"], ["other"]])
 def test_what_cannot_be_parsed_exits_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
@@ -463,8 +513,14 @@ def test_a_report_without_results(tmp_path, capsys):
 def test_the_list_names_everything(capsys):
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("GSAM+DISAM-std", "GroupDRO", "CORAL+DISAM", "resnet50", "TerraIncognita", "digits-rotated"):
-        assert name in printed, name
+    names = {line.split()[0] for line in printed.splitlines() if line.strip()}
+    for registry in (METHODS, MODELS, DATASETS):
+        assert {*registry} <= names
+    # Whatever is listed is taken.
+    for name in METHODS:
+        assert list(find_methods([name])) == [name]
+    for name in DATASETS:
+        assert find_data_set(name) == name
 
 
 @pytest.mark.parametrize(
@@ -486,7 +542,9 @@ def test_methods_by_name(arguments, names):
 def test_help_needs_no_heavy_package():
     code = """
 import sys
+import disam_jax
 from disam_jax.dg.cli import checks, compare
+from disam_jax.dg.cli import help as cli_help
 from disam_jax.dg.cli import main as cli
 for arguments in (["--help"], ["compare", "--help"]):
     try:

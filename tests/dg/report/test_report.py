@@ -474,7 +474,7 @@ def test_the_same_figure_is_the_same_bytes_whatever_the_user_set():
     from matplotlib import rc_context
 
     summary = summarise(make_results(seeds=2, points=2, domains=("a$b$", "b")), "last")
-    for suffix in ("png", "pdf"):
+    for suffix in ("png", "svg", "pdf"):
         one = figures.render(figures.draw_losses(summary, ["SAM"]), suffix)
         with rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.bbox": "tight"}):
             assert figures.render(figures.draw_losses(summary, ["SAM"]), suffix) == one
@@ -492,7 +492,7 @@ def test_a_report_has_every_file(contents):
     assert write.report_files(results, cost={}).items() >= files.items()
     names = {"compare", "accuracy", "comparisons", "loss_comparisons", "losses", "sharpness", "selection", "flops"}
     drawn = {"domain_losses", "convergence", "differences", "sensitivity", "usable_range"}
-    expected = {"table.md", "runs.csv", "results.json"}
+    expected = {"report.html", "table.md", "runs.csv", "results.json"}
     expected |= {f"{name}.{suffix}" for name in names for suffix in ("tex", "csv")}
     expected |= {f"{name}.{suffix}" for name in drawn for suffix in ("png", "pdf")}
     assert set(files) == expected

@@ -116,7 +116,9 @@ def test_every_file_of_a_report_can_be_told_from_those_of_others():
     assert all("/" not in name for name in results_folder.NAMES)
 
 
-@pytest.mark.parametrize("name", ["table.md", "results.json", "report.json", "accuracy.tex", "select-oracle"])
+@pytest.mark.parametrize(
+    "name", ["table.md", "report.html", "results.json", "report.json", "accuracy.tex", "select-oracle"]
+)
 @pytest.mark.parametrize("content", ["mine", '{"writer": "me"}'])
 def test_a_file_of_the_user_is_refused_before_any_work(tmp_path, name, content, capsys, monkeypatch):
     monkeypatch.setattr(compare, "read_data", pytest.fail)
