@@ -15,15 +15,17 @@ from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.sweep.model_selection import CRITERIA
 from disam_jax.dg.training.averaging import AVERAGING
 from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
+from disam_jax.dg.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    Model = Peft = Criterion = Average = OptimizerName = str
+    Model = Peft = Criterion = Average = OptimizerName = ScheduleName = str
 else:
     Model = literal_type_from_choices(MODELS)
     Peft = literal_type_from_choices(FINETUNING)
     Criterion = literal_type_from_choices(CRITERIA)
     Average = literal_type_from_choices(AVERAGING)
     OptimizerName = literal_type_from_choices(OPTIMIZERS)
+    ScheduleName = literal_type_from_choices(SCHEDULES)
 
 
 def _braces(names: Iterable[str]) -> str:
@@ -276,6 +278,16 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
 
     evaluations: Annotated[int, arg(metavar="N")] = TrainConfig.evaluations
     """How many times runs are measured along training."""
+
+    eval_every: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: by --evaluations)")] = None
+    """Measure runs every N steps, and after the last one."""
+
+    schedule: ScheduleName = TrainConfig.schedule
+    """How the learning rate changes along a run: not at all, down to zero as a cosine, or by a tenth after half of the
+    steps and again after three quarters."""
+
+    warmup: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.warmup
+    """Steps over which the learning rate rises from nearly zero before that; below 1, their share of all steps."""
 
     runs_at_once: Annotated[
         int | None,

@@ -175,6 +175,7 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
         ),
         (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
         (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),
+        (["--eval-every", "5", "--evaluations", "3"], "--eval-every and --evaluations exclude each other"),
     ],
 )
 def test_an_option_without_effect_is_refused(tmp_path, capsys, arguments, message):
@@ -242,6 +243,8 @@ NUMBERS = {
     "--per-domain": (1, int),
     "--steps": (1, int),
     "--evaluations": (1, int),
+    "--eval-every": (1, int),
+    "--warmup": (0.0, float),
     "--runs-at-once": (1, int),
     "--workers": (1, int),
     "--memory": (1e-30, float),
