@@ -378,6 +378,7 @@ class Runs(NamedTuple):
 
 def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "Method"]) -> Runs:
     """A network by name, for a data set."""
+    from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.models.registry import MODELS, make_network
 
     shape = data.inputs.shape[1:]
@@ -387,6 +388,7 @@ def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "
         len(data.class_names),
         dropout=config.dropout,
         frozen_norm=config.frozen_norm,
+        compute=Compute(config.dtype, config.remat),
         **MODELS[config.model].options_of(config, shape),
     )
     return Runs(data, network, methods, {})
@@ -410,6 +412,7 @@ def fine_tuned(
     from disam_jax.dg.cli.options import OpenClassOptions
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
+    from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.peft.finetuning import cache, make_networks
     from disam_jax.dg.sweep.run import NewClasses
 
@@ -420,9 +423,10 @@ def fine_tuned(
     if isinstance(options, OpenClassOptions) and options.open_class:
         bases, news = split_classes(data.class_names, options.base_classes)
         check_bases(take_classes(data, bases), bases)
+    compute = Compute(config.dtype, config.remat)
     # Names are checked before anything takes long.
-    network, untrained = make_networks(pretrained, finetune, bases)
-    of_new = make_networks(pretrained, finetune, news) if news else None
+    network, untrained = make_networks(pretrained, finetune, bases, compute)
+    of_new = make_networks(pretrained, finetune, news, compute) if news else None
     if finetune.cache_features:
         data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
     if finetune.train_from:

@@ -289,6 +289,13 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     warmup: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.warmup
     """Steps over which the learning rate rises from nearly zero before that; below 1, their share of all steps."""
 
+    dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
+    """Type in which the network computes; its parameters, the optimizer, logits and losses are float32 with either."""
+
+    remat: bool = TrainConfig.remat
+    """Compute the activations inside of blocks again for the gradient: less memory, a third more work. For resnets,
+    efficientnets, clip and vit."""
+
     runs_at_once: Annotated[
         int | None,
         arg(

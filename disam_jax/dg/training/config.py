@@ -81,6 +81,8 @@ class TrainConfig:
         holdout: Share of each domain that is set aside for validation.
         evaluations: Number of times that runs are measured, evenly spaced over training, besides once before it.
         eval_every: Steps between two measurements; None for as many as `evaluations` makes them.
+        dtype: Type in which the network computes, "float32" or "bfloat16"; parameters and losses are float32.
+        remat: Whether the activations inside of the network's blocks are computed again for the gradient.
         probe: Largest number of training examples of each domain on which the losses at w + e are measured.
         block: Number of examples that are evaluated at once.
         sharpness_rho: Length of the step by which each domain's sharpness is measured after training.
@@ -109,6 +111,8 @@ class TrainConfig:
     holdout: float = 0.2
     evaluations: int = 20
     eval_every: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
@@ -158,7 +162,11 @@ class TrainConfig:
 
 # Attributes of `TrainConfig` that results files have only where they differ from these values.
 ADDED: Mapping[str, Any] = MappingProxyType(
-    {each.name: each.default for each in fields(TrainConfig) if each.name in ("schedule", "warmup", "eval_every")}
+    {
+        each.name: each.default
+        for each in fields(TrainConfig)
+        if each.name in ("schedule", "warmup", "eval_every", "dtype", "remat")
+    }
 )
 
 # Names of attributes of `FineTuneConfig` in results files, where they differ.

@@ -175,6 +175,7 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
         ),
         (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
         (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),
+        (["--remat"], "--remat is for networks of blocks, and what is trained here has none: leave it out"),
         (["--eval-every", "5", "--evaluations", "3"], "--eval-every and --evaluations exclude each other"),
     ],
 )
