@@ -96,6 +96,7 @@ def run_here(
         overwrite=options.overwrite,
         runs_at_once=options.runs_at_once,
         memory_budget=memory_budget_of(options),
+        checkpoint_every=options.checkpoint_every,
         on_progress=show,
         on_line=say,
         select=options.select,

@@ -306,6 +306,12 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """The largest number of runs that are trained at once, on all devices. A run has the same numbers, bit for bit, in
     all sweeps that have as many on each device."""
 
+    checkpoint_every: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: runs that are interrupted begin anew)")
+    ] = None
+    """Save the runs in training every N steps, in --out, from where the same command goes on after an interruption; in
+    memory at the next measurement. They are removed when the runs are finished."""
+
     workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: this process trains)")] = None
     """Train in N processes on this machine, each with its share of the cores or its own accelerator. Extra cluster."""
 

@@ -13,6 +13,7 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
+from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, over_runs, put_once
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
@@ -158,17 +159,28 @@ class InMemoryRunner:
             step = jax.jit(functools.partial(step_all, fixed=self._fixed))
             return flops_of(step, states, specs, jnp.int32(0), shared)
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self,
+        runs: Sequence[Run],
+        on_segment: Callable[[], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
         states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
-        for first in self.config.measured_at:
+        if checkpoints is not None and (found_there := checkpoints.latest(states)) is not None:
+            _, states, points, averages = found_there
+            states = jax.device_put(states, self.place(len(runs)))
+        for first in self.config.measured_at[len(points) :]:
             states, measured = compiled(states, specs, jnp.int32(first), shared)
             points.append(jax.device_get(measured))
             if self.config.averaging == "swad" and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
+            last = min(first + self.config.segment, self.config.steps)
+            if checkpoints is not None and checkpoints.due(last):
+                checkpoints.save(Halfway(last, states, points, averages))
             if on_segment is not None:
                 on_segment()
         params, state = weights(states, self.config)

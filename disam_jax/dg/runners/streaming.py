@@ -24,6 +24,7 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
+from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, layout, put_once
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
@@ -203,7 +204,12 @@ class StreamingRunner:
         with naming([run]):
             return flops_of(jax.jit(self._step), self.weights[0], states, specs, jnp.int32(0), images, labels)
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self,
+        runs: Sequence[Run],
+        on_segment: Callable[[], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> dict[str, Any]:
         """See `Runner`."""
         run, config = runs[0], self.config
         specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), self.place(len(runs))
@@ -211,17 +217,28 @@ class StreamingRunner:
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
         averages: list[Any] = []
+        begin = 0
+        if checkpoints is not None and (found_there := checkpoints.latest(states)) is not None:
+            begin, states, points, averages = found_there
+            states = jax.device_put(states, apart)
         with batches_of(run, self.data, self.splits[run.seed], config, self.threads, self.length) as stream:
-            for first in config.measured_at:
-                points.append(self._measure(*weights(states, config), specs, runs))
+            stream.set_state({**stream.get_state(), "step": begin})
+            for place, first in enumerate(config.measured_at):
+                if place >= len(points):
+                    points.append(self._measure(*weights(states, config), specs, runs))
                 last = min(first + config.segment, config.steps)
-                for step, stack in stacks(stream, first, last, self.length):
+                for step, stack in stacks(stream, max(first, begin), last, self.length):
                     waiting = jax.device_put(stack, everywhere)
                     # One stack on the device, one that waits: decoding must not run away from training.
                     jax.block_until_ready(states)
                     states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(last), *waiting)
-                if config.averaging == "swad" and first < config.steps:
+                    done = step + self.length
+                    if checkpoints is not None and done < last and checkpoints.due(done):
+                        checkpoints.save(Halfway(done, states, points, averages))
+                if config.averaging == "swad" and len(averages) <= place and first < config.steps:
                     averages.append(jax.device_get(states.average))
+                if checkpoints is not None and last > begin and checkpoints.due(last):
+                    checkpoints.save(Halfway(last, states, points, averages))
                 if on_segment is not None:
                     on_segment()
         params, state = weights(states, config)

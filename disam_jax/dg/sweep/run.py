@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from disam_jax.dg.models.stages import CLASSIFIER
 from disam_jax.dg.progress import OnProgress, TimeLeft
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
-from disam_jax.dg.runners import memory
+from disam_jax.dg.runners import checkpoints, memory
 from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
@@ -132,6 +133,7 @@ def run_sweep(
     overwrite: bool = False,
     runs_at_once: int | None = None,
     memory_budget: int | None = None,
+    checkpoint_every: int | None = None,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
     select: str = "validation",
@@ -156,6 +158,8 @@ def run_sweep(
             otherwise they are an error.
         runs_at_once: Largest number of runs in a chunk, on all devices; by default from `default_runs_at_once`.
         memory_budget: Bytes on each device that a program may take; by default half of what is free.
+        checkpoint_every: Number of steps after which a chunk is saved, in memory at the next measurement; it goes
+            on from there after an interruption. None: it begins anew.
         on_progress: Called as the runs are trained.
         on_line: Called with a line of text at the start and whenever a chunk is on disk.
         select: Which runs and points the folder's report will have, a key of `CRITERIA`.
@@ -219,13 +223,20 @@ def run_sweep(
                 step = len(chunk) / len(config.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
-                measured = runner.train(filled, counting(show, what, done, step, total))
+                saved = None
+                if checkpoint_every is not None:
+                    saved = checkpoints.checkpoints_of(out, header, filled, checkpoint_every, say)
+                measured = runner.train(filled, counting(show, what, done, step, total), saved)
                 took = time.perf_counter() - began
                 seconds[name].append(took / len(filled))
                 store.chunk(name, chunk, measured, took)
+                if saved is not None:
+                    saved.remove()
                 done += len(chunk)
                 show(what, done, total)
                 say(chunk_line(name, done, total, left.text(done)))
+        # What a kill left between the end of a chunk and that of its checkpoints.
+        shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)
         results = store.results(plan.runs)
         cost = {
             name: {

@@ -176,6 +176,10 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
         (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
         (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),
         (["--remat"], "--remat is for networks of blocks, and what is trained here has none: leave it out"),
+        (
+            ["--checkpoint-every", "5", "--workers", "2"],
+            "--checkpoint-every is for runs in this process, and --workers",
+        ),
         (["--eval-every", "5", "--evaluations", "3"], "--eval-every and --evaluations exclude each other"),
     ],
 )
@@ -245,6 +249,7 @@ NUMBERS = {
     "--steps": (1, int),
     "--evaluations": (1, int),
     "--eval-every": (1, int),
+    "--checkpoint-every": (1, int),
     "--warmup": (0.0, float),
     "--runs-at-once": (1, int),
     "--workers": (1, int),
