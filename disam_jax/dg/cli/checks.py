@@ -76,11 +76,12 @@ def check_cluster(options: "Compare") -> None:
         from disam_jax.dg.reading import brief
 
         raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
-    if given and options.checkpoint_every is not None:
-        raise InputError(
-            f"--checkpoint-every is for runs in this process, and {flag(given[0])} trains elsewhere: leave one out, or "
-            "train a part in each of several processes with --shard"
-        )
+    for name in ("checkpoint_every", "data_parallel"):
+        if given and is_given(options, name):
+            raise InputError(
+                f"{flag(name)} is for runs in this process, and {flag(given[0])} trains elsewhere: leave one out, or "
+                "train a part in each of several processes with --shard"
+            )
     if options.checkpoint_every is not None and importlib.util.find_spec("orbax") is None:
         raise InputError(missing("orbax-checkpoint"))
     if given and importlib.util.find_spec("distributed") is None:

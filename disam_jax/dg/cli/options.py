@@ -296,6 +296,9 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Compute the activations inside of blocks again for the gradient: less memory, a third more work. For resnets,
     efficientnets, clip and vit."""
 
+    data_parallel: bool = TrainConfig.data_parallel
+    """Deal each batch over all devices, for a model that is too large for one, in the place of a run on each."""
+
     runs_at_once: Annotated[
         int | None,
         arg(

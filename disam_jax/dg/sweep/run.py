@@ -27,6 +27,7 @@ from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import checkpoints, memory
 from disam_jax.dg.runners.base import NewClasses, Runner
+from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
 from disam_jax.dg.sweep.shards import Shard, in_shard
@@ -214,7 +215,7 @@ def run_sweep(
                 store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
             runner.per_device = store.programs[name]["runs_at_once"]
             together = max(map(len, runner.chunks(runs, len(runs))))
-            size = chunk_size(runner.per_device, together, most, jax.device_count())
+            size = chunk_size(runner.per_device, together, most, groups(config))
             for chunk in runner.chunks(runs, size):
                 # The last chunk is filled up with a run that is not written down, so that it fits the program.
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
@@ -293,6 +294,7 @@ def prepare_sweep(
             raise InputError(
                 f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
             )
+    check_batch(config, len(data.domain_names) - 1)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
     probe = min(config.probe, int(splits[0].train_counts.min()))
     notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
@@ -421,9 +423,9 @@ def default_runs_at_once(config: TrainConfig) -> int:
     model = MODELS.get(config.model)
     if jax.default_backend() == "cpu":
         alone = model is not None and model.one_at_a_time_on_cpu and not cached
-        return jax.device_count() * (1 if alone else ON_A_CORE)
+        return groups(config) * (1 if alone else ON_A_CORE)
     of_images = model is not None and model.of_images and not cached
-    return jax.device_count() * (OF_IMAGES_ON_AN_ACCELERATOR if of_images else ON_AN_ACCELERATOR)
+    return groups(config) * (OF_IMAGES_ON_AN_ACCELERATOR if of_images else ON_AN_ACCELERATOR)
 
 
 def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: str) -> tuple[int, ...]:

@@ -83,6 +83,7 @@ class TrainConfig:
         eval_every: Steps between two measurements; None for as many as `evaluations` makes them.
         dtype: Type in which the network computes, "float32" or "bfloat16"; parameters and losses are float32.
         remat: Whether the activations inside of the network's blocks are computed again for the gradient.
+        data_parallel: Whether all devices share each batch, in the place of having runs of their own.
         probe: Largest number of training examples of each domain on which the losses at w + e are measured.
         block: Number of examples that are evaluated at once.
         sharpness_rho: Length of the step by which each domain's sharpness is measured after training.
@@ -113,6 +114,7 @@ class TrainConfig:
     eval_every: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    data_parallel: bool = False
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
@@ -165,7 +167,7 @@ ADDED: Mapping[str, Any] = MappingProxyType(
     {
         each.name: each.default
         for each in fields(TrainConfig)
-        if each.name in ("schedule", "warmup", "eval_every", "dtype", "remat")
+        if each.name in ("schedule", "warmup", "eval_every", "dtype", "remat", "data_parallel")
     }
 )
 

@@ -180,6 +180,7 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
             ["--checkpoint-every", "5", "--workers", "2"],
             "--checkpoint-every is for runs in this process, and --workers",
         ),
+        (["--data-parallel", "--workers", "2"], "--data-parallel is for runs in this process, and --workers"),
         (["--eval-every", "5", "--evaluations", "3"], "--eval-every and --evaluations exclude each other"),
     ],
 )
