@@ -4,11 +4,14 @@ A batch is a function of the run's key and the step, so the step is all that the
 checkpoint lies a line of JSON, written last: which runs it is of, and the length and checksum of each of its files.
 """
 
+import contextlib
 import json
+import logging
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +19,7 @@ import jax
 import numpy as np
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.reading import read_json, shown
+from disam_jax.dg.reading import read_json, reason, shown
 from disam_jax.dg.results import Run
 from disam_jax.dg.training.evaluation import Metrics
 
@@ -84,13 +87,17 @@ class Checkpoints:
         }
         arrays = {name: value for name, value in items.items() if value}
         try:
-            self._manager.save(at.step, args=ocp.args.StandardSave(arrays))
+            with _without_alarms():
+                self._manager.save(at.step, args=ocp.args.StandardSave(arrays))
             line = {"key": self.key, "averages": len(at.averages), "files": self._files(at.step)}
             unfinished = self._line(at.step).with_suffix(".unfinished")
             unfinished.write_text(json.dumps(line))
             os.replace(unfinished, self._line(at.step))
-        except OSError as error:
-            raise InputError(f"cannot write a checkpoint to {shown(self.folder)}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot write a checkpoint to {shown(self.folder)}: {_reason(error)}; what was finished and the last "
+                "checkpoint are kept, and the same command goes on from there"
+            ) from error
         self._last = at.step
         for other in self.folder.glob("*.json"):
             if not (self.folder / other.stem).exists():
@@ -186,6 +193,24 @@ def checkpoints_of(
         return Checkpoints(folder, key, every, say)
     except OSError as error:
         raise InputError(f"cannot keep checkpoints in {shown(folder)}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _without_alarms() -> Iterator[None]:
+    """Orbax logs an error with its traceback, and raises it too."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What the system said, which reaches us as a number in a text of TensorStore."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return reason(error) if number is None else os.strerror(int(number[1]))
 
 
 def _different(one: Any, other: Mapping[str, Any]) -> list[str]:

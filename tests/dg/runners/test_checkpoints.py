@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -240,6 +241,25 @@ def test_a_checkpoint_of_other_runs_is_told_and_not_used(saved, changes, states,
     lines = []
     assert kept(saved, lines, **changes).latest(states) is None
     assert lines == [f"the checkpoint {saved}/SAM/{step} {words}: it is removed and not used" for step in (6, 4)]
+
+
+# What Orbax had begun is let go of when its event loop is closed already.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_full_is_told_and_what_is_there_is_kept(saved, capfd):
+    large = STATES._replace(params={"w": np.random.default_rng(0).normal(size=(1, 1 << 18)).astype(np.float32)})
+    lines, (soft, hard) = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+    there, handler = kept(saved, lines), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        with pytest.raises(InputError, match=r"cannot write a checkpoint to .*/SAM: File too large; what"):
+            there.save(Halfway(8, large, [], []))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    with np.errstate(divide="ignore"):
+        assert_same(kept(saved, lines).latest(STATES), halfway(6))
+    assert lines == []
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path):
