@@ -283,8 +283,8 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Measure runs every N steps, and after the last one."""
 
     schedule: ScheduleName = TrainConfig.schedule
-    """How the learning rate changes along a run: not at all, down to zero as a cosine, or by a tenth after half of the
-    steps and again after three quarters."""
+    """How the learning rate changes along a run: not at all, down to zero as a cosine, or to a tenth after half of the
+    steps and a hundredth after three quarters."""
 
     warmup: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.warmup
     """Steps over which the learning rate rises from nearly zero before that; below 1, their share of all steps."""

@@ -89,7 +89,7 @@ class Checkpoints:
         try:
             with _without_alarms():
                 self._manager.save(at.step, args=ocp.args.StandardSave(arrays))
-            line = {"key": self.key, "averages": len(at.averages), "files": self._files(at.step)}
+            line = {"key": self.key, "files": self._files(at.step)}
             unfinished = self._line(at.step).with_suffix(".unfinished")
             unfinished.write_text(json.dumps(line))
             os.replace(unfinished, self._line(at.step))
