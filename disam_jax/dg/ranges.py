@@ -49,6 +49,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "mixup_alpha": Range(LEAST, MOST, "positive and finite"),
         "learning_rate": Range(LEAST, MOST, "positive and finite"),
         "weight_decay": NOT_NEGATIVE,
+        "warmup": Range(0.0, 1_000_000_000, "finite and not negative"),
         "momentum": Range(0.0, 1.0, "in [0, 1]"),
         "candidates": _whole(1, 10_000),
         "dropout": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
@@ -62,6 +63,8 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         # Steps are counted in int32.
         "steps": _whole(1, 1_000_000_000),
         "evaluations": _whole(1, 100_000),
+        "eval_every": _whole(1, 1_000_000_000),
+        "checkpoint_every": _whole(1, 1_000_000_000),
         "runs_at_once": _whole(1, 1_000_000),
         "workers": _whole(1, 10_000),
         "memory": Range(LEAST, 1_000_000.0, "positive and finite"),

@@ -27,6 +27,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.models.depthwise",
     "disam_jax.dg.models.entries",
     "disam_jax.dg.models.norm",
+    "disam_jax.dg.models.recompute",
     "disam_jax.dg.models.transformer",
     "disam_jax.dg.pretrained.legacy_pickle",
     "disam_jax.dg.pretrained.packages",

@@ -33,6 +33,8 @@ def check(options: "Compare") -> None:
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    if options.eval_every is not None and is_given(options, "evaluations"):
+        raise InputError("--eval-every and --evaluations exclude each other: one says when, the other how many times")
     parse_seeds(options.seeds)
     check_training(options)
     check_cluster(options)
@@ -75,6 +77,14 @@ def check_cluster(options: "Compare") -> None:
         from disam_jax.dg.reading import brief
 
         raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
+    for name in ("checkpoint_every", "data_parallel"):
+        if given and is_given(options, name):
+            raise InputError(
+                f"{flag(name)} is for runs in this process, and {flag(given[0])} trains elsewhere: leave one out, or "
+                "train a part in each of several processes with --shard"
+            )
+    if options.checkpoint_every is not None and importlib.util.find_spec("orbax") is None:
+        raise InputError(missing("orbax-checkpoint"))
     if given and importlib.util.find_spec("distributed") is None:
         raise InputError(missing("distributed"))
 

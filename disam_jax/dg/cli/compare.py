@@ -107,6 +107,7 @@ def run_here(
         overwrite=options.overwrite,
         runs_at_once=options.runs_at_once,
         memory_budget=memory_budget_of(options),
+        checkpoint_every=options.checkpoint_every,
         on_progress=told.show,
         on_line=told.say,
         on_chunk=told.log,
@@ -392,6 +393,7 @@ class Runs(NamedTuple):
 
 def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "Method"]) -> Runs:
     """A network by name, for a data set."""
+    from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.models.registry import MODELS, make_network
 
     shape = data.inputs.shape[1:]
@@ -401,6 +403,7 @@ def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "
         len(data.class_names),
         dropout=config.dropout,
         frozen_norm=config.frozen_norm,
+        compute=Compute(config.dtype, config.remat),
         **MODELS[config.model].options_of(config, shape),
     )
     return Runs(data, network, methods, {})
@@ -424,6 +427,7 @@ def fine_tuned(
     from disam_jax.dg.cli.options import OpenClassOptions
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
+    from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.peft.finetuning import cache, make_networks
     from disam_jax.dg.sweep.run import NewClasses
 
@@ -434,9 +438,10 @@ def fine_tuned(
     if isinstance(options, OpenClassOptions) and options.open_class:
         bases, news = split_classes(data.class_names, options.base_classes)
         check_bases(take_classes(data, bases), bases)
+    compute = Compute(config.dtype, config.remat)
     # Names are checked before anything takes long.
-    network, untrained = make_networks(pretrained, finetune, bases)
-    of_new = make_networks(pretrained, finetune, news) if news else None
+    network, untrained = make_networks(pretrained, finetune, bases, compute)
+    of_new = make_networks(pretrained, finetune, news, compute) if news else None
     # What takes long is not done only to be looked at.
     dry = getattr(options, "dry_run", False)
     if finetune.cache_features and not dry:

@@ -16,9 +16,10 @@ from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.sweep.model_selection import CRITERIA
 from disam_jax.dg.training.averaging import AVERAGING
 from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
+from disam_jax.dg.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    Model = Peft = Criterion = Average = OptimizerName = LogName = str
+    Model = Peft = Criterion = Average = OptimizerName = LogName = ScheduleName = str
 else:
     Model = literal_type_from_choices(MODELS)
     Peft = literal_type_from_choices(FINETUNING)
@@ -26,6 +27,7 @@ else:
     Average = literal_type_from_choices(AVERAGING)
     OptimizerName = literal_type_from_choices(OPTIMIZERS)
     LogName = literal_type_from_choices(LOGS)
+    ScheduleName = literal_type_from_choices(SCHEDULES)
 
 
 def _braces(names: Iterable[str]) -> str:
@@ -283,6 +285,26 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     evaluations: Annotated[int, arg(metavar="N")] = TrainConfig.evaluations
     """How many times runs are measured along training."""
 
+    eval_every: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: by --evaluations)")] = None
+    """Measure runs every N steps, and after the last one."""
+
+    schedule: ScheduleName = TrainConfig.schedule
+    """How the learning rate changes along a run: not at all, down to zero as a cosine, or to a tenth after half of the
+    steps and a hundredth after three quarters."""
+
+    warmup: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.warmup
+    """Steps over which the learning rate rises from nearly zero before that; below 1, their share of all steps."""
+
+    dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
+    """Type in which the network computes; its parameters, the optimizer, logits and losses are float32 with either."""
+
+    remat: bool = TrainConfig.remat
+    """Compute the activations inside of blocks again for the gradient: less memory, a third more work. For resnets,
+    efficientnets, clip and vit."""
+
+    data_parallel: bool = TrainConfig.data_parallel
+    """Deal each batch over all devices, for a model that is too large for one, in the place of a run on each."""
+
     runs_at_once: Annotated[
         int | None,
         arg(
@@ -292,6 +314,12 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     ] = None
     """The largest number of runs that are trained at once, on all devices. A run has the same numbers, bit for bit, in
     all sweeps that have as many on each device."""
+
+    checkpoint_every: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: runs that are interrupted begin anew)")
+    ] = None
+    """Save the runs in training every N steps, in --out, from where the same command goes on after an interruption; in
+    memory at the next measurement. They are removed when the runs are finished."""
 
     workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: this process trains)")] = None
     """Train in N processes on this machine, each with its share of the cores or its own accelerator. Extra cluster."""

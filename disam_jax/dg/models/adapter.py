@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from disam_jax.dg.models.compute import Compute, apply_module, set_remat
 from disam_jax.dg.models.inputs import to_float
 from disam_jax.dg.models.network import Network, Output, Params, State
 
+FLOAT32 = Compute()
+
 
 def from_nnx(
-    make_module: Callable[[nnx.Rngs], nnx.Module], prepare: Callable[[jax.Array], jax.Array] = to_float
+    make_module: Callable[[nnx.Rngs], nnx.Module],
+    prepare: Callable[[jax.Array], jax.Array] = to_float,
+    compute: Compute = FLOAT32,
 ) -> Network:
     """A network from an NNX module.
 
@@ -26,12 +31,14 @@ def from_nnx(
             returns (logits [N, C], features [N, F]). It draws from that key alone: `nnx.Dropout(rate)` called as
             `dropout(x, rngs=key)`.
         prepare: from the inputs of a data set to those of the module, see `inputs`.
+        compute: how the module computes.
 
     Returns:
         Network.
 
     Raises:
         ValueError: if the module keeps random state of its own.
+        InputError: if it has no blocks and `compute` has `remat`.
 
     Example:
         >>> class Centroids(nnx.Module):
@@ -45,15 +52,14 @@ def from_nnx(
         >>> network.apply(params, state, jnp.ones((5, 4)), jax.random.key(1), True).logits.shape
         (5, 3)
     """
-    graphs = _graphs(make_module)
+    graphs = _graphs(make_module, compute.remat)
 
     def init(key: jax.Array) -> tuple[Params, State]:
         return _variables(make_module(nnx.Rngs(key)))
 
     def apply(params: Params, state: State, inputs: jax.Array, key: jax.Array, train: bool) -> Output:
         module: Any = nnx.merge(graphs[train], params, state)
-        logits, features = module(prepare(inputs), key)
-        return Output(logits.astype(jnp.float32), features.astype(jnp.float32), _variables(module)[1])
+        return Output(*apply_module(module, prepare(inputs), key, compute), _variables(module)[1])
 
     return Network(init, apply)
 
@@ -63,6 +69,7 @@ def from_weights(
     extend: Callable[[nnx.Module, nnx.Rngs], nnx.Module],
     trained: Any,
     prepare: Callable[[jax.Array], jax.Array] = to_float,
+    compute: Compute = FLOAT32,
 ) -> Network:
     """A network from a module that has its weights: those that are trained are parameters, all runs share the others.
 
@@ -74,9 +81,13 @@ def from_weights(
             The streams start what it adds; it leaves the weights as they are.
         trained: NNX filter of the variables of the extended module that are parameters.
         prepare: from the inputs of a data set to those of the module, see `inputs`.
+        compute: how the extended module computes.
 
     Returns:
         Network.
+
+    Raises:
+        InputError: if it has no blocks and `compute` has `remat`.
 
     Example:
         >>> module = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
@@ -96,6 +107,8 @@ def from_weights(
     def split(loaded: Any, key: jax.Array, train: bool) -> tuple[Any, ...]:
         extended = extend(nnx.merge(graph, loaded), nnx.Rngs(key))
         extended.train() if train else extended.eval()
+        if compute.remat:
+            set_remat(extended)
         return nnx.split(extended, *kinds)
 
     loaded = nnx.to_pure_dict(variables)
@@ -113,9 +126,8 @@ def from_weights(
         # What the streams start here is replaced at once, and no part of a compiled program.
         extended, _, _, shared, _ = split(loaded, jax.random.key(0), train)
         model: Any = nnx.merge(extended, params, state, shared, derived)
-        logits, features = model(prepare(inputs), key)
-        after = nnx.to_pure_dict(nnx.state(model, *kinds)[1])
-        return Output(logits.astype(jnp.float32), features.astype(jnp.float32), after)
+        outputs = apply_module(model, prepare(inputs), key, compute)
+        return Output(*outputs, nnx.to_pure_dict(nnx.state(model, *kinds)[1]))
 
     return Network(init, apply, own)
 
@@ -146,7 +158,7 @@ def untrained(network: Network) -> Network:
     return Network(init, apply, network.weights)
 
 
-def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module]) -> dict[bool, nnx.GraphDef]:
+def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module], remat: bool) -> dict[bool, nnx.GraphDef]:
     """The module without its arrays, as it evaluates and as it trains."""
     module = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     own = nnx.to_flat_state(nnx.state(module, nnx.RngState))
@@ -155,6 +167,8 @@ def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module]) -> dict[bool, nnx.Gra
             f"the module keeps random state in {'.'.join(map(str, own[0][0]))}; write nnx.Dropout(rate) without rngs "
             "and call it as dropout(x, rngs=key), with the key of the call"
         )
+    if remat:
+        set_remat(module)
     graphs = {}
     for train in (False, True):
         module.train() if train else module.eval()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from disam_jax.dg.models.stages import NamedStage, run_stages
+from disam_jax.dg.models.stages import NamedStage, chained, run_stages
 from disam_jax.dg.models.transformer import (
     Block,
     LayerNorm,
@@ -254,8 +254,7 @@ class TextTower(nnx.Module):
         if length > positions.shape[0]:
             raise ValueError(f"the text tower has a context of {positions.shape[0]} tokens, got texts of {length}")
         x = embeddings.astype(positions.dtype) + positions[None, :length]
-        for block in self.blocks:
-            x = block(x)
+        x = chained(self.blocks)(x)
         return self.projection(self.norm_out(x[jnp.arange(count), ends]))
 
     def __call__(self, ids: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from disam_jax.dg.models.depthwise import depthwise_convolution, same_padding
 from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.norm import make_norm
 from disam_jax.dg.models.resnet import conv_init
-from disam_jax.dg.models.stages import NamedStage, chained, run_stages
+from disam_jax.dg.models.stages import Block, NamedStage, chained, run_stages
 
 NUM_FEATURES = 1280
 STEM = 32
@@ -124,7 +124,7 @@ def _norm(width: int, frozen: bool, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return make_norm("frozen" if frozen else "batch", width, rngs, momentum=0.99, epsilon=1e-3)
 
 
-class SeparableBlock(nnx.Module):
+class SeparableBlock(Block):
     """A depthwise convolution and a pointwise one: the block of the first stage."""
 
     def __init__(self, m: int, stage: Stage, stride: int, frozen_norm: bool, rngs: nnx.Rngs):
@@ -141,7 +141,7 @@ class SeparableBlock(nnx.Module):
         return x + y if self.skip else y
 
 
-class InvertedBlock(nnx.Module):
+class InvertedBlock(Block):
     """Pointwise up, depthwise, pointwise down, and a shortcut where the shape stays: MobileNetV2's block."""
 
     def __init__(self, m: int, stage: Stage, stride: int, frozen_norm: bool, rngs: nnx.Rngs):

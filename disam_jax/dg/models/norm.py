@@ -1,13 +1,37 @@
 """Normalisation layers by name."""
 
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 NORMS = ("none", "batch", "frozen", "group")
 
 
-class FrozenBatchNorm(nnx.BatchNorm):
+class BatchNorm(nnx.BatchNorm):
+    """Normalises in float32 at least, and returns the type of its input."""
+
+    def __call__(self, x, use_running_average=None, *, mask=None):
+        """As `nnx.BatchNorm`."""
+        return super().__call__(x.astype(widened(x)), use_running_average, mask=mask).astype(x.dtype)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Normalises in float32 at least, and returns the type of its input."""
+
+    def __call__(self, x, *, mask=None):
+        """As `nnx.GroupNorm`."""
+        return super().__call__(x.astype(widened(x)), mask=mask).astype(x.dtype)
+
+
+def widened(x: jax.Array) -> Any:
+    """The dtype of sums over x: float64 for float64, otherwise float32."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+class FrozenBatchNorm(BatchNorm):
     """Normalises by the running statistics in training too and never moves them; scale and bias are trained.
 
     So does DomainBed's ResNet, which puts its BatchNorm layers into evaluation mode at every call of `train`.
@@ -51,8 +75,8 @@ def make_norm(name: str, width: int, rngs: nnx.Rngs, *, momentum: float = 0.9, e
     if name == "none":
         return identity
     if name == "group":
-        return nnx.GroupNorm(width, num_groups=math.gcd(width, 8), rngs=rngs)
+        return GroupNorm(width, num_groups=math.gcd(width, 8), rngs=rngs)
     if name not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
-    layer = FrozenBatchNorm if name == "frozen" else nnx.BatchNorm
+    layer = FrozenBatchNorm if name == "frozen" else BatchNorm
     return layer(width, momentum=momentum, epsilon=epsilon, rngs=rngs)

@@ -13,6 +13,7 @@ from disam_jax.dg.registry import Registry
 if TYPE_CHECKING:
     from flax import nnx
 
+    from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.training.config import TrainConfig
 
 Shape = tuple[int, ...]
@@ -114,6 +115,7 @@ def make_network(
     *,
     dropout: float = 0.0,
     frozen_norm: bool = False,
+    compute: "Compute | None" = None,
     **options: Any,
 ) -> Network:
     """A network by name, for inputs of one shape.
@@ -126,6 +128,7 @@ def make_network(
             every hidden layer.
         frozen_norm: Whether BatchNorm keeps its running statistics and normalises by them in training too, as in
             DomainBed, which starts from pretrained weights; of little use without those.
+        compute: How it computes; None for float32, keeping all activations.
         **options: Options of the model, see `MODELS[name].options`: `hidden` of an mlp, `widths` and `norm` of a conv,
             `small_input` of a ResNet.
 
@@ -134,7 +137,7 @@ def make_network(
 
     Raises:
         InputError: On an unknown name or option, a value that cannot be, inputs that are no images for a model of
-            images, or `frozen_norm` for a model without BatchNorm.
+            images, `frozen_norm` for a model without BatchNorm, or `remat` for one without blocks.
 
     Example:
         >>> import jax
@@ -143,7 +146,7 @@ def make_network(
         >>> network.apply(params, state, jax.numpy.ones((5, 8, 8)), jax.random.key(1), False).logits.shape
         (5, 10)
     """
-    from disam_jax.dg.models.adapter import from_nnx
+    from disam_jax.dg.models.adapter import FLOAT32, from_nnx
     from disam_jax.dg.models.inputs import images, vectors
 
     model = find_model(name)
@@ -167,7 +170,7 @@ def make_network(
             f"model {name} has no option {unknown[0]!r}; it has {', '.join(known) if known else 'none of its own'}"
         )
     make_module = model.make(tuple(input_shape), num_classes, dropout, {**model.options, **options})
-    return from_nnx(make_module, images if model.of_images else vectors)
+    return from_nnx(make_module, images if model.of_images else vectors, compute or FLOAT32)
 
 
 def check_widths(name: str, option: str, value: Any, least: int) -> Shape:

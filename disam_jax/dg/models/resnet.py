@@ -7,7 +7,7 @@ from flax import nnx
 from disam_jax.dg.models.conv import platform_convolution
 from disam_jax.dg.models.linear import make_head
 from disam_jax.dg.models.norm import make_norm
-from disam_jax.dg.models.stages import NamedStage, chained, run_stages
+from disam_jax.dg.models.stages import Block, NamedStage, chained, run_stages
 
 # He et al.'s, by the fan-out: keeps the variance of the gradients.
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -61,7 +61,7 @@ def make_shortcut(m: int, n: int, stride: int, norm: str, rngs: nnx.Rngs) -> lis
     return [make_conv(m, n, 1, stride, rngs), make_norm(norm, n, rngs)]
 
 
-class BasicBlock(nnx.Module):
+class BasicBlock(Block):
     """Two 3 x 3 convolutions and a shortcut: the block of ResNet-18.
 
     Args:
@@ -90,7 +90,7 @@ class BasicBlock(nnx.Module):
         return jax.nn.relu(y + x)
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(Block):
     """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut: the block of ResNet-50.
 
     The stride is on the 3 x 3 convolution, as in torchvision ("v1.5"), not on the first as in the paper.

@@ -10,8 +10,20 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from disam_jax.dg.models.recompute import recomputed
+
 # What follows the last stage: dropout, where there is any, and the last layer.
 CLASSIFIER = "classifier"
+
+
+class Block(nnx.Module):
+    """A layer of many in a chain, called with activations alone; a network of blocks can be trained with --remat.
+
+    Attributes:
+        remat: Whether what is computed inside is computed again for the gradient, in the place of being kept.
+    """
+
+    remat = False
 
 
 class NamedStage(NamedTuple):
@@ -29,7 +41,7 @@ class NamedStage(NamedTuple):
 
 
 def chained(layers: Sequence[Any]) -> Callable[[jax.Array], jax.Array]:
-    """Layers as one function.
+    """Layers as one function; a `Block` with `remat` keeps its input alone for the gradient.
 
     Example:
         >>> chained([lambda x: x + 1, lambda x: 2 * x])(3)
@@ -38,7 +50,7 @@ def chained(layers: Sequence[Any]) -> Callable[[jax.Array], jax.Array]:
 
     def apply(x: jax.Array) -> jax.Array:
         for layer in layers:
-            x = layer(x)
+            x = recomputed(layer, x) if isinstance(layer, Block) and layer.remat else layer(x)
         return x
 
     return apply

@@ -7,11 +7,13 @@ least.
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from disam_jax.dg.models import stages
+from disam_jax.dg.models.norm import widened
 
 # Cut at two deviations.
 token_init = nnx.initializers.truncated_normal(0.02)
@@ -50,11 +52,6 @@ def check_patches(image_size: int, patch_size: int) -> None:
     """
     if image_size % patch_size:
         raise ValueError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
-
-
-def widened(x: jax.Array) -> Any:
-    """The dtype of sums over x: float64 for float64, otherwise float32."""
-    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -155,7 +152,7 @@ class Perceptron(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
-class Block(nnx.Module):
+class Block(stages.Block):
     """x + attention(norm1(x)), then x + mlp(norm2(x)).
 
     Args:

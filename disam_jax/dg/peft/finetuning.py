@@ -17,8 +17,9 @@ from disam_jax.dg.data.load import CachedFeatures, StreamedImages, fingerprint
 from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.streaming import eval_blocks
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.models.adapter import from_nnx, from_weights, untrained
+from disam_jax.dg.models.adapter import FLOAT32, from_nnx, from_weights, untrained
 from disam_jax.dg.models.clip import CLIP, CLIP_MEAN, CLIP_STD
+from disam_jax.dg.models.compute import Compute
 from disam_jax.dg.models.efficientnet import MEAN, STD, EfficientNetLite
 from disam_jax.dg.models.inputs import images, to_float
 from disam_jax.dg.models.linear import LinearHead
@@ -113,7 +114,7 @@ def load(
 
 
 def make_networks(
-    pretrained: Pretrained, finetune: FineTuneConfig, class_names: Sequence[str]
+    pretrained: Pretrained, finetune: FineTuneConfig, class_names: Sequence[str], compute: Compute = FLOAT32
 ) -> tuple[Network, Network | None]:
     """The network that is trained, and CLIP's zero-shot classifier.
 
@@ -121,13 +122,14 @@ def make_networks(
         pretrained: Pretrained model.
         finetune: What is trained of it.
         class_names: C names of classes.
+        compute: How they compute.
 
     Returns:
         The network to train, and for CLIP its zero-shot classifier, whose parameter has no effect.
 
     Raises:
-        InputError: If two classes cannot be told apart by their names, a prompt is too long, or a cut leaves nothing to
-            train.
+        InputError: If two classes cannot be told apart by their names, a prompt is too long, a cut leaves nothing to
+            train, or `compute` has `remat` and what is trained has no blocks.
 
     Example:
         >>> from disam_jax.dg.models.vit import ViTConfig
@@ -144,8 +146,10 @@ def make_networks(
     way = FINETUNING[finetune.peft]
     number, size = len(class_names), feature_size(pretrained.tower)
     prepare = to_float if finetune.cache_features else pretrained.prepare
-    make = functools.partial(from_weights, trained=TRAINABLE[finetune.peft], prepare=prepare)
-    head = from_nnx(lambda rngs: LinearHead(size, number, rngs=rngs)) if finetune.cache_features else None
+    make = functools.partial(from_weights, trained=TRAINABLE[finetune.peft], prepare=prepare, compute=compute)
+    head = (
+        from_nnx(lambda rngs: LinearHead(size, number, rngs=rngs), compute=compute) if finetune.cache_features else None
+    )
 
     def probe(tower: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         module = LinearProbe(tower, number, rngs)

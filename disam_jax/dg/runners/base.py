@@ -11,6 +11,7 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import MethodError
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
+from disam_jax.dg.runners.checkpoints import Checkpoints
 from disam_jax.dg.training import averaging
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics
@@ -68,18 +69,24 @@ class Runner(Protocol):
         """Compiles the program of a chunk, unless one of this size is there."""
         ...
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self,
+        runs: Sequence[Run],
+        on_segment: Callable[[], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> dict[str, Any]:
         """Trains and measures a chunk of R runs.
 
         Args:
             runs: Chunk of runs, with the same names of hyperparameters.
             on_segment: Called after each segment.
+            checkpoints: Where the runs go on from, and where they are saved along training; None for neither.
 
         Returns:
             The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
 
         Raises:
-            InputError: If an image cannot be read.
+            InputError: If an image cannot be read, or a checkpoint cannot be written.
         """
         ...
 

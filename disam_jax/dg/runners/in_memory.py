@@ -13,7 +13,8 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
-from disam_jax.dg.runners.devices import devices_of, over_runs, put_once
+from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
+from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_runs, put_once, split_batches
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
@@ -97,13 +98,19 @@ class InMemoryRunner:
     ):
         self.config, self.seeds = config, tuple(seeds)
         self.per_device: int | None = None
-        networks = Networks(network, new_network)
+        # Of which XLA counts the operations on all devices.
+        self._whole = Networks(network, new_network)
+        networks = self._whole
+        if config.data_parallel:
+            networks = Networks(split_batches(network), new_network and split_batches(new_network))
         self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
         self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()))
         # Static arguments, and not closures over them: a second runner of the same method finds what jax has traced.
         jit = functools.partial(jax.jit, static_argnames="fixed")
         self._start, self._measure, self._sharpness = jit(start_all), jit(measure_all), jit(sharpness_all)
-        self._segment = jit(segment, donate_argnums=0)
+        # The states must come out as they go in, for the next segment.
+        placed: dict[str, Any] = {"out_shardings": everywhere()} if config.data_parallel else {}
+        self._segment = jit(segment, donate_argnums=0, **placed)
         self._compiled: dict[int, Any] = {}
         self._placed: dict[Any, Shared] = {}
 
@@ -121,7 +128,7 @@ class InMemoryRunner:
 
     def place(self, number: int) -> NamedSharding:
         """Where arrays of R runs lie."""
-        return over_runs(number, self.per_device)
+        return everywhere() if self.config.data_parallel else over_runs(number, self.per_device)
 
     def shared_for(self, number: int) -> Shared:
         """What R runs share, on every device that has some of them."""
@@ -147,28 +154,41 @@ class InMemoryRunner:
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """See `Runner`: however many runs there are, so that a sweep that grows keeps its program."""
-        number = fitting(most, most, budget, lambda number: program_bytes(self.compile([runs[0]] * number)))
-        return number // devices_of(self.place(number))
+        used = lambda number: program_bytes(self.compile([runs[0]] * number))
+        number = fitting(most, most, budget, used, groups(self.config))
+        return number if self.config.data_parallel else number // devices_of(self.place(number))
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
         specs, shared = self.specs([run]), self.shared_for(1)
         states = jax.eval_shape(functools.partial(start_all, fixed=self._fixed), specs, shared)
         with naming([run]):
-            step = jax.jit(functools.partial(step_all, fixed=self._fixed))
+            fixed = self._fixed._replace(networks=self._whole.without_weights())
+            step = jax.jit(functools.partial(step_all, fixed=fixed))
             return flops_of(step, states, specs, jnp.int32(0), shared)
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self,
+        runs: Sequence[Run],
+        on_segment: Callable[[], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
         states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
-        for first in self.config.measured_at:
+        if checkpoints is not None and (found_there := checkpoints.latest(states)) is not None:
+            _, states, points, averages = found_there
+            states = jax.device_put(states, self.place(len(runs)))
+        for first in self.config.measured_at[len(points) :]:
             states, measured = compiled(states, specs, jnp.int32(first), shared)
             points.append(jax.device_get(measured))
             if self.config.averaging == "swad" and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
+            last = min(first + self.config.segment, self.config.steps)
+            if checkpoints is not None and checkpoints.due(last):
+                checkpoints.save(Halfway(last, states, points, averages))
             if on_segment is not None:
                 on_segment()
         params, state = weights(states, self.config)

@@ -39,7 +39,7 @@ def all_bytes() -> int:
     return (total if limit is None else min(total, limit)) // jax.local_device_count()
 
 
-def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> int:
+def fitting(total: int, most: int, budget: int, used: Callable[[int], int], groups: int | None = None) -> int:
     """The size of chunks that fit into memory, found by compiling one and reading its memory until it fits.
 
     Args:
@@ -47,6 +47,7 @@ def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> i
         most: Largest size of a chunk.
         budget: Bytes on each device.
         used: Number of runs -> bytes that they take on each device.
+        groups: Number of groups of devices that runs are dealt over; by default each device is one.
 
     Returns:
         A size that `evenly` gives.
@@ -56,7 +57,7 @@ def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> i
     """
     most = min(most, total)
     while True:
-        number = evenly(total, most)
+        number = evenly(total, most, groups)
         needed = used(number)
         if needed <= budget:
             return number
@@ -69,8 +70,16 @@ def fitting(total: int, most: int, budget: int, used: Callable[[int], int]) -> i
         most = max(1, min(number - 1, int(number * budget / needed)))
 
 
-def evenly(total: int, most: int) -> int:
+def evenly(total: int, most: int, groups: int | None = None) -> int:
     """The size of equal chunks of at most `most`, a multiple of the number of devices if it is larger than that.
+
+    Args:
+        total: Number of runs.
+        most: Largest size.
+        groups: Number of groups of devices; by default each device is one.
+
+    Returns:
+        The size.
 
     Example:
         >>> evenly(10, 4)
@@ -79,7 +88,7 @@ def evenly(total: int, most: int) -> int:
         3
     """
     size = -(-total // -(-total // most))
-    devices = jax.device_count()
+    devices = jax.device_count() if groups is None else groups
     rounded = -(-size // devices) * devices
     if rounded > most:
         rounded = size // devices * devices

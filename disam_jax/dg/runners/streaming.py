@@ -24,7 +24,8 @@ from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
-from disam_jax.dg.runners.devices import devices_of, layout, put_once
+from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
+from disam_jax.dg.runners.devices import devices_of, everywhere, groups, layout, put_once, split_batches
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
 from disam_jax.dg.training.config import TrainConfig
@@ -93,6 +94,9 @@ class StreamingRunner:
         self.block = min(config.block, len(data.labels))
         self.weights = (network.weights, new_network.weights if new_network else ())
         self.new = new
+        whole = network
+        if config.data_parallel:
+            network, new_network = split_batches(network), new_network and split_batches(new_network)
         fixed = {"method": method, "config": config}
         begin = functools.partial(start, **fixed, num_sources=domains - 1)
         sums = functools.partial(block_sums, groups=2 * domains)
@@ -100,7 +104,7 @@ class StreamingRunner:
         self._start = jax.jit(with_weights(network, begin, (OVER_RUNS,)))
         self._advance = functools.partial(advance, network=network, **fixed)
         step = functools.partial(train_step, **fixed)
-        self._step = with_weights(network, step, (0, OVER_RUNS, None, None, None))
+        self._step = with_weights(whole, step, (0, OVER_RUNS, None, None, None))
         self._evaluate = with_weights(network, sums, (0, 0, OVER_RUNS, None, None, None))
         self._probe = with_weights(network, functools.partial(measure_probe, **fixed), (0, 0, OVER_RUNS, None, None))
         sharpness = functools.partial(each_domain, functools.partial(sharpness_of, config=config))
@@ -131,6 +135,8 @@ class StreamingRunner:
 
     def place(self, number: int) -> tuple[Sharding, Sharding]:
         """Where arrays of R runs lie, and what they share."""
+        if self.config.data_parallel:
+            return everywhere(), everywhere()
         return layout(number, self.per_device)
 
     def weights_for(self, where: Sharding) -> tuple[Any, Any]:
@@ -180,7 +186,7 @@ class StreamingRunner:
         """
         programs = self.compile(runs)
         states = jax.eval_shape(self._start, self.weights[0], self.specs(runs))
-        devices = devices_of(self.place(len(runs))[0])
+        devices = self._groups(len(runs))
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // devices
         pixels = math.prod(self.batch[2:]) * self.dtype.itemsize
         waiting = max(self.length * math.prod(self.batch[:2]), self.block)
@@ -191,8 +197,13 @@ class StreamingRunner:
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """See `Runner`: a number that deals the candidates of a seed and target evenly."""
         together = len(self.chunks(runs, len(runs))[0])
-        number = fitting(together, most, budget, lambda number: self.bytes([runs[0]] * number))
-        return number // devices_of(self.place(number)[0])
+        used = lambda number: self.bytes([runs[0]] * number)
+        number = fitting(together, most, budget, used, groups(self.config))
+        return number // self._groups(number)
+
+    def _groups(self, number: int) -> int:
+        """Number of groups of devices, of which each has its part of R runs."""
+        return 1 if self.config.data_parallel else devices_of(self.place(number)[0])
 
     def flops(self, run: Run) -> float | None:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
@@ -203,7 +214,12 @@ class StreamingRunner:
         with naming([run]):
             return flops_of(jax.jit(self._step), self.weights[0], states, specs, jnp.int32(0), images, labels)
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self,
+        runs: Sequence[Run],
+        on_segment: Callable[[], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> dict[str, Any]:
         """See `Runner`."""
         run, config = runs[0], self.config
         specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), self.place(len(runs))
@@ -211,17 +227,28 @@ class StreamingRunner:
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
         averages: list[Any] = []
+        begin = 0
+        if checkpoints is not None and (found_there := checkpoints.latest(states)) is not None:
+            begin, states, points, averages = found_there
+            states = jax.device_put(states, apart)
         with batches_of(run, self.data, self.splits[run.seed], config, self.threads, self.length) as stream:
-            for first in config.measured_at:
-                points.append(self._measure(*weights(states, config), specs, runs))
+            stream.set_state({**stream.get_state(), "step": begin})
+            for place, first in enumerate(config.measured_at):
+                if place >= len(points):
+                    points.append(self._measure(*weights(states, config), specs, runs))
                 last = min(first + config.segment, config.steps)
-                for step, stack in stacks(stream, first, last, self.length):
+                for step, stack in stacks(stream, max(first, begin), last, self.length):
                     waiting = jax.device_put(stack, everywhere)
                     # One stack on the device, one that waits: decoding must not run away from training.
                     jax.block_until_ready(states)
                     states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(last), *waiting)
-                if config.averaging == "swad" and first < config.steps:
+                    done = step + self.length
+                    if checkpoints is not None and done < last and checkpoints.due(done):
+                        checkpoints.save(Halfway(done, states, points, averages))
+                if config.averaging == "swad" and len(averages) <= place and first < config.steps:
                     averages.append(jax.device_get(states.average))
+                if checkpoints is not None and last > begin and checkpoints.due(last):
+                    checkpoints.save(Halfway(last, states, points, averages))
                 if on_segment is not None:
                     on_segment()
         params, state = weights(states, config)

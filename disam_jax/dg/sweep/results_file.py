@@ -330,7 +330,7 @@ def _as_typed(found: str) -> str:
     key = found.partition(" is ")[0]
     first, _, rest = key.partition(".")
     options = {
-        "steps": "--steps or --evaluations",
+        "steps": "--steps, --evaluations or --eval-every",
         "data": "--data and its options",
         "seeds": "--seeds",
         "targets": "--target",

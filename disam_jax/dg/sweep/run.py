@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from disam_jax.dg.models.stages import CLASSIFIER
 from disam_jax.dg.progress import OnProgress, TimeToGo
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
-from disam_jax.dg.runners import memory
+from disam_jax.dg.runners import checkpoints, memory
 from disam_jax.dg.runners.base import NewClasses, Runner
+from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.sweep.beforehand import passes_of
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store, planned
@@ -133,6 +135,7 @@ def run_sweep(
     overwrite: bool = False,
     runs_at_once: int | None = None,
     memory_budget: int | None = None,
+    checkpoint_every: int | None = None,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
     on_chunk: Callable[[str], None] | None = None,
@@ -160,6 +163,8 @@ def run_sweep(
             otherwise they are an error.
         runs_at_once: Largest number of runs in a chunk, on all devices; by default from `default_runs_at_once`.
         memory_budget: Bytes on each device that a program may take; by default half of what is free.
+        checkpoint_every: Number of steps after which a chunk is saved, in memory at the next measurement; it goes
+            on from there after an interruption. None: it begins anew.
         on_progress: Called as the runs are trained.
         on_line: Called with a line of text before anything starts.
         on_chunk: Called with a line of text whenever a chunk is on disk.
@@ -224,7 +229,7 @@ def run_sweep(
                 store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
             runner.per_device = store.programs[name]["runs_at_once"]
             together = max(map(len, runner.chunks(runs, len(runs))))
-            size = chunk_size(runner.per_device, together, most, jax.device_count())
+            size = chunk_size(runner.per_device, together, most, groups(config))
             for chunk in runner.chunks(runs, size):
                 # The last chunk is filled up with a run that is not written down, so that it fits the program.
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
@@ -234,10 +239,15 @@ def run_sweep(
                 step = len(chunk) / len(config.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
-                measured = runner.train(filled, counting(show, what, done, step, total))
+                saved = None
+                if checkpoint_every is not None:
+                    saved = checkpoints.checkpoints_of(out, header, filled, checkpoint_every, say)
+                measured = runner.train(filled, counting(show, what, done, step, total), saved)
                 took = time.perf_counter() - began
                 seconds[name].append(took / len(filled))
                 store.chunk(name, chunk, measured, took)
+                if saved is not None:
+                    saved.remove()
                 if on_records is not None:
                     on_records([store.records[run[:4]] for run in chunk], header)
                 left.trained(name, len(chunk), took)
@@ -245,6 +255,8 @@ def run_sweep(
                 show(what, done, total)
                 say_chunk(chunk_line(name, done, total, left.text()))
                 began = time.perf_counter()
+        # What a kill left between the end of a chunk and that of its checkpoints.
+        shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)
         results = store.results(plan.runs)
         cost = {
             name: {
@@ -301,6 +313,7 @@ def prepare_sweep(
             raise InputError(
                 f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
             )
+    check_batch(config, len(data.domain_names) - 1)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
     probe = min(config.probe, int(splits[0].train_counts.min()))
     notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
@@ -464,9 +477,9 @@ def default_runs_at_once(config: TrainConfig) -> int:
     model = MODELS.get(config.model)
     if jax.default_backend() == "cpu":
         alone = model is not None and model.one_at_a_time_on_cpu and not cached
-        return jax.device_count() * (1 if alone else ON_A_CORE)
+        return groups(config) * (1 if alone else ON_A_CORE)
     of_images = model is not None and model.of_images and not cached
-    return jax.device_count() * (OF_IMAGES_ON_AN_ACCELERATOR if of_images else ON_AN_ACCELERATOR)
+    return groups(config) * (OF_IMAGES_ON_AN_ACCELERATOR if of_images else ON_AN_ACCELERATOR)
 
 
 def check_targets(targets: Sequence[str], domain_names: Sequence[str], where: str) -> tuple[int, ...]:

@@ -1,10 +1,12 @@
 """What all runs of a sweep share: static, so that they go through one compiled program."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import jax
 import optax
 
 from disam_jax.dg.data.domains import Domains
@@ -15,6 +17,7 @@ from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.ranges import RANGES, check_range
 from disam_jax.dg.training.averaging import AVERAGING
+from disam_jax.dg.training.schedules import SCHEDULES, rate_factor
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class TrainConfig:
         lam: Default weight of the penalty; None for the default of each method.
         optimizer: Name of the optimizer, a key of `OPTIMIZERS`.
         momentum: Momentum of "sgd".
+        schedule: How the learning rate changes along a run, a key of `SCHEDULES`.
+        warmup: Steps over which the learning rate rises before that; below 1, their share of all steps.
         per_domain: Number of examples of each source domain in a batch.
         hidden: Number of units in the hidden layer of the multilayer perceptron.
         dropout: Probability of dropout before the last layer.
@@ -75,6 +80,10 @@ class TrainConfig:
         ema_decay: Decay of the exponential moving average.
         holdout: Share of each domain that is set aside for validation.
         evaluations: Number of times that runs are measured, evenly spaced over training, besides once before it.
+        eval_every: Steps between two measurements; None for as many as `evaluations` makes them.
+        dtype: Type in which the network computes, "float32" or "bfloat16"; parameters and losses are float32.
+        remat: Whether the activations inside of the network's blocks are computed again for the gradient.
+        data_parallel: Whether all devices share each batch, in the place of having runs of their own.
         probe: Largest number of training examples of each domain on which the losses at w + e are measured.
         block: Number of examples that are evaluated at once.
         sharpness_rho: Length of the step by which each domain's sharpness is measured after training.
@@ -89,6 +98,8 @@ class TrainConfig:
     lam: float | None = None
     optimizer: str = "sgd"
     momentum: float = 0.9
+    schedule: str = "constant"
+    warmup: float = 0.0
     per_domain: int = 16
     hidden: int = 64
     dropout: float = 0.0
@@ -100,6 +111,10 @@ class TrainConfig:
     ema_decay: float = 0.995
     holdout: float = 0.2
     evaluations: int = 20
+    eval_every: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    data_parallel: bool = False
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
@@ -113,7 +128,12 @@ class TrainConfig:
     @property
     def segment(self) -> int:
         """Steps between two measurements."""
-        return -(-self.steps // self.evaluations)
+        return self.eval_every or -(-self.steps // self.evaluations)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return math.ceil(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
 
     @property
     def measured_at(self) -> tuple[int, ...]:
@@ -128,8 +148,11 @@ class TrainConfig:
         return {**own, **lam, "steps": self.steps}
 
     def record(self) -> dict[str, Any]:
-        """The configuration as JSON values, under the names that results files have had from the first version on."""
-        record = asdict(self)
+        """The configuration as JSON values, under the names that results files have had from the first version on.
+
+        What an earlier version did not have is left out at its default, so that its sweeps go on.
+        """
+        record = {name: value for name, value in asdict(self).items() if name not in ADDED or value != ADDED[name]}
         finetune = record.pop("finetune")
         if finetune is not None:
             # A run without a cut has the record that it had before there were cuts, so that its sweeps go on.
@@ -138,6 +161,15 @@ class TrainConfig:
             record["tuning"] = {RECORDED.get(name, name): value for name, value in finetune.items()}
         return record
 
+
+# Attributes of `TrainConfig` that results files have only where they differ from these values.
+ADDED: Mapping[str, Any] = MappingProxyType(
+    {
+        each.name: each.default
+        for each in fields(TrainConfig)
+        if each.name in ("schedule", "warmup", "eval_every", "dtype", "remat", "data_parallel")
+    }
+)
 
 # Names of attributes of `FineTuneConfig` in results files, where they differ.
 RECORDED: Mapping[str, str] = MappingProxyType({"context_words": "initial", "cache_features": "cached"})
@@ -193,10 +225,10 @@ def make_config(
         **values: Values of `TrainConfig`; those that are None have their defaults.
 
     Returns:
-        TrainConfig. There are at most as many `evaluations` as `steps`.
+        TrainConfig. There are at most as many `evaluations` as `steps`, and as many as `eval_every` makes, if given.
 
     Raises:
-        InputError: If a value is out of its range, or the optimizer or the averaging is unknown.
+        InputError: If a value is out of its range, or the optimizer, the schedule or the averaging is unknown.
 
     Example:
         >>> from disam_jax.dg.data.digits import load_digits
@@ -215,8 +247,11 @@ def make_config(
         config = replace(config, optimizer=optimizer, learning_rate=rate)
     given = {name: value for name, value in values.items() if value is not None}
     config = replace(config, model=model, **given)
-    config = replace(config, evaluations=min(config.evaluations, config.steps))
     check_config(config)
+    if config.eval_every is not None:
+        every = min(config.eval_every, config.steps)
+        return replace(config, eval_every=every, evaluations=-(-config.steps // every))
+    return replace(config, evaluations=min(config.evaluations, config.steps))
     return config
 
 
@@ -237,8 +272,19 @@ def check_config(config: TrainConfig) -> None:
         if value is not None:
             check_range(name, value)
     find_optimizer(config.optimizer)
-    if config.averaging not in AVERAGING:
-        raise InputError(f"--averaging must be one of {', '.join(AVERAGING)}, got {config.averaging}")
+    for name, known in (("averaging", AVERAGING), ("schedule", SCHEDULES)):
+        if getattr(config, name) not in known:
+            raise InputError(f"--{name} must be one of {', '.join(known)}, got {getattr(config, name)}")
+    if config.warmup >= 1 and not float(config.warmup).is_integer():
+        raise InputError(
+            f"--warmup must be a whole number of steps or a share of them below 1, got {config.warmup:g}: write "
+            f"{int(config.warmup)}"
+        )
+    if config.warmup_steps >= config.steps:
+        raise InputError(
+            f"--warmup must leave steps to train at the full rate: got {config.warmup:g} of {config.steps} --steps, "
+            "write 0.1 for a tenth of them"
+        )
 
 
 class Optimizer(NamedTuple):
@@ -297,6 +343,7 @@ def make_optimizer(config: TrainConfig, hparams: HParams) -> optax.GradientTrans
 
     Returns:
         Weight decay added to the gradient, then stochastic gradient descent or Adam, as PyTorch's and DomainBed's are.
+        The schedule multiplies the learning rate.
 
     Example:
         >>> import jax.numpy as jnp
@@ -306,5 +353,12 @@ def make_optimizer(config: TrainConfig, hparams: HParams) -> optax.GradientTrans
         >>> updates.tolist()
         [-1.5]
     """
-    descend = OPTIMIZERS[config.optimizer].make(hparams["learning_rate"], config)
+    descend = OPTIMIZERS[config.optimizer].make(_scheduled(hparams["learning_rate"], config), config)
     return optax.chain(optax.add_decayed_weights(hparams["weight_decay"]), descend)
+
+
+def _scheduled(rate: jax.Array, config: TrainConfig) -> Any:
+    if config.schedule == "constant" and not config.warmup:
+        return rate
+    factor = rate_factor(config.schedule, config.steps, config.warmup_steps)
+    return lambda count: rate * factor(count)

@@ -180,6 +180,13 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
         ),
         (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
         (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),
+        (["--remat"], "--remat is for networks of blocks, and what is trained here has none: leave it out"),
+        (
+            ["--checkpoint-every", "5", "--workers", "2"],
+            "--checkpoint-every is for runs in this process, and --workers",
+        ),
+        (["--data-parallel", "--workers", "2"], "--data-parallel is for runs in this process, and --workers"),
+        (["--eval-every", "5", "--evaluations", "3"], "--eval-every and --evaluations exclude each other"),
     ],
 )
 def test_an_option_without_effect_is_refused(tmp_path, capsys, arguments, message):
@@ -247,6 +254,9 @@ NUMBERS = {
     "--per-domain": (1, int),
     "--steps": (1, int),
     "--evaluations": (1, int),
+    "--eval-every": (1, int),
+    "--checkpoint-every": (1, int),
+    "--warmup": (0.0, float),
     "--runs-at-once": (1, int),
     "--workers": (1, int),
     "--memory": (1e-30, float),

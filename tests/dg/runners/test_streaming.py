@@ -140,7 +140,7 @@ CONV = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch", dropo
 @pytest.mark.parametrize(
     ("methods", "changes"),
     [
-        (("disam",), {"augment": True, "averaging": "ema"}),
+        (("disam",), {"augment": True, "averaging": "ema", "schedule": "cosine", "warmup": 2, "eval_every": 4}),
         # A segment of one stack, an evaluation of one block.
         (("sagm+disam",), {"averaging": "swad", "evaluations": 7, "block": 100}),
     ],
