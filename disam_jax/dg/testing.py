@@ -1,5 +1,8 @@
 """Toy data and toy results, for examples and tests: a few numbers of the right shapes."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from disam_jax.dg.data.domains import Domains, join_domains
@@ -51,3 +54,36 @@ def toy_results(*methods: str, losses: float = 1.0) -> Results:
     ones = np.ones((len(methods), 2, 2, 2))
     probe = ones[:, 0]
     return Results(header, runs, np.arange(2), ones, losses * ones, probe, probe, sharpness=probe[:, 0])
+
+
+def save_toy_model(folder: str | Path, images: bool = False) -> Path:
+    """Trains a small network on `toy` for four steps and keeps its model, as `disam-jax sweep --save last` does.
+
+    Args:
+        folder: Folder for the results.
+        images: As for `toy`; the network is then a convolutional one.
+
+    Returns:
+        Path of the record of the model of method ERM, target sketch and seed 0.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_toy_model(folder)
+        ...     sorted(each.name for each in path.parent.iterdir())
+        ['ERM-sketch-seed0-candidate0-last.json', 'ERM-sketch-seed0-candidate0-last.safetensors']
+    """
+    from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.models.registry import make_network
+    from disam_jax.dg.sweep.hparams import default_hparams
+    from disam_jax.dg.sweep.run import Plan, run_sweep
+    from disam_jax.dg.training.config import TrainConfig
+
+    data, model = toy(images), "conv" if images else "mlp"
+    config = TrainConfig(model=model, norm="batch", hidden=4, steps=4, evaluations=2, per_domain=2)
+    options: dict[str, Any] = {"norm": "batch"} if images else {"hidden": (4,)}
+    network = make_network(model, data.inputs.shape[1:], len(data.class_names), **options)
+    methods = {"ERM": METHODS["ERM"]}
+    plan = Plan({"ERM": [default_hparams(methods["ERM"], config)]}, targets=(1,), seeds=(0,))
+    run_sweep(data, network, config, methods, plan, Path(folder), save="last")
+    return Path(folder, "models", "ERM-sketch-seed0-candidate0-last.json")

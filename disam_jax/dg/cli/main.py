@@ -13,7 +13,7 @@ from disam_jax.dg.cli.progress import say
 from disam_jax.dg.errors import InputError
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, Evaluate, List, Merge, Predict, Report, Status
 
 
 def use_all_cores() -> None:
@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | Merge | Data | List":
+def parse(
+    arguments: Sequence[str],
+) -> "Compare | Diagnose | Predict | Evaluate | Report | Status | Merge | Data | List":
     """The options that the arguments give.
 
     Raises:
@@ -66,13 +68,15 @@ def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | M
     """
     import tyro
 
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, Evaluate, List, Merge, Predict, Report, Status, Sweep
 
     return tyro.extras.subcommand_cli_from_dict(
         {
             "compare": Compare,
             "sweep": Sweep,
             "diagnose": Diagnose,
+            "predict": Predict,
+            "evaluate": Evaluate,
             "report": Report,
             "status": Status,
             "merge": Merge,
@@ -99,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         if end.code:
             say_failures()
         raise
-    from disam_jax.dg.cli.options import Data, Diagnose, List, Merge, Report, Status
+    from disam_jax.dg.cli.options import Data, Diagnose, Evaluate, List, Merge, Predict, Report, Status
 
     command = shlex.join(["disam-jax", *arguments])
     match options:
@@ -110,6 +114,14 @@ def run(arguments: Sequence[str]) -> int:
             from disam_jax.dg.cli.report import run_report
 
             run_report(options, command)
+        case Predict():
+            from disam_jax.dg.cli.predict import run_predict
+
+            run_predict(options)
+        case Evaluate():
+            from disam_jax.dg.cli.predict import run_evaluate
+
+            run_evaluate(options)
         case Merge():
             from disam_jax.dg.cli.report import run_merge
 

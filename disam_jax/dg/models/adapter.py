@@ -55,7 +55,10 @@ def from_nnx(
         logits, features = module(prepare(inputs), key)
         return Output(logits.astype(jnp.float32), features.astype(jnp.float32), _variables(module)[1])
 
-    return Network(init, apply)
+    def module(params: Params, state: State) -> Any:
+        return nnx.merge(graphs[False], params, state)
+
+    return Network(init, apply, module=module)
 
 
 def from_weights(
@@ -117,7 +120,12 @@ def from_weights(
         after = nnx.to_pure_dict(nnx.state(model, *kinds)[1])
         return Output(logits.astype(jnp.float32), features.astype(jnp.float32), after)
 
-    return Network(init, apply, own)
+    def with_weights(params: Params, state: State, weights: Any = own) -> Any:
+        loaded, derived = weights
+        extended, _, _, shared, _ = split(loaded, jax.random.key(0), False)
+        return nnx.merge(extended, params, state, shared, derived)
+
+    return Network(init, apply, own, with_weights)
 
 
 def untrained(network: Network) -> Network:
@@ -143,7 +151,12 @@ def untrained(network: Network) -> Network:
         del params
         return network.apply({}, *rest, **weights)
 
-    return Network(init, apply, network.weights)
+    def module(params: Params, state: State, **weights: Any) -> Any:
+        del params
+        assert network.module is not None
+        return network.module({}, state, **weights)
+
+    return Network(init, apply, network.weights, None if network.module is None else module)
 
 
 def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module]) -> dict[bool, nnx.GraphDef]:

@@ -68,15 +68,19 @@ class Runner(Protocol):
         """Compiles the program of a chunk, unless one of this size is there."""
         ...
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None, save: str = "none"
+    ) -> dict[str, Any]:
         """Trains and measures a chunk of R runs.
 
         Args:
             runs: Chunk of runs, with the same names of hyperparameters.
             on_segment: Called after each segment.
+            save: Which weights are kept, a key of `keep.SAVES`.
 
         Returns:
-            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
+            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure; and what `Keeper.kept`
+            returns.
 
         Raises:
             InputError: If an image cannot be read.

@@ -25,6 +25,7 @@ from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
 from disam_jax.dg.runners.devices import devices_of, layout, put_once
+from disam_jax.dg.runners.keep import Keeper
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
 from disam_jax.dg.training.config import TrainConfig
@@ -203,7 +204,9 @@ class StreamingRunner:
         with naming([run]):
             return flops_of(jax.jit(self._step), self.weights[0], states, specs, jnp.int32(0), images, labels)
 
-    def train(self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None) -> dict[str, Any]:
+    def train(
+        self, runs: Sequence[Run], on_segment: Callable[[], None] | None = None, save: str = "none"
+    ) -> dict[str, Any]:
         """See `Runner`."""
         run, config = runs[0], self.config
         specs, compiled, (apart, everywhere) = self.specs(runs), self.compile(runs), self.place(len(runs))
@@ -211,9 +214,12 @@ class StreamingRunner:
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
         averages: list[Any] = []
+        keeper = Keeper(save, runs, config)
         with batches_of(run, self.data, self.splits[run.seed], config, self.threads, self.length) as stream:
-            for first in config.measured_at:
+            for place, first in enumerate(config.measured_at):
+                keeper.before(weights(states, config))
                 points.append(self._measure(*weights(states, config), specs, runs))
+                keeper.after(place, points[-1])
                 last = min(first + config.segment, config.steps)
                 for step, stack in stacks(stream, first, last, self.length):
                     waiting = jax.device_put(stack, everywhere)
@@ -229,7 +235,7 @@ class StreamingRunner:
             params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
             points[-1] = self._measure(params, state, specs, runs)
         sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
-        return found(points, jax.device_get(sharpness), runs)
+        return {**found(points, jax.device_get(sharpness), runs), **keeper.kept(params, state, dict)}
 
     def _probe_for(self, run: Run, where: Sharding) -> tuple[jax.Array, jax.Array]:
         """Images [D, n, ...] and labels int32 [D, n] of the probe of a seed, on the device."""

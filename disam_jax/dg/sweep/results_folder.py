@@ -19,6 +19,8 @@ from disam_jax.dg.unfinished import remove_unfinished, unfinished_folder
 RESULTS = "results.jsonl"
 MANIFEST = "report.json"
 WRITER = "disam-jax"
+# Folder of the models that are kept.
+MODELS = "models"
 # Of what was measured while runs were trained: a report of stored results cannot make them again.
 RECORD = "record.json"
 OF_TRAINING = (RECORD, "cost.md", "cost.tex", "cost.csv")
@@ -297,6 +299,7 @@ def set_aside(out: Path) -> Path:
     manifest = read_manifest(out)
     names = [] if manifest is None else [*manifest.files, MANIFEST]
     names += [apart(each) for each in CRITERIA if exists(out / apart(each) / MANIFEST)]
+    names += [MODELS]
     try:
         aside = _first_free(out)
         # The results last: as long as they are here, a killed move can be made again.

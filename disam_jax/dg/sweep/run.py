@@ -27,6 +27,8 @@ from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
 from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.make import runner_factory
+from disam_jax.dg.saving.blueprint import Blueprint, from_scratch
+from disam_jax.dg.sweep.models import ModelStore
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
 from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import TrainConfig, check_config
@@ -137,6 +139,8 @@ def run_sweep(
     select: str = "validation",
     own_networks: Mapping[str, Network] | None = None,
     new: NewClasses | None = None,
+    save: str = "none",
+    blueprint: Callable[[str], Blueprint] | None = None,
 ) -> tuple[Results, dict[str, dict[str, Any]]]:
     """Trains all runs of a plan that a folder does not have yet.
 
@@ -161,6 +165,10 @@ def run_sweep(
         select: Which runs and points the folder's report will have, a key of `CRITERIA`.
         own_networks: Networks of the methods that have one of their own, by the method's name.
         new: Classes that are not trained on, and are measured too.
+        save: Which models are kept in the folder `models`, a key of `SAVES`. One that is missing there has its run
+            trained again.
+        blueprint: (name of a method) -> how its network is built again; by default of a network by name, which
+            `make_network` makes for the configuration.
 
     Returns:
         The results, and for each method its "flops" (of one training step of one run) and "seconds_per_run" (of those
@@ -192,6 +200,10 @@ def run_sweep(
     show, say = on_progress or (lambda *_: None), on_line or (lambda _: None)
     total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
+    plain = functools.cache(lambda: from_scratch(network, config, data))
+    models = ModelStore(out, save, blueprint or (lambda _: plain()))
+    if save != "none" and plan.runs:
+        say(models.size_line(plan.runs))
 
     with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:
@@ -199,10 +211,15 @@ def run_sweep(
         say(start_line(header, len(store.records), None if plan.shard is None else len(plan.runs)))
         done = len(store.records)
         left = TimeLeft(done, total)
-        for name in methods:
+        # Models are looked for when all runs of a method are there, since these decide which has one.
+        for name, again in itertools.product(methods, (False, True)):
             runs = [run for run in plan.runs_of(name) if not store.has(run)]
+            if again:
+                runs = models.missing(plan.runs_of(name), store)
             if not runs:
                 continue
+            if again:
+                say(missing_line(name, len(runs)))
             runner = make_runner(name)
             if name not in store.programs:
                 show(f"compiling {name}", done, total)
@@ -216,16 +233,20 @@ def run_sweep(
                 filled = chunk + [chunk[-1]] * (size - len(chunk))
                 show(f"compiling {name}", done, total)
                 runner.compile(filled)
-                step = len(chunk) / len(config.measured_at)
+                new_runs = 0 if again else len(chunk)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
-                measured = runner.train(filled, counting(show, what, done, step, total))
+                on_segment = counting(show, what, done, new_runs / len(config.measured_at), total)
+                measured = runner.train(filled, on_segment, save)
                 took = time.perf_counter() - began
                 seconds[name].append(took / len(filled))
-                store.chunk(name, chunk, measured, took)
-                done += len(chunk)
+                if not again:
+                    store.chunk(name, chunk, measured, took)
+                models.write(chunk, measured, plan.runs_of(name), store)
+                done += new_runs
                 show(what, done, total)
-                say(chunk_line(name, done, total, left.text(done)))
+                if not again:
+                    say(chunk_line(name, done, total, left.text(done)))
         results = store.results(plan.runs)
         cost = {
             name: {
@@ -333,6 +354,16 @@ def start_line(header: Mapping[str, Any], there: int, of_shard: int | None = Non
     if of_shard is not None:
         parts.append(f"{of_shard} of them are in shard {Shard(*header['shard'])}")
     return "; ".join([*parts, f"{there} are finished"] if there else parts)
+
+
+def missing_line(method: str, number: int) -> str:
+    """How many models are made again, in a line.
+
+    Example:
+        >>> missing_line("SAM", 2)
+        'the models of 2 runs of SAM are not there: these runs are trained again'
+    """
+    return f"the models of {number} runs of {method} are not there: these runs are trained again"
 
 
 def chunk_line(method: str, done: int, total: int, left: str) -> str:

@@ -1,0 +1,166 @@
+"""What a saved model says of many examples: batch by batch, through one compiled program."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from disam_jax.dg.data.streaming import Block
+from disam_jax.dg.errors import InputError
+from disam_jax.dg.reading import reason, shown
+from disam_jax.dg.saving.examples import Examples, splits_of
+from disam_jax.dg.saving.load import Model
+from disam_jax.dg.unfinished import unfinished_folder
+
+Progress = Callable[[int, int], None]
+
+
+def by_batches(
+    program: Callable[[Block], Any], examples: Examples, batch: int, on_progress: Progress | None = None
+) -> Iterator[Any]:
+    """What a program makes of the examples, a batch at a time.
+
+    The device works on a batch while the one before it is fetched and the next ones are read. All batches have one
+    size, so that the program is compiled once; the last is filled up.
+
+    Args:
+        program: Block -> arrays [B, ...], not waited for.
+        examples: N examples.
+        batch: B; at most N are taken.
+        on_progress: Called with the number of examples that are done, and of all.
+
+    Yields:
+        The same as numpy arrays, of the examples alone.
+
+    Raises:
+        InputError: If an image cannot be read.
+    """
+    number = len(examples.labels)
+    size, done = min(batch, number), 0
+    waiting: tuple[Any, int] | None = None
+    for block in examples.blocks(size):
+        # The transfer to the host starts when the batch is done, not when it is asked for.
+        found = tuple(program(block))
+        for each in found:
+            each.copy_to_host_async()
+        if waiting is not None:
+            yield _fetched(*waiting)
+        waiting = found, int(block.valid.sum())
+        done += waiting[1]
+        if on_progress is not None:
+            on_progress(done, number)
+    if waiting is not None:
+        yield _fetched(*waiting)
+
+
+def _fetched(found: tuple[Any, ...], valid: int) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(each)[:valid] for each in found)
+
+
+def write_predictions(
+    model: Model, examples: Examples, out: Path, batch: int = 256, on_progress: Progress | None = None
+) -> dict[str, int]:
+    """Classifies examples and writes a CSV file: of each its name, its class, and the probability of each class.
+
+    Args:
+        model: Model.
+        examples: Examples that it takes.
+        out: Path of the file, which is written whole or not at all.
+        batch: Number of examples at a time.
+        on_progress: Called with the number of examples that are done, and of all.
+
+    Returns:
+        Number of examples of each class that was predicted.
+
+    Raises:
+        InputError: If an image cannot be read, or the file cannot be written.
+    """
+    counts = dict.fromkeys(model.classes, 0)
+    names = iter(examples.rows)
+    program = lambda block: (model.probabilities(block.x),)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(out.parent) as unfinished:
+            with (unfinished / out.name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["file", "class", *(f"p_{name}" for name in model.classes)])
+                form = ",".join(["%.6g"] * len(model.classes))
+                for (found,) in by_batches(program, examples, batch, on_progress):
+                    classes = [model.classes[place] for place in found.argmax(-1).tolist()]
+                    rows = [(form % tuple(row)).split(",") for row in found.tolist()]
+                    writer.writerows([next(names), each, *row] for each, row in zip(classes, rows, strict=True))
+                    for each in classes:
+                        counts[each] += 1
+            os.replace(unfinished / out.name, out)
+    except OSError as error:
+        raise InputError(f"cannot write to {shown(out)}: {reason(error)}") from error
+    return counts
+
+
+class Evaluation(NamedTuple):
+    """How a model does on examples.
+
+    Attributes:
+        examples: Number N of examples.
+        accuracy: Fraction of right answers.
+        accuracy_error: Standard error of that mean.
+        loss: Mean cross-entropy in nats.
+        loss_error: Standard error of that mean.
+    """
+
+    examples: int
+    accuracy: float
+    accuracy_error: float
+    loss: float
+    loss_error: float
+
+
+def evaluation_of(right: np.ndarray, losses: np.ndarray) -> Evaluation:
+    """Means and standard errors, s / sqrt(N), over examples.
+
+    Args:
+        right: 1 for a right answer, 0 for a wrong one, [N].
+        losses: In nats, [N].
+
+    Returns:
+        Evaluation; the errors are NaN for a single example.
+
+    Example:
+        >>> evaluation_of(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.5, 1.5, 0.5, 0.5]))
+        Evaluation(examples=4, accuracy=0.75, accuracy_error=0.25, loss=0.75, loss_error=0.25)
+    """
+    number = len(right)
+    means = []
+    for values in (np.asarray(right, np.float64), np.asarray(losses, np.float64)):
+        with np.errstate(invalid="ignore"):
+            error = values.std(ddof=1) / np.sqrt(number) if number > 1 else np.nan
+        means += [float(values.mean()), float(error)]
+    return Evaluation(number, *means)
+
+
+def evaluate(
+    model: Model, examples: Examples, batch: int = 256, on_progress: Progress | None = None
+) -> Mapping[str, Evaluation]:
+    """How a model does on a domain, and on the splits of the domain that it was not trained on.
+
+    Args:
+        model: Model.
+        examples: Labelled examples.
+        batch: Number of examples at a time.
+        on_progress: Called with the number of examples that are done, and of all.
+
+    Returns:
+        For "all", and where the examples are those of the model's target for "training" and "validation", which are
+        what the tables of its sweep are about.
+
+    Raises:
+        InputError: If an image cannot be read.
+    """
+    program = lambda block: model.judge(block.x, block.y)[1:]
+    batches = list(by_batches(program, examples, batch, on_progress))
+    losses, right = map(np.concatenate, zip(*batches, strict=True))
+    rows = {"all": np.arange(len(right)), **splits_of(examples, model)}
+    return {name: evaluation_of(right[each], losses[each]) for name, each in rows.items()}
