@@ -57,14 +57,14 @@ def toy_results(*methods: str, losses: float = 1.0) -> Results:
 
 
 def save_toy_model(folder: str | Path, images: bool = False) -> Path:
-    """Trains a small network on `toy` for four steps and keeps its model, as `disam-jax sweep --save last` does.
+    """Keeps a small network for `toy` as it starts, in the files that `disam-jax sweep --save last` writes.
 
     Args:
         folder: Folder for the results.
         images: As for `toy`; the network is then a convolutional one.
 
     Returns:
-        Path of the record of the model of method ERM, target sketch and seed 0.
+        Path of the record of the model, of method ERM, target sketch and seed 0.
 
     Example:
         >>> import tempfile
@@ -73,17 +73,28 @@ def save_toy_model(folder: str | Path, images: bool = False) -> Path:
         ...     sorted(each.name for each in path.parent.iterdir())
         ['ERM-sketch-seed0-candidate0-last.json', 'ERM-sketch-seed0-candidate0-last.safetensors']
     """
+    import jax
+
     from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.models.network import by_name
     from disam_jax.dg.models.registry import make_network
+    from disam_jax.dg.saving import blueprint, files
     from disam_jax.dg.sweep.hparams import default_hparams
-    from disam_jax.dg.sweep.run import Plan, run_sweep
+    from disam_jax.dg.sweep.models import model_record
+    from disam_jax.dg.sweep.run import Plan, make_header
     from disam_jax.dg.training.config import TrainConfig
 
     data, model = toy(images), "conv" if images else "mlp"
-    config = TrainConfig(model=model, norm="batch", hidden=4, steps=4, evaluations=2, per_domain=2)
+    config = TrainConfig(model=model, norm="batch", hidden=4)
     options: dict[str, Any] = {"norm": "batch"} if images else {"hidden": (4,)}
     network = make_network(model, data.inputs.shape[1:], len(data.class_names), **options)
-    methods = {"ERM": METHODS["ERM"]}
-    plan = Plan({"ERM": [default_hparams(methods["ERM"], config)]}, targets=(1,), seeds=(0,))
-    run_sweep(data, network, config, methods, plan, Path(folder), save="last")
-    return Path(folder, "models", "ERM-sketch-seed0-candidate0-last.json")
+    made = blueprint.from_scratch(network, config, data)
+    plan = Plan({"ERM": [default_hparams(METHODS["ERM"], config)]}, targets=(1,), seeds=(0,))
+    header = make_header(data, config, {"ERM": METHODS["ERM"]}, plan, [], "")
+    nothing = [[[None] * len(DOMAINS)] * 2]
+    record = model_record(plan.runs[0], 0, {"accuracy": nothing, "losses": nothing}, header, made, "last")
+    weights = {name: each for tree in jax.jit(network.init)(jax.random.key(0)) for name, each in by_name(tree).items()}
+    tensors = {f"network.{name}": np.asarray(each) for name, each in weights.items()}
+    name, out = files.model_name(plan.runs[0], "sketch", "last"), Path(folder, "models")
+    files.write_model(out, name, {**record, "tensors": {"frozen": None}}, tensors)
+    return out / f"{name}.json"

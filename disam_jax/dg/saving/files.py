@@ -1,10 +1,12 @@
 """The files of models: their names, what they say, and how they are written whole."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,18 +149,47 @@ def write_model(folder: Path, name: str, record: Mapping[str, Any], tensors: Map
 def _write(
     folder: Path, tensors: Mapping[str, Mapping[str, np.ndarray]], records: Mapping[str, Mapping[str, Any]], digest: str
 ) -> None:
+    with _unfinished(folder) as unfinished:
+        for name, each in tensors.items():
+            write_tensors(unfinished / name, each, {"writer": WRITER, DIGEST: digest})
+        for name, record in records.items():
+            text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+            (unfinished / name).write_text(f"{text}\n", encoding="utf-8")
+        # A record comes last: where it says so, its tensors are there.
+        for name in (*tensors, *records):
+            os.replace(unfinished / name, folder / name)
+
+
+def copy_model(folder: Path, into: Path, name: str) -> None:
+    """Copies the files of a model, each whole or not at all, and the weights that it shares with others.
+
+    Args:
+        folder: Folder of the models, which has this one.
+        into: Folder to copy to, made if need be.
+        name: From `model_name`.
+
+    Raises:
+        InputError: If the system refuses.
+    """
+    record = read_record(folder / f"{name}{RECORD}")
+    frozen = digests_in(record, name).frozen
+    shared = [] if frozen is None or exists(into / frozen_name(frozen)) else [frozen_name(frozen)]
+    names = [*shared, f"{name}{TENSORS}", f"{name}{RECORD}"]
+    with _unfinished(into) as unfinished:
+        for each in names:
+            shutil.copyfile(folder / each, unfinished / each)
+        for each in names:
+            os.replace(unfinished / each, into / each)
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder in a folder of models for what is being written; what the system refuses is an error of one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
         with unfinished_folder(folder) as unfinished:
-            for name, each in tensors.items():
-                write_tensors(unfinished / name, each, {"writer": WRITER, DIGEST: digest})
-            for name, record in records.items():
-                text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-                (unfinished / name).write_text(f"{text}\n", encoding="utf-8")
-            # A record comes last: where it says so, its tensors are there.
-            for name in (*tensors, *records):
-                os.replace(unfinished / name, folder / name)
+            yield unfinished
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot write the model to {shown(folder)}: {reason(error)}; what was finished before is kept, and the "
@@ -185,7 +216,7 @@ def read_record(path: Path) -> dict[str, Any]:
         )
     if record["format"] > FORMAT:
         wrote = record["versions"].get("disam_jax") if isinstance(record.get("versions"), dict) else None
-        by = f" by disam-jax {brief(wrote, 40)}" if isinstance(wrote, str) else ""
+        by = f" by disam-jax {shown(wrote[:40])}" if isinstance(wrote, str) else ""
         raise InputError(
             f"{where} was written in format {record['format']}{by}, this version reads up to format {FORMAT}: "
             "pip install --upgrade disam-jax"

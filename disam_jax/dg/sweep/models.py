@@ -11,7 +11,7 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import shown
 from disam_jax.dg.results import SAVES, TRAIN, VALIDATION, Run, validation_score
 from disam_jax.dg.saving.blueprint import STANDARDISATION, Blueprint
-from disam_jax.dg.saving.files import is_kept, model_name, run_record, write_frozen, write_model
+from disam_jax.dg.saving.files import copy_model, is_kept, model_name, run_record, write_frozen, write_model
 from disam_jax.dg.sweep.results_file import Store
 from disam_jax.dg.sweep.results_folder import MODELS
 from disam_jax.dg.sweep.schema import Name
@@ -65,14 +65,15 @@ class ModelStore:
 
     def missing(self, runs: Iterable[Run], store: Store) -> list[Run]:
         """Of finished runs, those whose model is wanted and not there."""
-        header = store.written.header
-        return [run for run in self.wanted(runs, store) if not self._has(run, header)]
+        return [run for run in self.wanted(runs, store) if not self.has(run, store)]
 
-    def _has(self, run: Run, header: Mapping[str, Any]) -> bool:
-        return is_kept(self.folder, self._name(run, header), run, header["data"]["fingerprint"])
+    def has(self, run: Run, store: Store) -> bool:
+        """Whether the model of a run is there, whole."""
+        return is_kept(self.folder, self.name(run, store), run, store.written.header["data"]["fingerprint"])
 
-    def _name(self, run: Run, header: Mapping[str, Any]) -> str:
-        return model_name(run, list(header["data"]["domains"])[run.target], self.save)
+    def name(self, run: Run, store: Store) -> str:
+        """The name of the files of a run's model."""
+        return model_name(run, list(store.written.header["data"]["domains"])[run.target], self.save)
 
     def write(self, chunk: Sequence[Run], measured: Mapping[str, Any], runs: Iterable[Run], store: Store) -> None:
         """Writes the models of a chunk of runs that are in the results.
@@ -101,7 +102,7 @@ class ModelStore:
             point = int(kept["point"][place])
             record = model_record(run, point, store.records[run[:4]], header, blueprint, self.save)
             whole = {**record, "tensors": {"frozen": self._frozen[run.method]}}
-            write_model(self.folder, self._name(run, header), whole, tensors)
+            write_model(self.folder, self.name(run, store), whole, tensors)
 
     def size_line(self, runs: Sequence[Run]) -> str:
         """How much the models of runs take on disk, in a line; checks that there is room.
@@ -118,17 +119,45 @@ class ModelStore:
         each = {method: self._blueprint(method) for method in dict.fromkeys(run.method for run in runs)}
         files = {run[:3] if self.save == "best" else run[:4] for run in runs}
         own = sum(sum(each[name[0]].trained.values()) for name in files)
-        shared = {id(one): one.nbytes for blueprint in each.values() for one in blueprint.frozen.values()}
+        # The methods share a file, but for a network of their own.
+        shared = {tuple(sorted(one.frozen)): sum(part.nbytes for part in one.frozen.values()) for one in each.values()}
         needed = own + sum(shared.values())
         existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(existing).free
+        # What is there already is replaced, if it changes.
+        there = sum(path.stat().st_size for path in self.folder.glob("*")) if existing == self.folder else 0
+        free = shutil.disk_usage(existing).free + there
         if needed > free:
             raise InputError(
                 f"--save {self.save} takes {in_bytes(needed)} in {shown(self.folder)}, where {in_bytes(free)} are "
                 "free: make room, or take --save best or none"
             )
-        frozen = f", {in_bytes(sum(shared.values()))} of them weights that no run trains" if shared else ""
+        frozen = f", {in_bytes(sum(shared.values()))} of them weights that no run trains" if any(shared) else ""
         return f"--save {self.save}: {len(files)} models take {in_bytes(needed)} in {shown(self.folder)}{frozen}"
+
+
+def copy_models(save: str, folders: Sequence[Path], out: Path, runs: Sequence[Run], store: Store) -> None:
+    """Copies the models of shards into the folder of the whole.
+
+    Args:
+        save: Which of them, a key of `SAVES`.
+        folders: Folders of the shards.
+        out: Folder of the whole.
+        runs: All runs.
+        store: Results of the whole. Of "best", the models of those runs are copied that are chosen among all.
+
+    Raises:
+        InputError: If a file of a model is not whole, or the system refuses.
+    """
+
+    def none(method: str) -> Blueprint:
+        raise AssertionError(method)
+
+    whole = ModelStore(out, save, none)
+    for run in whole.missing(runs, store):
+        for folder in folders:
+            if ModelStore(folder, save, none).has(run, store):
+                copy_model(folder / MODELS, whole.folder, whole.name(run, store))
+                break
 
 
 def _dotted(name: str) -> str:
