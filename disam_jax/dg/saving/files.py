@@ -26,17 +26,17 @@ _HASH = re.compile("[0-9a-f]{64}")
 # The longest part of a file name that is a method's or a domain's own.
 _LONGEST = 60
 
-# Of a record: what each entry must be. A record of a later format may have others.
-FIELDS: Mapping[str, type] = {
-    "versions": dict,
-    "network": dict,
-    "classes": list,
-    "inputs": dict,
-    "data": dict,
-    "run": dict,
-    "saved": dict,
-    "measured": dict,
-    "tensors": dict,
+# Of a record: the type of each entry, and what it must have. A record of a later format may be otherwise.
+FIELDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
+    "versions": (dict, ()),
+    "network": (dict, ("model", "input_shape", "architecture", "preprocessing")),
+    "classes": (list, ()),
+    "inputs": (dict, ("kind", "shape", "dtype", "image_size")),
+    "data": (dict, ("name", "fingerprint", "trained_on", "target", "of_target")),
+    "run": (dict, ("method", "seed", "candidate", "hyperparameters", "target", "step")),
+    "saved": (dict, ()),
+    "measured": (dict, ()),
+    "tensors": (dict, ("own", "frozen")),
 }
 
 
@@ -221,11 +221,15 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{where} was written in format {record['format']}{by}, this version reads up to format {FORMAT}: "
             "pip install --upgrade disam-jax"
         )
-    for name, kind in FIELDS.items():
+    for name, (kind, inside) in FIELDS.items():
         if name not in record:
             raise InputError(f"{where} lacks the entry {name!r}: get the file anew, or save the model again")
         if not isinstance(record[name], kind):
-            raise InputError(f"{where}: {name} must be a JSON {kind.__name__}, got {brief(record[name])}: get it anew")
+            wanted = "an object {...}" if kind is dict else "a list [...]"
+            raise InputError(f"{where}: {name} must be {wanted}, got {brief(record[name])}: get the file anew")
+        lacking = [f"{name}.{key}" for key in inside if key not in record[name]]
+        if lacking:
+            raise InputError(f"{where} lacks the entry {lacking[0]!r}: get the file anew, or save the model again")
     if len(record["classes"]) < 2 or not all(isinstance(each, str) for each in record["classes"]):
         raise InputError(f"{where}: classes must be names of at least two classes, got {brief(record['classes'])}")
     digests_in(record, where)

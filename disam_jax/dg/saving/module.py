@@ -176,8 +176,8 @@ def build(made: Mapping[str, Any], classes: Sequence[str]) -> SavedNetwork:
     pretrained = Pretrained(make_architecture(made["architecture"]), None, prepare, cast(Any, tokens))
     trained, untrained = make_networks(pretrained, finetune, classes)
     network = untrained if made["zero_shot"] else trained
-    assert network is not None
-    assert network.module is not None
+    if network is None or network.module is None:
+        raise ValueError(f"a {made['architecture']['kind']} classifies by no texts")
     module = network.module(*network.init(jax.random.key(0)))
     return SavedNetwork(module, prepare, front_of(pretrained, finetune), standardise)
 

@@ -243,7 +243,8 @@ def test_a_pretrained_network_is_built_again_exactly(tmp_path, checkpoints, kind
     params, state = jax.tree.map(random, network.init(jax.random.key(0)))
     named = {f"network.{name}": each for tree in (params, state) for name, each in by_name(tree).items()}
     frozen = files.write_frozen(tmp_path, plan.frozen)
-    record = {name: {} for name in files.FIELDS} | {"network": dict(plan.made), "classes": list(plan.classes)}
+    record = {name: dict.fromkeys(inside) for name, (_, inside) in files.FIELDS.items()}
+    record |= {"network": dict(plan.made), "classes": list(plan.classes)}
     tensors = {name: named[name] for name in plan.trained}
     files.write_model(tmp_path, "model", {**record, "inputs": inputs, "tensors": {"frozen": frozen}}, tensors)
 

@@ -206,7 +206,8 @@ def flip(path):
 
 DAMAGED = {
     "no field": (edit(lambda record: record.pop("classes")), "lacks the entry 'classes'"),
-    "another type": (edit(lambda record: record.update(network=[])), "network must be a JSON dict"),
+    "no field inside": (edit(lambda record: record["inputs"].pop("shape")), "lacks the entry 'inputs.shape'"),
+    "another type": (edit(lambda record: record.update(network=[])), "network must be an object {...}, got []"),
     "later": (edit(lambda record: record.update(format=2)), "was written in format 2 by disam-jax 0.1.0, this version"),
     "foreign": (edit(lambda record: record.pop("writer")), "is no model of disam-jax"),
     "no JSON": (lambda path: path.write_text("{"), "is no JSON"),
