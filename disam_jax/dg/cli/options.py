@@ -369,7 +369,7 @@ class Predict:
     out: Annotated[Path, arg(metavar="FILE")] = Path("predictions.csv")
     """File to write."""
 
-    batch: Annotated[int, arg(metavar="N")] = 256
+    batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as take 4 MiB, 32 to 4096)")] = None
     """Examples at a time."""
 
 
@@ -390,7 +390,7 @@ class Evaluate:
     domain: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's target)")] = None
     """Domain to evaluate on, where the data have several: a folder in DIR, or a value of the array domain."""
 
-    batch: Annotated[int, arg(metavar="N")] = 256
+    batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as take 4 MiB, 32 to 4096)")] = None
     """Examples at a time."""
 
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: no file)")] = None

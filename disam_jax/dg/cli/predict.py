@@ -28,7 +28,8 @@ def run_predict(options: "Predict") -> None:
     from disam_jax.dg.saving.load import load
     from disam_jax.dg.saving.predict import write_predictions
 
-    check_range("batch", options.batch)
+    if options.batch is not None:
+        check_range("batch", options.batch)
     check_file(options.out)
     model = load(options.model)
     examples = unlabelled(options.data, model)
@@ -55,7 +56,8 @@ def run_evaluate(options: "Evaluate") -> None:
     from disam_jax.dg.saving.predict import evaluate
     from disam_jax.dg.sweep.results_folder import write_files
 
-    check_range("batch", options.batch)
+    if options.batch is not None:
+        check_range("batch", options.batch)
     if options.out is not None:
         check_file(options.out)
     model = load(options.model)

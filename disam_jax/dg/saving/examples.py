@@ -14,7 +14,7 @@ from disam_jax.dg.data.load import expand
 from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.registry import DATASETS, find_data_set
 from disam_jax.dg.data.splits import drawn
-from disam_jax.dg.data.streaming import Block, eval_blocks
+from disam_jax.dg.data.streaming import Block, eval_blocks, filled
 from disam_jax.dg.data.walk import all_images, places, subfolders
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import is_folder, shown
@@ -45,9 +45,25 @@ class Examples(NamedTuple):
         Raises:
             InputError: When the iteration meets an image that cannot be read.
         """
+        if isinstance(self.source, Domains):
+            return slices(self.source.inputs, self.labels, size)
         threads = os.cpu_count() or 1
         every = np.arange(len(self.labels))
         return eval_blocks(self.source, every, size, image_size=self.image_size, threads=threads, prefetch=2 * threads)
+
+
+def slices(inputs: np.ndarray, labels: np.ndarray, size: int) -> Iterator[Block]:
+    """Examples in memory in blocks of one size, of which all but the last are not copied.
+
+    Example:
+        >>> blocks = slices(np.arange(6.0).reshape(3, 2), np.zeros(3, np.int32), 2)
+        >>> [(block.x[:, 0].tolist(), block.valid.tolist()) for block in blocks]
+        [([0.0, 2.0], [True, True]), ([4.0, 0.0], [True, False])]
+    """
+    for first in range(0, len(inputs), size):
+        x, y = inputs[first : first + size], labels[first : first + size]
+        valid = np.arange(size) < len(x)
+        yield Block(filled(x, size), filled(y, size), valid)
 
 
 def unlabelled(data: str, model: Model) -> Examples:

@@ -1,6 +1,9 @@
 """What a saved model says of many examples: batch by batch, through one compiled program."""
 
 import csv
+import io
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,8 +63,23 @@ def _fetched(found: tuple[Any, ...], valid: int) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(each)[:valid] for each in found)
 
 
+def batch_size(model: Model) -> int:
+    """Number of examples at a time where the user says nothing: as many as take 4 MiB, from 32 to 4096.
+
+    Example:
+        >>> import tempfile
+        >>> from disam_jax.dg import load_model
+        >>> from disam_jax.dg.testing import save_toy_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     batch_size(load_model(save_toy_model(folder)))
+        4096
+    """
+    each = math.prod(model.input_shape) * model.input_dtype.itemsize
+    return min(4096, max(32, 2**22 // each))
+
+
 def write_predictions(
-    model: Model, examples: Examples, out: Path, batch: int = 256, on_progress: Progress | None = None
+    model: Model, examples: Examples, out: Path, batch: int | None = None, on_progress: Progress | None = None
 ) -> dict[str, int]:
     """Classifies examples and writes a CSV file: of each its name, its class, and the probability of each class.
 
@@ -69,7 +87,7 @@ def write_predictions(
         model: Model.
         examples: Examples that it takes.
         out: Path of the file, which is written whole or not at all.
-        batch: Number of examples at a time.
+        batch: Number of examples at a time; by default `batch_size`.
         on_progress: Called with the number of examples that are done, and of all.
 
     Returns:
@@ -78,26 +96,38 @@ def write_predictions(
     Raises:
         InputError: If an image cannot be read, or the file cannot be written.
     """
-    counts = dict.fromkeys(model.classes, 0)
-    names = iter(examples.rows)
+    counts = np.zeros(len(model.classes), int)
+    names = iter(map(cell, examples.rows))
+    classes = [cell(name) for name in model.classes]
+    # One format for a whole row, which takes a fraction of the time of a CSV writer.
+    form = f"%s,%s,{','.join(['%.6g'] * len(classes))}\n"
     program = lambda block: (model.probabilities(block.x),)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with unfinished_folder(out.parent) as unfinished:
             with (unfinished / out.name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["file", "class", *(f"p_{name}" for name in model.classes)])
-                form = ",".join(["%.6g"] * len(model.classes))
-                for (found,) in by_batches(program, examples, batch, on_progress):
-                    classes = [model.classes[place] for place in found.argmax(-1).tolist()]
-                    rows = [(form % tuple(row)).split(",") for row in found.tolist()]
-                    writer.writerows([next(names), each, *row] for each, row in zip(classes, rows, strict=True))
-                    for each in classes:
-                        counts[each] += 1
+                file.write(",".join(["file", "class", *(cell(f"p_{name}") for name in model.classes)]) + "\n")
+                for (found,) in by_batches(program, examples, batch or batch_size(model), on_progress):
+                    chosen = found.argmax(-1)
+                    rows = zip(itertools.islice(names, len(found)), chosen.tolist(), found.tolist(), strict=True)
+                    file.write("".join([form % (name, classes[place], *row) for name, place, row in rows]))
+                    counts += np.bincount(chosen, minlength=len(counts))
             os.replace(unfinished / out.name, out)
     except OSError as error:
         raise InputError(f"cannot write to {shown(out)}: {reason(error)}") from error
-    return counts
+    return dict(zip(model.classes, counts.tolist(), strict=True))
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a CSV file, in quotation marks where it needs them.
+
+    Example:
+        >>> cell("1.jpg"), cell("1, 2.jpg")
+        ('1.jpg', '"1, 2.jpg"')
+    """
+    file = io.StringIO()
+    csv.writer(file, lineterminator="").writerow([text])
+    return file.getvalue()
 
 
 class Evaluation(NamedTuple):
@@ -142,14 +172,14 @@ def evaluation_of(right: np.ndarray, losses: np.ndarray) -> Evaluation:
 
 
 def evaluate(
-    model: Model, examples: Examples, batch: int = 256, on_progress: Progress | None = None
+    model: Model, examples: Examples, batch: int | None = None, on_progress: Progress | None = None
 ) -> Mapping[str, Evaluation]:
     """How a model does on a domain, and on the splits of the domain that it was not trained on.
 
     Args:
         model: Model.
         examples: Labelled examples.
-        batch: Number of examples at a time.
+        batch: Number of examples at a time; by default `batch_size`.
         on_progress: Called with the number of examples that are done, and of all.
 
     Returns:
@@ -160,7 +190,7 @@ def evaluate(
         InputError: If an image cannot be read.
     """
     program = lambda block: model.judge(block.x, block.y)[1:]
-    batches = list(by_batches(program, examples, batch, on_progress))
+    batches = list(by_batches(program, examples, batch or batch_size(model), on_progress))
     losses, right = map(np.concatenate, zip(*batches, strict=True))
     rows = {"all": np.arange(len(right)), **splits_of(examples, model)}
     return {name: evaluation_of(right[each], losses[each]) for name, each in rows.items()}

@@ -296,7 +296,7 @@ def environment():
 
 
 CONV = ["--model", "conv", "--image-size", "8", "--steps", "4", "--method", "erm"]
-VIT = ["--model", "vit", "--peft", "lora", "--steps", "4", "--method", "sam", "--target", "photo", "--optimizer", "sgd"]
+VIT = ["--model", "vit", "--peft", "lora", "--steps", "4", "--method", "erm", "--target", "photo", "--optimizer", "sgd"]
 COMMANDS = {
     "digits": ["--method", "disam,erm", "--target", "clean", "rotation", "--steps", "40", "--save", "best"],
     "conv": [*CONV, "--save", "last", "--target", "art painting", "photo"],
