@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from disam_jax.dg.saving.load import Model
+    from disam_jax.dg.saving.load import SavedModel
 
 
-def load_model(path: str | Path) -> "Model":
+def load_model(path: str | Path) -> "SavedModel":
     """Loads a model that `disam-jax sweep --save` kept, as a function from inputs to logits.
 
     Args:
         path: Path of one of the two files of the model, NAME.json or NAME.safetensors.
 
     Returns:
-        Model. `model(inputs)` are the logits [N, C] of inputs [N, ...], by a compiled program; `model.module` is the
+        SavedModel. `model(inputs)` are the logits [N, C] of inputs [N, ...], by a compiled program; `model.module` is the
         network as a Flax NNX module with its parameters, `model.classes` are the names of the classes, and
         `model.record` is what the JSON file says.
 

@@ -19,7 +19,7 @@ from disam_jax.dg.data.walk import all_images, places, subfolders
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import is_folder, shown
 from disam_jax.dg.saving.blueprint import labels_hash
-from disam_jax.dg.saving.load import Model, check_inputs
+from disam_jax.dg.saving.load import SavedModel, check_inputs
 
 
 class Examples(NamedTuple):
@@ -66,12 +66,12 @@ def slices(inputs: np.ndarray, labels: np.ndarray, size: int) -> Iterator[Block]
         yield Block(filled(x, size), filled(y, size), valid)
 
 
-def unlabelled(data: str, model: Model) -> Examples:
+def unlabelled(data: str, model: SavedModel) -> Examples:
     """Examples to classify.
 
     Args:
         data: A folder of images, in class folders or not, or an npz file with an array `x`.
-        model: Model that takes them.
+        model: SavedModel that takes them.
 
     Returns:
         Examples, without labels.
@@ -87,14 +87,14 @@ def unlabelled(data: str, model: Model) -> Examples:
     return _of_arrays(path.name, _inputs_of(path, model), model)
 
 
-def labelled(data: str, domain: str | None, model: Model) -> Examples:
+def labelled(data: str, domain: str | None, model: SavedModel) -> Examples:
     """The examples of one domain, with labels.
 
     Args:
         data: A folder DIR/class/*.jpg, an npz file with `x` and `y`, or the name of a data set that is built in.
         domain: Name of the domain, where the data have several; of a folder, a folder inside it. None for the target
             of the model where the data are a data set with such a domain.
-        model: Model whose classes the labels are.
+        model: SavedModel whose classes the labels are.
 
     Returns:
         Examples.
@@ -120,12 +120,12 @@ def labelled(data: str, domain: str | None, model: Model) -> Examples:
     return _of_arrays(domain or path.stem, inputs, model, labels)
 
 
-def splits_of(examples: Examples, model: Model) -> dict[str, np.ndarray]:
+def splits_of(examples: Examples, model: SavedModel) -> dict[str, np.ndarray]:
     """The rows of both splits, where the examples are those of the domain that the model was not trained on.
 
     Args:
         examples: Labelled examples.
-        model: Model.
+        model: SavedModel.
 
     Returns:
         Rows by the name of the split; nothing where the examples are others: of another name, number or labels.
@@ -147,7 +147,7 @@ def _built_in() -> str:
     return ", ".join(name for name, entry in DATASETS.items() if entry.load is not None)
 
 
-def _of_domain(data: Domains, domain: str | None, model: Model) -> Examples:
+def _of_domain(data: Domains, domain: str | None, model: SavedModel) -> Examples:
     chosen = model.record["data"]["target"] if domain is None else domain
     if chosen not in data.domain_names:
         near = hint(chosen, data.domain_names)
@@ -163,7 +163,7 @@ def _of_domain(data: Domains, domain: str | None, model: Model) -> Examples:
     return _of_arrays(chosen, inputs, model, place[data.labels[rows]])
 
 
-def _inputs_of(path: Path, model: Model) -> np.ndarray:
+def _inputs_of(path: Path, model: SavedModel) -> np.ndarray:
     if path.suffix != ".npz":
         raise InputError(f"{shown(path)} is neither a folder of images nor an .npz file")
     inputs = load_inputs(path)
@@ -171,18 +171,18 @@ def _inputs_of(path: Path, model: Model) -> np.ndarray:
     return inputs
 
 
-def _check_takes_images(folder: Path, model: Model) -> None:
+def _check_takes_images(folder: Path, model: SavedModel) -> None:
     if model.record["inputs"]["kind"] == "arrays":
         size = " x ".join(map(str, model.input_shape))
         raise InputError(f"{shown(folder)} has images, but the model takes arrays of {size}: give an .npz file")
 
 
-def _unknown(name: str, model: Model) -> str:
+def _unknown(name: str, model: SavedModel) -> str:
     known = ", ".join(map(shown, model.classes[:20])) + (", ..." if len(model.classes) > 20 else "")
     return f"the model does not know the class {shown(name)}: it has {known}{hint(name, model.classes)}"
 
 
-def _of_classes(folder: Path, model: Model) -> list[tuple[Path, int]]:
+def _of_classes(folder: Path, model: SavedModel) -> list[tuple[Path, int]]:
     """The images of a domain's class folders, with their labels, in the order of the model's classes."""
     found = {each.name: each for each in subfolders(folder)}
     if not found:
@@ -199,7 +199,7 @@ def _of_classes(folder: Path, model: Model) -> list[tuple[Path, int]]:
     return list(images)
 
 
-def _of_images(folder: Path, images: list[tuple[Path, int]], model: Model) -> Examples:
+def _of_images(folder: Path, images: list[tuple[Path, int]], model: SavedModel) -> Examples:
     name = Path(os.path.abspath(folder)).name
     size = model.record["inputs"]["image_size"] or model.input_shape[0]
     index = ImageIndex(folder, name, (name,), model.classes, (tuple(images),))
@@ -209,7 +209,7 @@ def _of_images(folder: Path, images: list[tuple[Path, int]], model: Model) -> Ex
     return Examples(name, source, labels, rows, size)
 
 
-def _of_arrays(name: str, inputs: np.ndarray, model: Model, labels: np.ndarray | None = None) -> Examples:
+def _of_arrays(name: str, inputs: np.ndarray, model: SavedModel, labels: np.ndarray | None = None) -> Examples:
     number = len(inputs)
     labels = np.zeros(number, np.int32) if labels is None else labels
     source = Domains("examples", inputs, labels, np.zeros(number, np.int32), ("all",), model.classes)

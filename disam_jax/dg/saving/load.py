@@ -36,7 +36,7 @@ class Judged(NamedTuple):
     right: jax.Array
 
 
-class Model:
+class SavedModel:
     """A model that was saved: a function from inputs to logits.
 
     Args:
@@ -118,13 +118,13 @@ class Model:
         return inputs if isinstance(inputs, (np.ndarray, jax.Array)) else jnp.asarray(inputs, self.input_dtype)
 
 
-def check_inputs(shape: tuple[int, ...], dtype: Any, model: Model, where: str = "inputs") -> None:
+def check_inputs(shape: tuple[int, ...], dtype: Any, model: SavedModel, where: str = "inputs") -> None:
     """Checks that inputs are such as a model takes.
 
     Args:
         shape: Shape of the inputs, [N, ...].
         dtype: Their type.
-        model: Model.
+        model: SavedModel.
         where: What the inputs are called, for messages.
 
     Raises:
@@ -144,14 +144,14 @@ def check_inputs(shape: tuple[int, ...], dtype: Any, model: Model, where: str = 
     raise InputError(f"{where} must be [N, {', '.join(map(str, wanted))}], got {list(shape)}: the model takes {size}")
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path) -> SavedModel:
     """Loads a model that `--save` wrote; see `disam_jax.dg.load_model`.
 
     Args:
         path: Path of one of its two files, or their common name without an ending.
 
     Returns:
-        Model.
+        SavedModel.
 
     Raises:
         InputError: If a file cannot be read, is damaged or of a later version, or the files do not fit each other.
@@ -189,7 +189,7 @@ def load(path: str | Path) -> Model:
             )
     paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(nnx.state(module))}
     nnx.update(module, nnx.from_flat_state({paths[name]: jnp.asarray(each) for name, each in arrays.items()}))
-    return Model(file, record, module)
+    return SavedModel(file, record, module)
 
 
 def _how(path: Path) -> str:

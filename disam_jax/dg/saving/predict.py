@@ -15,7 +15,7 @@ from disam_jax.dg.data.streaming import Block
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import reason, shown
 from disam_jax.dg.saving.examples import Examples, splits_of
-from disam_jax.dg.saving.load import Model
+from disam_jax.dg.saving.load import SavedModel
 from disam_jax.dg.unfinished import unfinished_folder
 
 Progress = Callable[[int, int], None]
@@ -63,7 +63,7 @@ def _fetched(found: tuple[Any, ...], valid: int) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(each)[:valid] for each in found)
 
 
-def batch_size(model: Model) -> int:
+def batch_size(model: SavedModel) -> int:
     """Number of examples at a time where the user says nothing: as many as take 4 MiB, from 32 to 4096.
 
     Example:
@@ -79,12 +79,12 @@ def batch_size(model: Model) -> int:
 
 
 def write_predictions(
-    model: Model, examples: Examples, out: Path, batch: int | None = None, on_progress: Progress | None = None
+    model: SavedModel, examples: Examples, out: Path, batch: int | None = None, on_progress: Progress | None = None
 ) -> dict[str, int]:
     """Classifies examples and writes a CSV file: of each its name, its class, and the probability of each class.
 
     Args:
-        model: Model.
+        model: SavedModel.
         examples: Examples that it takes.
         out: Path of the file, which is written whole or not at all.
         batch: Number of examples at a time; by default `batch_size`.
@@ -172,12 +172,12 @@ def evaluation_of(right: np.ndarray, losses: np.ndarray) -> Evaluation:
 
 
 def evaluate(
-    model: Model, examples: Examples, batch: int | None = None, on_progress: Progress | None = None
+    model: SavedModel, examples: Examples, batch: int | None = None, on_progress: Progress | None = None
 ) -> Mapping[str, Evaluation]:
     """How a model does on a domain, and on the splits of the domain that it was not trained on.
 
     Args:
-        model: Model.
+        model: SavedModel.
         examples: Labelled examples.
         batch: Number of examples at a time; by default `batch_size`.
         on_progress: Called with the number of examples that are done, and of all.
