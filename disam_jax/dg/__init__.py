@@ -32,8 +32,8 @@ def load_model(path: str | Path) -> "SavedModel":
         path: Path of one of the two files of the model, NAME.json or NAME.safetensors.
 
     Returns:
-        SavedModel. `model(inputs)` are the logits [N, C] of inputs [N, ...], by a compiled program; `model.module` is the
-        network as a Flax NNX module with its parameters, `model.classes` are the names of the classes, and
+        SavedModel. `model(inputs)` are the logits [N, C] of inputs [N, ...], by a compiled program; `model.module` is
+        the network as a Flax NNX module with its parameters, `model.classes` are the names of the classes, and
         `model.record` is what the JSON file says.
 
     Raises:

@@ -130,7 +130,7 @@ def run_on_cluster(
                 blueprints = {of_methods[number][1]: each for number, each in found}
             models = ModelStore(options.out, options.save, blueprints.__getitem__)
             if options.save != "none" and plan.runs:
-                say(models.size_line(plan.runs))
+                say(models.begin(plan.runs, header))
 
             def tasks_of(runs: Mapping[str, "Sequence[Run]"]) -> list[tuple[Any, ...]]:
                 """Arguments of `train_chunk` for runs of each method."""

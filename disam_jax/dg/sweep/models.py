@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.reading import shown
+from disam_jax.dg.reading import exists, is_folder, shown
 from disam_jax.dg.results import SAVES, TRAIN, VALIDATION, Run, validation_score
 from disam_jax.dg.saving.blueprint import STANDARDISATION, Blueprint
-from disam_jax.dg.saving.files import copy_model, is_kept, model_name, run_record, write_frozen, write_model
+from disam_jax.dg.saving.files import (
+    RECORD,
+    copy_model,
+    is_kept,
+    model_name,
+    read_record,
+    run_record,
+    write_frozen,
+    write_model,
+)
 from disam_jax.dg.sweep.results_file import Store
 from disam_jax.dg.sweep.results_folder import MODELS
 from disam_jax.dg.sweep.schema import Name
@@ -104,18 +113,25 @@ class ModelStore:
             whole = {**record, "tensors": {"frozen": self._frozen[run.method]}}
             write_model(self.folder, self.name(run, store), whole, tensors)
 
-    def size_line(self, runs: Sequence[Run]) -> str:
-        """How much the models of runs take on disk, in a line; checks that there is room.
+    def begin(self, runs: Sequence[Run], header: Mapping[str, Any]) -> str:
+        """Checks, before anything takes long, that the models of runs can be written.
 
         Args:
             runs: Runs of the plan, at least one.
+            header: Header of the results.
 
         Returns:
-            Text.
+            How much they take on disk, in a line.
 
         Raises:
-            InputError: If the disk has less.
+            InputError: If a file stands in the way that is none of ours, or the disk has less room.
         """
+        if exists(self.folder) and not is_folder(self.folder):
+            raise InputError(f"--save writes to the folder {shown(self.folder)}, where a file is: move it")
+        domains = list(header["data"]["domains"])
+        for name in dict.fromkeys(model_name(run, domains[run.target], self.save) for run in runs):
+            if exists(self.folder / f"{name}{RECORD}"):
+                read_record(self.folder / f"{name}{RECORD}")
         each = {method: self._blueprint(method) for method in dict.fromkeys(run.method for run in runs)}
         files = {run[:3] if self.save == "best" else run[:4] for run in runs}
         own = sum(sum(each[name[0]].trained.values()) for name in files)

@@ -299,7 +299,7 @@ def set_aside(out: Path) -> Path:
     manifest = read_manifest(out)
     names = [] if manifest is None else [*manifest.files, MANIFEST]
     names += [apart(each) for each in CRITERIA if exists(out / apart(each) / MANIFEST)]
-    names += [MODELS]
+    names += [MODELS] * has_models(out)
     try:
         aside = _first_free(out)
         # The results last: as long as they are here, a killed move can be made again.
@@ -309,6 +309,22 @@ def set_aside(out: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot move the results in {shown(out)} aside: {reason(error)}") from error
     return aside
+
+
+def has_models(out: Path) -> bool:
+    """Whether a folder of results has models that a sweep kept, in a folder of their own.
+
+    Example:
+        >>> has_models(Path("nothing here"))
+        False
+    """
+    if not is_folder(out / MODELS):
+        return False
+    for path in (out / MODELS).glob("*.json"):
+        with contextlib.suppress(InputError):
+            if read_json(path).get("writer") == WRITER:
+                return True
+    return False
 
 
 def _first_free(out: Path) -> Path:

@@ -203,7 +203,7 @@ def run_sweep(
     plain = functools.cache(lambda: from_scratch(network, config, data))
     models = ModelStore(out, save, blueprint or (lambda _: plain()))
     if save != "none" and plan.runs:
-        say(models.size_line(plan.runs))
+        say(models.begin(plan.runs, header))
 
     with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:

@@ -4,8 +4,10 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from support import save_image
 
 from disam_jax.dg import load_model
 from disam_jax.dg.cli import main as cli
+from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import METHODS
 from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.models.stages import front
@@ -28,9 +31,10 @@ from disam_jax.dg.saving.predict import evaluate
 from disam_jax.dg.sweep.merge import merge
 from disam_jax.dg.sweep.model_selection import select
 from disam_jax.dg.sweep.results_file import load_results
+from disam_jax.dg.sweep.results_folder import has_models, set_aside
 from disam_jax.dg.sweep.run import Plan, run_sweep
 from disam_jax.dg.sweep.shards import Shard
-from disam_jax.dg.testing import toy
+from disam_jax.dg.testing import save_toy_model, toy
 from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
 from disam_jax.dg.training.evaluation import Metrics
 
@@ -156,6 +160,47 @@ def test_an_average_is_what_is_kept(tmp_path, averaging):
         found = of_arrays(model, toy())
         wanted = results.losses[number, -1, TRAIN, run.target]
         assert found["training"].loss == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "said"),
+    [
+        (lambda out: (out / "models").write_text("mine"), "models, where a file is: move it"),
+        (lambda out: foreign(out), "ERM-photo-seed0-best.json is no model of disam-jax"),
+    ],
+)
+def test_what_is_not_ours_is_not_written_over(tmp_path, stand_in, said):
+    stand_in(tmp_path)
+    with pytest.raises(InputError, match=said):
+        sweep(tmp_path, save="best")
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def foreign(out):
+    (out / "models").mkdir()
+    (out / "models" / "ERM-photo-seed0-best.json").write_text('{"mine": 1}')
+
+
+def test_a_disk_without_room_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(
+        InputError, match=r"--save best takes 416 bytes in .*models, where 100 bytes are free: make room"
+    ):
+        sweep(tmp_path, save="best")
+
+
+def test_models_are_moved_aside_with_their_results(tmp_path):
+    record = save_toy_model(tmp_path)
+    (tmp_path / "results.jsonl").touch()
+    assert has_models(tmp_path)
+    aside = set_aside(tmp_path)
+    assert (aside / "models" / record.name).exists()
+    assert not (tmp_path / "models").exists()
+    # A folder of the user's stays.
+    (tmp_path / "models").mkdir()
+    (tmp_path / "results.jsonl").touch()
+    set_aside(tmp_path)
+    assert (tmp_path / "models").exists()
 
 
 def metrics_of(accuracy, losses=None):
