@@ -8,6 +8,7 @@ so that a busy machine slows all of them. Prints a table in Markdown.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -25,8 +26,8 @@ from disam_jax.dg.testing import save_untrained
 # Name of the network, shape of an example, number of examples, options.
 CASES = {
     "mlp": ((64,), 400_000, {}),
-    "conv": ((64, 64, 3), 4096, {"norm": "batch"}),
-    "resnet18": ((64, 64, 3), 512, {}),
+    "conv": ((64, 64, 3), 1024, {"norm": "batch"}),
+    "resnet18": ((64, 64, 3), 256, {}),
 }
 CLASSES = tuple("abcdefg")
 
@@ -91,9 +92,10 @@ def main():
     parser.add_argument("--out", type=Path, help="file for the table")
     options = parser.parse_args()
     where, used = machine(), versions()
+    load = os.getloadavg()[0]
     lines = [
-        f"Examples per second, median (least, most) of {options.repeats}; {where['cpu']}, "
-        f"{where['cores']} cores, {where['device']}, jax {used['jax']}, flax {used['flax']}.",
+        f"Examples per second, median (least, most) of {options.repeats}; {where['cpu']}, {where['cores']} cores, "
+        f"{where['device']}, jax {used['jax']}, flax {used['flax']}; load {load:.0f} before.",
         "",
         "| network | batch | bare | batches of predict | of bare | with the CSV file | of bare |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -1,5 +1,6 @@
 """What a saved model says of many examples: batch by batch, through one compiled program."""
 
+import collections
 import csv
 import io
 import itertools
@@ -19,6 +20,8 @@ from disam_jax.dg.saving.load import SavedModel
 from disam_jax.dg.unfinished import unfinished_folder
 
 Progress = Callable[[int, int], None]
+# Batches that the device has, beside the one that is fetched.
+AHEAD = 3
 
 
 def by_batches(
@@ -26,8 +29,8 @@ def by_batches(
 ) -> Iterator[Any]:
     """What a program makes of the examples, a batch at a time.
 
-    The device works on a batch while the one before it is fetched and the next ones are read. All batches have one
-    size, so that the program is compiled once; the last is filled up.
+    The device works on batches while those before are fetched and the next ones are read. All batches have one size, so
+    that the program is compiled once; the last is filled up.
 
     Args:
         program: Block -> arrays [B, ...], not waited for.
@@ -43,20 +46,17 @@ def by_batches(
     """
     number = len(examples.labels)
     size, done = min(batch, number), 0
-    waiting: tuple[Any, int] | None = None
+    waiting: collections.deque[tuple[tuple[Any, ...], int]] = collections.deque()
     for block in examples.blocks(size):
-        # The transfer to the host starts when the batch is done, not when it is asked for.
-        found = tuple(program(block))
-        for each in found:
-            each.copy_to_host_async()
-        if waiting is not None:
-            yield _fetched(*waiting)
-        waiting = found, int(block.valid.sum())
-        done += waiting[1]
+        waiting.append((tuple(program(block)), int(block.valid.sum())))
+        # Several wait, so that the device never does.
+        if len(waiting) > AHEAD:
+            yield _fetched(*waiting.popleft())
+        done += int(block.valid.sum())
         if on_progress is not None:
             on_progress(done, number)
-    if waiting is not None:
-        yield _fetched(*waiting)
+    while waiting:
+        yield _fetched(*waiting.popleft())
 
 
 def _fetched(found: tuple[Any, ...], valid: int) -> tuple[np.ndarray, ...]:

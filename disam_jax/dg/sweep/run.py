@@ -239,8 +239,8 @@ def run_sweep(
                 on_segment = counting(show, what, done, new_runs / len(config.measured_at), total)
                 measured = runner.train(filled, on_segment, save)
                 took = time.perf_counter() - began
-                seconds[name].append(took / len(filled))
                 if not again:
+                    seconds[name].append(took / len(filled))
                     store.chunk(name, chunk, measured, took)
                 models.write(chunk, measured, plan.runs_of(name), store)
                 done += new_runs
