@@ -4,7 +4,7 @@
 
 Bare is a loop over batches that lie in memory, which calls the compiled network and fetches the logits at the end.
 Beside it stand the batches of `disam-jax predict` without and with the CSV file that it writes. The three take turns,
-so that a busy machine slows all of them. Prints a table in Markdown.
+so that a busy machine slows all of them; a share is the median of those of the rounds. Prints a table in Markdown.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from disam_jax.dg.testing import save_untrained
 
 # Name of the network, shape of an example, number of examples, options.
 CASES = {
-    "mlp": ((64,), 400_000, {}),
+    "mlp": ((64,), 100_000, {}),
     "conv": ((64, 64, 3), 1024, {"norm": "batch"}),
     "resnet18": ((64, 64, 3), 256, {}),
 }
@@ -59,7 +59,7 @@ def predicted(model, examples, batch):
 
 
 def measure(name, batch, repeats, folder):
-    """The batch, and examples per second of the three ways: median, least and most of each."""
+    """The batch, and examples per second of the three ways, one number for each round."""
     shape, number, options = CASES[name]
     model = saved_model(name, shape, options, folder)
     batch = min(number, batch or batch_size(model))
@@ -81,7 +81,7 @@ def measure(name, batch, repeats, folder):
             began = time.perf_counter()
             run()
             rates[way].append(number / (time.perf_counter() - began))
-    return batch, {way: (float(np.median(found)), min(found), max(found)) for way, found in rates.items()}
+    return batch, {way: np.array(found) for way, found in rates.items()}
 
 
 def main():
@@ -104,8 +104,8 @@ def main():
     for name in options.networks:
         with tempfile.TemporaryDirectory() as folder:
             batch, found = measure(name, options.batch, options.repeats, folder)
-        cells = [f"{median:,.0f} ({least:,.0f}, {most:,.0f})" for median, least, most in found.values()]
-        shares = [f"{100 * found[way][0] / found['bare'][0]:.0f} %" for way in ("batches", "with the file")]
+        cells = [f"{np.median(each):,.0f} ({each.min():,.0f}, {each.max():,.0f})" for each in found.values()]
+        shares = [f"{100 * np.median(found[way] / found['bare']):.0f} %" for way in ("batches", "with the file")]
         lines.append(f"| {name} | {batch} | {cells[0]} | {cells[1]} | {shares[0]} | {cells[2]} | {shares[1]} |")
         print(lines[-1], flush=True)
     if options.out:
