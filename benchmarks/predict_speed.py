@@ -94,6 +94,8 @@ def main():
     where, used = machine(), versions()
     load = os.getloadavg()[0]
     lines = [
+        "# The speed of predicting",
+        "",
         f"Examples per second, median (least, most) of {options.repeats}; {where['cpu']}, {where['cores']} cores, "
         f"{where['device']}, jax {used['jax']}, flax {used['flax']}; load {load:.0f} before.",
         "",
