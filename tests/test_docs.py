@@ -263,7 +263,7 @@ def test_the_signals_of_the_diagnosis_page_are_those_that_are_measured():
 
 def test_there_are_commands_on_the_pages():
     found = [arguments for page in PAGES for arguments in commands(text_of(page))]
-    wanted = {"compare", "sweep", "diagnose", "report", "status", "merge", "data", "list"}
+    wanted = {"compare", "sweep", "diagnose", "predict", "evaluate", "report", "status", "merge", "data", "list"}
     assert {arguments[0] for arguments in found} == wanted
     assert len(found) > 30
 

@@ -66,6 +66,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "eval_every": _whole(1, 1_000_000_000),
         "checkpoint_every": _whole(1, 1_000_000_000),
         "runs_at_once": _whole(1, 1_000_000),
+        "batch": _whole(1, 1_000_000),
         "workers": _whole(1, 10_000),
         "memory": Range(LEAST, 1_000_000.0, "positive and finite"),
     }

@@ -1,12 +1,25 @@
 """What a sweep finds: the runs and what was measured of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 TRAIN, VALIDATION = 0, 1
+
+
+# As --save takes them, and what each one is.
+SAVES: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "no model",
+        "last": "the last step of every run",
+        "best": "of each method, target and seed the candidate and the point of training that accuracy on the source "
+        "domains' validation splits chooses; with SWAD its average",
+    }
+)
 
 
 class Run(NamedTuple):
@@ -25,6 +38,38 @@ class Run(NamedTuple):
     seed: int
     candidate: int
     hparams: Mapping[str, float]
+
+
+def six_digits(values: Any) -> Any:
+    """Nested lists of numbers of six digits, as results are written; None where not finite: JSON has no word for it.
+
+    Example:
+        >>> six_digits(np.array([1 / 3, np.nan]))
+        [0.333333, None]
+    """
+    if np.ndim(values):
+        return [six_digits(value) for value in values]
+    return float(f"{float(values):.6g}") if math.isfinite(values) else None
+
+
+def validation_score(accuracy: np.ndarray, losses: np.ndarray, target: int) -> np.ndarray:
+    """By what a point of training is chosen: the accuracy on the source domains' validation splits, their mean.
+
+    Args:
+        accuracy: float64 [..., 2, D].
+        losses: float64 [..., 2, D].
+        target: Held-out domain, which does not count.
+
+    Returns:
+        float64 [...]; 0 where a loss of a source domain is not finite.
+
+    Example:
+        >>> accuracy = np.array([[[0.0, 0.0, 0.0], [0.5, 0.75, 1.0]]])
+        >>> validation_score(accuracy, np.ones((1, 2, 3)), target=2).tolist()
+        [0.625]
+    """
+    finite = np.isfinite(np.delete(losses, target, -1)).all((-2, -1))
+    return np.where(finite, np.delete(accuracy[..., VALIDATION, :], target, -1).mean(-1), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

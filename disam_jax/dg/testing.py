@@ -1,5 +1,8 @@
 """Toy data and toy results, for examples and tests: a few numbers of the right shapes."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from disam_jax.dg.data.domains import Domains, join_domains
@@ -51,3 +54,69 @@ def toy_results(*methods: str, losses: float = 1.0) -> Results:
     ones = np.ones((len(methods), 2, 2, 2))
     probe = ones[:, 0]
     return Results(header, runs, np.arange(2), ones, losses * ones, probe, probe, sharpness=probe[:, 0])
+
+
+def save_toy_model(folder: str | Path, images: bool = False) -> Path:
+    """Keeps a small network for `toy` as it starts, in the files that `disam-jax sweep --save last` writes.
+
+    Args:
+        folder: Folder for the results.
+        images: As for `toy`; the network is then a convolutional one.
+
+    Returns:
+        Path of the record of the model, of method ERM, target sketch and seed 0.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_toy_model(folder)
+        ...     sorted(each.name for each in path.parent.iterdir())
+        ['ERM-sketch-seed0-candidate0-last.json', 'ERM-sketch-seed0-candidate0-last.safetensors']
+    """
+    if images:
+        return save_untrained(folder, toy(images), "conv", norm="batch")
+    return save_untrained(folder, toy(images), "mlp", hidden=(4,))
+
+
+def save_untrained(folder: str | Path, data: Domains, model: str, target: int = 1, **options: Any) -> Path:
+    """Keeps a network as it starts, in the files that `disam-jax sweep --save last` writes.
+
+    Args:
+        folder: Folder for the results.
+        data: Data set that it is for.
+        model: Name of the network.
+        target: Domain that is held out.
+        **options: Options of the network, see `make_network`.
+
+    Returns:
+        Path of the record of the model, of method ERM and seed 0.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_untrained(folder, toy(), "linear", target=2).name
+        'ERM-cartoon-seed0-candidate0-last.json'
+    """
+    import jax
+
+    from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.models.network import by_name
+    from disam_jax.dg.models.registry import make_network
+    from disam_jax.dg.saving import blueprint, files
+    from disam_jax.dg.sweep.models import model_record
+    from disam_jax.dg.sweep.run import Plan, make_header
+    from disam_jax.dg.training.config import TrainConfig
+
+    network = make_network(model, data.inputs.shape[1:], len(data.class_names), **options)
+    (hidden,) = options.get("hidden", (64,))
+    config = TrainConfig(model=model, hidden=hidden, norm=options.get("norm", "none"))
+    made = blueprint.from_scratch(network, config, data)
+    plan = Plan({"ERM": [{}]}, targets=(target,), seeds=(0,))
+    header = make_header(data, config, {"ERM": METHODS["ERM"]}, plan, [], "")
+    nothing = [[[None] * len(data.domain_names)] * 2]
+    record = model_record(plan.runs[0], 0, {"accuracy": nothing, "losses": nothing}, header, made, "last")
+    weights = [by_name(tree) for tree in jax.jit(network.init)(jax.random.key(0))]
+    tensors = {f"network.{name}": np.asarray(each) for tree in weights for name, each in tree.items()}
+    name, out = files.model_name(plan.runs[0], data.domain_names[target], "last"), Path(folder, "models")
+    files.write_model(out, name, {**record, "tensors": {"frozen": None}}, tensors)
+    return out / f"{name}.json"

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from disam_jax.dg.cli.progress import Progress, Say
     from disam_jax.dg.results import Results, Run
     from disam_jax.dg.runners.base import Runner
+    from disam_jax.dg.saving.blueprint import Blueprint
     from disam_jax.dg.sweep.run import Plan, Prepared
     from disam_jax.dg.sweep.shards import Shard
 
@@ -92,8 +93,9 @@ def run_on_cluster(
     """
     from disam_jax.dg.runners.base import by_seed_and_target, in_order
     from disam_jax.dg.sweep.cluster import finished
+    from disam_jax.dg.sweep.models import ModelStore
     from disam_jax.dg.sweep.results_file import open_store
-    from disam_jax.dg.sweep.run import check_size, chunk_line, start_line
+    from disam_jax.dg.sweep.run import check_size, chunk_line, missing_line, start_line
     from disam_jax.dg.sweep.shards import with_options
 
     everywhere, show, say = with_full_paths(options), told.show, told.say
@@ -121,22 +123,45 @@ def run_on_cluster(
                     store.program(name, settled[name])
             per_worker = min(client.run(device_count).values())
             deal = by_seed_and_target if header["data"]["streamed"] else in_order
-            tasks = []
-            for name, runs in missing.items():
-                if runs:
-                    per_device = store.programs[name]["runs_at_once"]
-                    for chunk in deal(runs, per_device * max(1, min(per_worker, described.most // per_device))):
-                        tasks.append((everywhere, per_device, chunk, *same))
+            blueprints: dict[str, Blueprint] = {}
+            if options.save != "none":
+                of_methods = [(everywhere, name, *same) for name in plan.candidates]
+                found = finished(client, blueprint_of, of_methods, say)
+                blueprints = {of_methods[number][1]: each for number, each in found}
+            models = ModelStore(options.out, options.save, blueprints.__getitem__)
+            if options.save != "none" and plan.runs:
+                say(models.begin(plan.runs, header))
+
+            def tasks_of(runs: Mapping[str, "Sequence[Run]"]) -> list[tuple[Any, ...]]:
+                """Arguments of `train_chunk` for runs of each method."""
+                tasks = []
+                for name, of_method in runs.items():
+                    if of_method:
+                        per_device = store.programs[name]["runs_at_once"]
+                        size = per_device * max(1, min(per_worker, described.most // per_device))
+                        tasks += [(everywhere, per_device, chunk, *same) for chunk in deal(of_method, size)]
+                return tasks
+
             left = TimeLeft(done, total)
+            tasks = tasks_of(missing)
             for number, (measured, took) in finished(client, train_chunk, tasks, say):
                 chunk = tasks[number][2]
                 name = chunk[0].method
                 store.chunk(name, chunk, measured, took)
                 log([store.records[run[:4]] for run in chunk], header)
+                models.write(chunk, measured, plan.runs_of(name), store)
                 seconds[name].append(took / len(chunk))
                 done += len(chunk)
                 show(f"training {name}", done, total)
                 told.log(chunk_line(name, done, total, left.text(done)))
+            again = {name: models.missing(plan.runs_of(name), store) for name in plan.candidates}
+            for name, runs in again.items():
+                if runs:
+                    say(missing_line(name, len(runs)))
+            tasks = tasks_of(again)
+            for number, (measured, _) in finished(client, train_chunk, tasks, say):
+                chunk = tasks[number][2]
+                models.write(chunk, measured, plan.runs_of(chunk[0].method), store)
             results = store.results(plan.runs)
             cost = {
                 name: {
@@ -272,13 +297,22 @@ def settle(
         }
 
 
+def blueprint_of(options: "Compare", method: str, fingerprint: str, of_client: dict[str, str]) -> "Blueprint":
+    """How the network of a method is built again, for the models that the client writes."""
+    check_versions(of_client)
+    with _ONE_AT_A_TIME:
+        mine = kept(options)
+        check_data(mine, fingerprint)
+        return mine.work.runs.blueprint(method)
+
+
 def train_chunk(
     options: "Compare", per_device: int, chunk: "Sequence[Run]", fingerprint: str, of_client: dict[str, str]
 ) -> tuple[dict[str, Any], float]:
     """Trains and measures a chunk of runs of a method.
 
     Returns:
-        What was measured, and the seconds that it took.
+        What was measured, and kept where models are saved; and the seconds that it took.
     """
     from disam_jax.dg.sweep.run import chunk_size
 
@@ -290,7 +324,7 @@ def train_chunk(
             filled = those + [those[-1]] * (size - len(those))
             runner.compile(filled)
             began = time.perf_counter()
-            measured.append(cut(runner.train(filled), len(those)))
+            measured.append(cut(runner.train(filled, save=options.save), len(those)))
             seconds += time.perf_counter() - began
         return joined(measured), seconds
 

@@ -1,8 +1,9 @@
 """`disam-jax compare` and `sweep`: data, configuration, networks and methods are put together and run."""
 
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from disam_jax.dg.peft.finetuning import Pretrained
     from disam_jax.dg.progress import OnProgress
     from disam_jax.dg.results import Results
+    from disam_jax.dg.saving.blueprint import Blueprint
     from disam_jax.dg.sweep.run import NewClasses, Plan
     from disam_jax.dg.sweep.shards import Shard
     from disam_jax.dg.training.config import FineTuneConfig, TrainConfig
@@ -116,6 +118,8 @@ def run_here(
         select=options.select,
         own_networks=work.runs.own_networks,
         new=work.runs.new,
+        save=options.save,
+        blueprint=work.runs.blueprint,
     )
 
 
@@ -184,7 +188,9 @@ def put_together(
     Raises:
         InputError: If weights or data cannot be used.
     """
+    from disam_jax.dg.data.load import has_images
     from disam_jax.dg.models.registry import MODELS
+    from disam_jax.dg.saving.blueprint import inputs_of
     from disam_jax.dg.sweep.run import check_targets
 
     memory_budget = memory_budget_of(options)
@@ -193,11 +199,12 @@ def put_together(
     size = options.image_size or of_weights or MODELS[options.model].image_size
     data = read_data(options, size, memory_budget, show, out)
     config = config_of(options, data)
+    inputs = inputs_of(data, size if has_images(options.data) else None)
     targets = check_targets(options.target, data.domain_names, data.name)
     if pretrained is None:
-        runs = from_scratch(data, config, methods)
+        runs = from_scratch(data, config, methods, inputs)
     else:
-        runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget)
+        runs = fine_tuned(pretrained, data, config, methods, options, show, memory_budget, inputs)
     return ToTrain(runs, config, targets)
 
 
@@ -381,6 +388,7 @@ class Runs(NamedTuple):
         network: Network to train.
         methods: Methods by name.
         own_networks: Networks of the methods that have one of their own.
+        blueprint: (name of a method) -> how its network is built again.
         new: Classes that are not trained on.
     """
 
@@ -388,13 +396,17 @@ class Runs(NamedTuple):
     network: "Network"
     methods: Mapping[str, "Method"]
     own_networks: Mapping[str, "Network"]
+    blueprint: Callable[[str], "Blueprint"]
     new: "NewClasses | None" = None
 
 
-def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "Method"]) -> Runs:
+def from_scratch(
+    data: "Domains", config: "TrainConfig", methods: Mapping[str, "Method"], inputs: Mapping[str, Any]
+) -> Runs:
     """A network by name, for a data set."""
     from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.models.registry import MODELS, make_network
+    from disam_jax.dg.saving import blueprint
 
     shape = data.inputs.shape[1:]
     network = make_network(
@@ -406,7 +418,8 @@ def from_scratch(data: "Domains", config: "TrainConfig", methods: Mapping[str, "
         compute=Compute(config.dtype, config.remat),
         **MODELS[config.model].options_of(config, shape),
     )
-    return Runs(data, network, methods, {})
+    described = functools.cache(lambda: blueprint.from_scratch(network, config, data, inputs))
+    return Runs(data, network, methods, {}, lambda _: described())
 
 
 def fine_tuned(
@@ -417,6 +430,7 @@ def fine_tuned(
     options: "TrainingOptions",
     show: "OnProgress",
     memory_budget: int | None,
+    inputs: Mapping[str, Any],
 ) -> Runs:
     """A pretrained network; for CLIP, also as it is, and with classes that are not trained on.
 
@@ -429,6 +443,7 @@ def fine_tuned(
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
     from disam_jax.dg.models.compute import Compute
     from disam_jax.dg.peft.finetuning import cache, make_networks
+    from disam_jax.dg.saving import blueprint
     from disam_jax.dg.sweep.run import NewClasses
 
     finetune = config.finetune
@@ -456,4 +471,13 @@ def fine_tuned(
         networks = {name: as_it_is if name == ZERO_SHOT and as_it_is else trained for name in methods}
         new = NewClasses(take_classes(data, news), networks)
         data = take_classes(data, bases)
-    return Runs(data, network, methods, own, new)
+    trained_on = data
+
+    @functools.cache
+    def described(zero_shot: bool) -> "Blueprint":
+        of_method = own[ZERO_SHOT] if zero_shot else network
+        return blueprint.fine_tuned(
+            of_method, pretrained, config, trained_on, inputs, str(options.checkpoint), zero_shot
+        )
+
+    return Runs(data, network, methods, own, lambda name: described(name == ZERO_SHOT and bool(own)), new)

@@ -19,7 +19,7 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import shown
 
 if TYPE_CHECKING:
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, Evaluate, List, Merge, Predict, Report, Status
 
 
 def use_all_cores() -> None:
@@ -100,12 +100,14 @@ def saved(arguments: Sequence[str]) -> str:
 
 def commands() -> dict[str, Any]:
     """The options of each command, by its name."""
-    from disam_jax.dg.cli.options import Compare, Data, Diagnose, List, Merge, Report, Status, Sweep
+    from disam_jax.dg.cli.options import Compare, Data, Diagnose, Evaluate, List, Merge, Predict, Report, Status, Sweep
 
     return {
         "compare": Compare,
         "sweep": Sweep,
         "diagnose": Diagnose,
+        "predict": Predict,
+        "evaluate": Evaluate,
         "report": Report,
         "status": Status,
         "merge": Merge,
@@ -114,7 +116,9 @@ def commands() -> dict[str, Any]:
     }
 
 
-def parse(arguments: Sequence[str]) -> "Compare | Diagnose | Report | Status | Merge | Data | List":
+def parse(
+    arguments: Sequence[str],
+) -> "Compare | Diagnose | Predict | Evaluate | Report | Status | Merge | Data | List":
     """The options that the arguments give.
 
     Raises:
@@ -178,7 +182,7 @@ def run(arguments: Sequence[str]) -> int:
         if end.code:
             say_failures()
         raise
-    from disam_jax.dg.cli.options import Data, Diagnose, List, Merge, Report, Status
+    from disam_jax.dg.cli.options import Data, Diagnose, Evaluate, List, Merge, Predict, Report, Status
 
     command = shlex.join(["disam-jax", *arguments])
     match options:
@@ -189,6 +193,14 @@ def run(arguments: Sequence[str]) -> int:
             from disam_jax.dg.cli.report import run_report
 
             run_report(options, command)
+        case Predict():
+            from disam_jax.dg.cli.predict import run_predict
+
+            run_predict(options)
+        case Evaluate():
+            from disam_jax.dg.cli.predict import run_evaluate
+
+            run_evaluate(options)
         case Merge():
             from disam_jax.dg.cli.report import run_merge
 

@@ -13,13 +13,14 @@ from disam_jax.dg.data.registry import DATASETS, option_name
 from disam_jax.dg.data.sources.registry import SOURCES
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.peft.registry import FINETUNING
+from disam_jax.dg.results import SAVES
 from disam_jax.dg.sweep.model_selection import CRITERIA
 from disam_jax.dg.training.averaging import AVERAGING
 from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
 from disam_jax.dg.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    Model = Peft = Criterion = Average = OptimizerName = LogName = ScheduleName = str
+    Model = Peft = Criterion = Average = OptimizerName = LogName = ScheduleName = Save = str
 else:
     Model = literal_type_from_choices(MODELS)
     Peft = literal_type_from_choices(FINETUNING)
@@ -28,6 +29,7 @@ else:
     OptimizerName = literal_type_from_choices(OPTIMIZERS)
     LogName = literal_type_from_choices(LOGS)
     ScheduleName = literal_type_from_choices(SCHEDULES)
+    Save = literal_type_from_choices(SAVES)
 
 
 def _braces(names: Iterable[str]) -> str:
@@ -276,6 +278,11 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     by the target's, or the last step of the defaults. The report has all three; the folder keeps to the first one
     that it is given, and has the tables of another one in a folder of their own."""
 
+    save: Save = "none"
+    """Keep models, in the folder models of --out: of every run the last step, or of each method, target and seed the
+    one candidate and point that the accuracy on the source domains' validation splits chooses. The same command
+    later, with another --save, trains no more than the runs whose model is missing. For predict and evaluate."""
+
     averaging: Average = TrainConfig.averaging
     """Average of the weights along training, on top of every method."""
 
@@ -385,6 +392,50 @@ class Diagnose(TrainingOptions):
 
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: no files)")] = None
     """Folder for the files, made if need be."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify images or arrays with a model that --save kept, and write a CSV file.
+
+    A row for each example: its file, or its row in the array; its class; the probability of each class.
+    """
+
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
+    """One of the two files of a model, NAME.json or NAME.safetensors."""
+
+    data: Annotated[str, arg(metavar="DIR|FILE.npz")]
+    """Folder of images, in class folders or not, or an .npz file with an array x."""
+
+    out: Annotated[Path, arg(metavar="FILE")] = Path("predictions.csv")
+    """File to write."""
+
+    batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as take 4 MiB, 32 to 4096)")] = None
+    """Examples at a time."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a model that --save kept on a domain, one that it was not trained on or a new one.
+
+    Prints accuracy and loss with standard errors; of the domain that the model's sweep held out also those of its two
+    splits, of which the training split is what the tables report.
+    """
+
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
+    """One of the two files of a model, NAME.json or NAME.safetensors."""
+
+    data: Annotated[str, arg(metavar="DIR|FILE.npz|NAME")]
+    """Folder of DIR/class/*.jpg, an .npz file of arrays x and y, or a data set that is built in."""
+
+    domain: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's target)")] = None
+    """Domain to evaluate on, where the data have several: a folder in DIR, or a value of the array domain."""
+
+    batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as take 4 MiB, 32 to 4096)")] = None
+    """Examples at a time."""
+
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: no file)")] = None
+    """JSON file with all digits of what is printed."""
 
 
 @dataclass(frozen=True)

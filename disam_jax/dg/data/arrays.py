@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.npz import Header, open_npz
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import brief, shown
@@ -55,6 +56,91 @@ def load_arrays(path: Path, allow_missing_classes: bool = False) -> Domains:
         return _domains(_read(path, where), path.stem, where, allow_missing_classes)
     except MemoryError as error:
         raise InputError(f"{where}: its arrays do not fit into the memory of this machine") from error
+
+
+def load_inputs(path: Path) -> np.ndarray:
+    """Reads the inputs of an npz file that need not be a data set: of its arrays `x` alone.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        float32 [N, ...], or uint8 images [N, H, W, 3].
+
+    Raises:
+        InputError: As `load_arrays`, where it is about `x`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(Path(folder, "new.npz"), x=np.zeros((4, 3)))
+        ...     load_inputs(Path(folder, "new.npz")).shape
+        (4, 3)
+    """
+    where = shown(path)
+    with open_npz(path) as npz:
+        if "x" not in npz.headers:
+            raise InputError(f"{where} has no array 'x', only {_listed(list(npz.headers))}")
+        shape = npz.headers["x"].shape
+        if len(shape) < 2 or 0 in shape:
+            raise InputError(f"{where}: x must be [N, ...] with at least one example, got shape {brief(list(shape))}")
+        return _inputs(npz.read("x"), where)
+
+
+def load_domain(path: Path, class_names: Sequence[str], domain: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the examples of one domain of an npz file, with labels of given classes.
+
+    Args:
+        path: Path of the file, with arrays `x` and `y` as for `load_arrays`; `domain` may be absent.
+        class_names: C names. Strings in `y`, or the `class_names` of the file, must be among them; other integers in
+            `y` are indices into them.
+        domain: Name of the domain; None where the file has one alone.
+
+    Returns:
+        Inputs [N, ...] and labels int32 [N].
+
+    Raises:
+        InputError: If the file cannot be read, a label is none of the classes, or the domain is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(Path(folder, "new.npz"), x=np.zeros((2, 3)), y=["dog", "cat"])
+        ...     load_domain(Path(folder, "new.npz"), ["cat", "dog"])[1].tolist()
+        [1, 0]
+    """
+    where, inputs = shown(path), load_inputs(path)
+    with open_npz(path) as npz:
+        if "y" not in npz.headers:
+            raise InputError(f"{where} has no array 'y' of labels: predict takes examples without labels")
+        keys = [key for key in ("y", "domain", "class_names", "domain_names") if key in npz.headers]
+        arrays = {key: npz.read(key) for key in keys}
+    for key in ("y", "domain"):
+        if key in arrays and arrays[key].shape != inputs.shape[:1]:
+            raise InputError(
+                f"{where}: {key} must have shape [{len(inputs)}] like x, got {brief(list(arrays[key].shape))}"
+            )
+    own = _names(arrays, "class_names", where)
+    labels, found = _labels(arrays["y"], own if own or arrays["y"].dtype.kind == "U" else tuple(class_names), where)
+    unknown = [found[label] for label in np.unique(labels).tolist() if found[label] not in class_names]
+    if unknown:
+        raise InputError(
+            f"{where}: the model does not know the class {shown(unknown[0])}: it has {_listed(class_names)}"
+            f"{hint(unknown[0], class_names)}"
+        )
+    place = np.array([class_names.index(name) if name in class_names else -1 for name in found], np.int32)
+    rows = np.ones(len(labels), bool)
+    if "domain" in arrays:
+        ids, names = _domain_ids(arrays["domain"], _names(arrays, "domain_names", where), where)
+        if domain is None and len(names) == 1:
+            domain = names[0]
+        if domain not in names:
+            asked = "it has several domains" if domain is None else f"it has no domain {shown(domain)}"
+            raise InputError(f"{where}: {asked}: write --domain and one of {_listed(names)}")
+        rows = ids == names.index(domain)
+    elif domain is not None:
+        raise InputError(f"{where} has no array 'domain': leave out --domain {shown(domain)}")
+    return inputs[rows], place[labels[rows]]
 
 
 def _read(path: Path, where: str) -> dict[str, np.ndarray]:

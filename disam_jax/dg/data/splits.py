@@ -123,12 +123,32 @@ def seeded_split(
     for place, (size, name) in enumerate(zip(sizes, labels, strict=True)):
         if size < 2:
             raise InputError(f"domain {name} has {size} example: at least two are needed, one of them to validate on")
-        held = min(max(1, int(size * holdout)), size - 1)
-        # The legacy generator, because its numbers are DomainBed's.
-        shuffled = np.random.RandomState(seed_hash(int(seed), place)).permutation(size)
-        order.append(sum(sizes[:place]) + np.concatenate([shuffled[held:], shuffled[:held]]))
-        train_counts.append(size - held)
+        trains, validates = drawn(size, seed, place, holdout)
+        order.append(sum(sizes[:place]) + np.concatenate([trains, validates]))
+        train_counts.append(len(trains))
     return Split(np.concatenate(order).astype(np.int32), np.array(train_counts, np.int32))
+
+
+def drawn(size: int, seed: int, place: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of one domain that train and those that validate, as `seeded_split` draws them.
+
+    Args:
+        size: Number of its examples, at least 2.
+        seed: As for `seeded_split`.
+        place: Number of the domain among all.
+        holdout: As for `seeded_split`.
+
+    Returns:
+        int arrays, which together hold each of 0..size - 1 once.
+
+    Example:
+        >>> [len(rows) for rows in drawn(10, seed=0, place=1, holdout=0.2)]
+        [8, 2]
+    """
+    held = min(max(1, int(size * holdout)), size - 1)
+    # The legacy generator, because its numbers are DomainBed's.
+    shuffled = np.random.RandomState(seed_hash(int(seed), place)).permutation(size)
+    return shuffled[held:], shuffled[:held]
 
 
 def seed_hash(*args: int | str) -> int:

@@ -261,13 +261,19 @@ def eval_blocks(
 
     def make(place: int) -> Block:
         chosen = rows[place * block : (place + 1) * block]
-        return Block(_fill(read(chosen), block), _fill(labels[chosen], block), np.arange(block) < len(chosen))
+        return Block(filled(read(chosen), block), filled(labels[chosen], block), np.arange(block) < len(chosen))
 
     number = -(-len(rows) // block)
     return _ahead(make, 0, number, threads, prefetch) if isinstance(data, ImageIndex) else map(make, range(number))
 
 
-def _fill(x: np.ndarray, length: int) -> np.ndarray:
+def filled(x: np.ndarray, length: int) -> np.ndarray:
+    """An array [n, ...] with zeros behind it, [length, ...]; itself if it is as long.
+
+    Example:
+        >>> filled(np.ones(2), 3).tolist()
+        [1.0, 1.0, 0.0]
+    """
     return x if len(x) == length else np.concatenate([x, np.zeros((length - len(x), *x.shape[1:]), x.dtype)])
 
 

@@ -202,6 +202,31 @@ def class_images(folder: Path) -> list[Path]:
     return list(found.images)
 
 
+def all_images(folder: Path) -> list[Path]:
+    """The images in a folder and the folders within, whatever these are called, in the order of `class_images`.
+
+    Args:
+        folder: Folder of images.
+
+    Returns:
+        Paths, each file once.
+
+    Raises:
+        InputError: If there is none, and as `images_of_classes`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "cat").mkdir()
+        ...     Path(folder, "cat", "1.jpg").touch()
+        ...     [path.name for path in all_images(Path(folder))]
+        ['1.jpg']
+    """
+    if next(_walk(folder, places([folder])), None) is None:
+        raise InputError(f"{shown(folder)} has no image ({', '.join(SUFFIXES)})")
+    return class_images(folder)
+
+
 def images_of_classes(classes: Sequence[Path], data: Places) -> list[ClassImages]:
     """The images of all classes of all domains.
 

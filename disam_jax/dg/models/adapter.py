@@ -61,7 +61,10 @@ def from_nnx(
         module: Any = nnx.merge(graphs[train], params, state)
         return Output(*apply_module(module, prepare(inputs), key, compute), _variables(module)[1])
 
-    return Network(init, apply)
+    def module(params: Params, state: State) -> Any:
+        return nnx.merge(graphs[False], params, state)
+
+    return Network(init, apply, module=module)
 
 
 def from_weights(
@@ -129,7 +132,12 @@ def from_weights(
         outputs = apply_module(model, prepare(inputs), key, compute)
         return Output(*outputs, nnx.to_pure_dict(nnx.state(model, *kinds)[1]))
 
-    return Network(init, apply, own)
+    def with_weights(params: Params, state: State, weights: Any = own) -> Any:
+        loaded, derived = weights
+        extended, _, _, shared, _ = split(loaded, jax.random.key(0), False)
+        return nnx.merge(extended, params, state, shared, derived)
+
+    return Network(init, apply, own, with_weights)
 
 
 def untrained(network: Network) -> Network:
@@ -155,7 +163,12 @@ def untrained(network: Network) -> Network:
         del params
         return network.apply({}, *rest, **weights)
 
-    return Network(init, apply, network.weights)
+    def module(params: Params, state: State, **weights: Any) -> Any:
+        del params
+        assert network.module is not None
+        return network.module({}, state, **weights)
+
+    return Network(init, apply, network.weights, None if network.module is None else module)
 
 
 def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module], remat: bool) -> dict[bool, nnx.GraphDef]:

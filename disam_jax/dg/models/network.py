@@ -34,12 +34,15 @@ class Network(NamedTuple):
             decides what dropout drops and is not used if `train` is False. Inputs are float32, or uint8
             images, which the network scales and normalises itself.
         weights: arrays that all runs share and none trains, of a pretrained network; nothing by default. If there are
-            any, both functions have a keyword argument `weights` with these as its default.
+            any, all functions have a keyword argument `weights` with these as its default.
+        module: (parameters, state) -> the NNX module with these, as it evaluates: called as (prepared inputs, key), it
+            returns (logits, features). None: the network is made of functions, and its runs cannot be saved.
     """
 
     init: Callable[..., tuple[Params, State]]
     apply: Callable[..., Output]
     weights: Any = ()
+    module: Callable[..., Any] | None = None
 
     def given(self, weights: Any) -> "Network":
         """The same network with other arrays as its weights, traced ones for instance.
@@ -50,3 +53,14 @@ class Network(NamedTuple):
             return self
         partial = functools.partial
         return Network(partial(self.init, weights=weights), partial(self.apply, weights=weights))
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of nested dictionaries by the dotted path of their keys, as parameters and state are.
+
+    Example:
+        >>> by_name({"fc": {"bias": 1, "kernel": 2}})
+        {'fc.bias': 1, 'fc.kernel': 2}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}

@@ -149,16 +149,30 @@ def make_network(
     from disam_jax.dg.models.adapter import FLOAT32, from_nnx
     from disam_jax.dg.models.inputs import images, vectors
 
+    prepare = images if find_model(name).of_images else vectors
+    given = network_options(name, frozen_norm=frozen_norm, **options)
+    return from_nnx(make_module(name, input_shape, num_classes, dropout, given), prepare, compute or FLOAT32)
+
+
+def network_options(name: str, *, frozen_norm: bool = False, **options: Any) -> dict[str, Any]:
+    """All options of a model: those that are given, and the defaults of the others.
+
+    Args:
+        name: Name of an entry of `MODELS`.
+        frozen_norm: As for `make_network`.
+        **options: As for `make_network`.
+
+    Returns:
+        Options by name.
+
+    Raises:
+        InputError: On an unknown name or option, or `frozen_norm` for a model without BatchNorm.
+
+    Example:
+        >>> network_options("mlp"), network_options("mlp", hidden=(8, 8))
+        ({'hidden': (64,)}, {'hidden': (8, 8)})
+    """
     model = find_model(name)
-    if model.make is None:
-        raise InputError(f"model {name} exists with pretrained weights only; load it with peft.finetuning.load")
-    if model.of_images and len(input_shape) != 3:
-        takers = ", ".join(other for other, entry in MODELS.items() if not entry.of_images)
-        raise InputError(
-            f"model {name} needs images [H, W, C], but an example has shape {list(input_shape)}; write one of {takers}"
-        )
-    if not 0.0 <= dropout < 1.0:
-        raise InputError(f"model {name}: dropout is {dropout}; write a number from 0 to less than 1")
     if "frozen_norm" in model.options:
         options["frozen_norm"] = frozen_norm
     elif frozen_norm:
@@ -169,8 +183,42 @@ def make_network(
         raise InputError(
             f"model {name} has no option {unknown[0]!r}; it has {', '.join(known) if known else 'none of its own'}"
         )
-    make_module = model.make(tuple(input_shape), num_classes, dropout, {**model.options, **options})
-    return from_nnx(make_module, images if model.of_images else vectors, compute or FLOAT32)
+    return {**model.options, **options}
+
+
+def make_module(name: str, input_shape: Shape, num_classes: int, dropout: float, options: Mapping[str, Any]) -> Maker:
+    """The maker of a model's module, for inputs of one shape.
+
+    Args:
+        name: Name of an entry of `MODELS` that can be trained from scratch.
+        input_shape: Shape of one example.
+        num_classes: C.
+        dropout: As for `make_network`.
+        options: All options of the model, from `network_options`.
+
+    Returns:
+        Maker, see `from_nnx`.
+
+    Raises:
+        InputError: On an unknown name, a value that cannot be, or inputs that are no images for a model of images.
+
+    Example:
+        >>> from flax import nnx
+        >>> make = make_module("mlp", (4,), 3, 0.0, network_options("mlp", hidden=(8,)))
+        >>> nnx.eval_shape(lambda: make(nnx.Rngs(0))).fc.kernel.shape
+        (8, 3)
+    """
+    model = find_model(name)
+    if model.make is None:
+        raise InputError(f"model {name} exists with pretrained weights only; load it with peft.finetuning.load")
+    if model.of_images and len(input_shape) != 3:
+        takers = ", ".join(other for other, entry in MODELS.items() if not entry.of_images)
+        raise InputError(
+            f"model {name} needs images [H, W, C], but an example has shape {list(input_shape)}; write one of {takers}"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise InputError(f"model {name}: dropout is {dropout}; write a number from 0 to less than 1")
+    return model.make(tuple(input_shape), num_classes, dropout, options)
 
 
 def check_widths(name: str, option: str, value: Any, least: int) -> Shape:

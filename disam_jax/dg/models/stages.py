@@ -181,8 +181,31 @@ def without_front(network: Any, stage: str) -> Any:
         >>> sorted(nnx.state(without_front(network, "layer2")))
         ['layer2']
     """
+    return _without(network, _cut(network, stage)[0])
+
+
+def front_only(network: Any, stage: str) -> Any:
+    """A copy of a network without what the stages from a given one on compute with; what no stage owns stays.
+
+    Args:
+        network: Network with `stages`.
+        stage: One of `stage_names`.
+
+    Returns:
+        Copy, for `front` with the same stage. It shares no variable with the network.
+
+    Example:
+        >>> from disam_jax.dg.models.resnet import BasicBlock, ResNet
+        >>> network = nnx.eval_shape(lambda: ResNet((1, 1), BasicBlock, None, width=8, rngs=nnx.Rngs(0)))
+        >>> sorted(nnx.state(front_only(network, "layer2")))
+        ['bn1', 'conv1', 'layer1']
+    """
+    return _without(network, _cut(network, stage)[1])
+
+
+def _without(network: Any, stages: Sequence[NamedStage]) -> Any:
     copy = nnx.merge(*nnx.split(network))
-    for each in _cut(network, stage)[0]:
+    for each in stages:
         for *parents, last in each.owns:
             holder = copy
             for key in parents:

@@ -1,8 +1,11 @@
 """The tensors of safetensors files: the header is checked as a whole, the numbers are read when they are asked for.
 
+Files are written here too, by the letter of the format.
+
 The format: https://github.com/huggingface/safetensors#format
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,7 +156,73 @@ def read_entries(file: Path) -> dict[str, Entry]:
             ) from error
 
 
-def _entries(file: Path, content: BinaryIO, size: int) -> dict[str, Entry]:
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Args:
+        file: Path of the file.
+
+    Returns:
+        Strings by key.
+
+    Raises:
+        InputError: If the file cannot be read or its header is none of a safetensors file.
+    """
+    with open_regular(file) as (content, size):
+        try:
+            return _header(content, size)[0]
+        except ValueError as error:
+            raise InputError(
+                f"{shown(file)}: is no safetensors file or a truncated one ({error}); get it anew"
+            ) from error
+
+
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        file: Path of the file.
+        tensors: Arrays by key.
+        metadata: Strings by key.
+
+    Raises:
+        OSError: If the system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "x.safetensors")
+        ...     write_tensors(path, {"kernel": np.ones((2, 3), np.float32)}, {"writer": "me"})
+        ...     Tensors([path])["kernel"].sum(), read_metadata(path)
+        (np.float32(6.0), {'writer': 'me'})
+    """
+    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    end = 0
+    for key, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[key] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The numbers begin at a multiple of eight bytes.
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as content:
+        content.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            content.write(bytes_of(tensor))
+
+
+def bytes_of(tensor: np.ndarray) -> memoryview:
+    """The bytes of an array as they lie in a file, row by row.
+
+    Example:
+        >>> len(bytes_of(np.ones((2, 3), np.float32)))
+        24
+    """
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+def _header(content: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Any], int]:
+    """Metadata, entries as they are written, and the place of the first number."""
     length = int.from_bytes(content.read(8), "little")
     if size < 8 or length > min(size - 8, MOST_JSON_BYTES):
         raise ValueError(
@@ -169,8 +238,12 @@ def _entries(file: Path, content: BinaryIO, size: int) -> dict[str, Entry]:
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{_METADATA} must hold strings by key, got {brief(metadata)}")
-    entries = {key: _entry(file, key, value, 8 + length) for key, value in header.items()}
-    end = 8 + length
+    return metadata, header, 8 + length
+
+
+def _entries(file: Path, content: BinaryIO, size: int) -> dict[str, Entry]:
+    _, header, end = _header(content, size)
+    entries = {key: _entry(file, key, value, end) for key, value in header.items()}
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
         if entry.start != end:
             raise ValueError(f"{shown(key)} starts at byte {entry.start:,}, where {end:,} is the next free one")

@@ -74,6 +74,7 @@ class Runner(Protocol):
         runs: Sequence[Run],
         on_segment: Callable[[], None] | None = None,
         checkpoints: Checkpoints | None = None,
+        save: str = "none",
     ) -> dict[str, Any]:
         """Trains and measures a chunk of R runs.
 
@@ -81,9 +82,11 @@ class Runner(Protocol):
             runs: Chunk of runs, with the same names of hyperparameters.
             on_segment: Called after each segment.
             checkpoints: Where the runs go on from, and where they are saved along training; None for neither.
+            save: Which weights are kept, a key of `keep.SAVES`.
 
         Returns:
-            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure.
+            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure; and what `Keeper.kept`
+            returns.
 
         Raises:
             InputError: If an image cannot be read, or a checkpoint cannot be written.

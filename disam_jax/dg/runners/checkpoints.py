@@ -36,12 +36,14 @@ class Halfway(NamedTuple):
         states: States of the runs.
         points: What was measured so far, at one point of training after the other.
         averages: Averages over the segments so far, of SWAD.
+        kept: What `Keeper.so_far` returned.
     """
 
     step: int
     states: Any
     points: list[Metrics]
     averages: list[Any]
+    kept: Mapping[str, Any]
 
 
 class Checkpoints:
@@ -81,9 +83,10 @@ class Checkpoints:
 
         fetched = jax.device_get(at)
         items = {
-            "states": _numbered(fetched.states),
+            "states": numbered(fetched.states),
             "points": {str(place): _present(point) for place, point in enumerate(fetched.points)},
-            "averages": {str(place): _numbered(average) for place, average in enumerate(fetched.averages)},
+            "averages": {str(place): numbered(average) for place, average in enumerate(fetched.averages)},
+            "kept": fetched.kept,
         }
         arrays = {name: value for name, value in items.items() if value}
         try:
@@ -125,11 +128,12 @@ class Checkpoints:
                     return Halfway(
                         step,
                         jax.tree.unflatten(structure, states),
-                        [_metrics(point) for point in _in_order(arrays["points"])],
+                        [_metrics(point) for point in in_order(arrays["points"])],
                         [
                             jax.tree.unflatten(jax.tree.structure(like.average), _leaves(average))
-                            for average in _in_order(arrays.get("averages", {}))
+                            for average in in_order(arrays.get("averages", {}))
                         ],
+                        arrays.get("kept", {}),
                     )
                 what_is_wrong = "is of another network or method"
             self.say(f"the checkpoint {shown(self.folder / str(step))} {what_is_wrong}: it is removed and not used")
@@ -164,7 +168,7 @@ class Checkpoints:
 
 
 def checkpoints_of(
-    out: Path, header: Mapping[str, Any], runs: Sequence[Run], every: int, say: Callable[[str], None]
+    out: Path, header: Mapping[str, Any], runs: Sequence[Run], every: int, save: str, say: Callable[[str], None]
 ) -> Checkpoints:
     """The checkpoints of a chunk of runs of a sweep.
 
@@ -173,6 +177,7 @@ def checkpoints_of(
         header: From `make_header`.
         runs: Chunk of runs of one method.
         every: Number of steps between two checkpoints.
+        save: Which weights are kept, a key of `SAVES`.
         say: Called with a line about what is not used, and why.
 
     Returns:
@@ -185,6 +190,7 @@ def checkpoints_of(
     key = {
         **{name: header[name] for name in ("version", "data", "setting", "metrics") if name in header},
         "method": runs[0].method,
+        "save": save,
         "runs": names,
         "hparams": [dict(run.hparams) for run in runs],
     }
@@ -233,17 +239,28 @@ def _checksum(path: Path) -> list[int]:
     return [length, crc]
 
 
-def _numbered(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree by their number: names of a file know nothing of the classes of its nodes."""
+def numbered(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by their number: names of a file know nothing of the classes of its nodes.
+
+    Example:
+        >>> numbered({"kernel": np.int32(3)})
+        {'0': array(3, dtype=int32)}
+    """
     return {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _in_order(numbered: Mapping[str, Any]) -> list[Any]:
+def in_order(numbered: Mapping[str, Any]) -> list[Any]:
+    """What `numbered` numbered.
+
+    Example:
+        >>> in_order({"1": "b", "0": "a"})
+        ['a', 'b']
+    """
     return [numbered[str(place)] for place in range(len(numbered))]
 
 
 def _leaves(numbered: Mapping[str, Any]) -> list[np.ndarray]:
-    return [np.asarray(each) for each in _in_order(numbered)]
+    return [np.asarray(each) for each in in_order(numbered)]
 
 
 def _present(point: Metrics) -> dict[str, Any]:

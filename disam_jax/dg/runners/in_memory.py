@@ -15,6 +15,7 @@ from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_runs, put_once, split_batches
+from disam_jax.dg.runners.keep import Keeper
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
@@ -172,23 +173,28 @@ class InMemoryRunner:
         runs: Sequence[Run],
         on_segment: Callable[[], None] | None = None,
         checkpoints: Checkpoints | None = None,
+        save: str = "none",
     ) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
         states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
+        keeper = Keeper(save, runs, self.config)
         if checkpoints is not None and (found_there := checkpoints.latest(states)) is not None:
-            _, states, points, averages = found_there
+            _, states, points, averages, kept = found_there
+            keeper.resume(kept, weights(states, self.config))
             states = jax.device_put(states, self.place(len(runs)))
-        for first in self.config.measured_at[len(points) :]:
+        for place, first in list(enumerate(self.config.measured_at))[len(points) :]:
+            keeper.before(weights(states, self.config))
             states, measured = compiled(states, specs, jnp.int32(first), shared)
             points.append(jax.device_get(measured))
+            keeper.after(place, points[-1])
             if self.config.averaging == "swad" and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
             last = min(first + self.config.segment, self.config.steps)
             if checkpoints is not None and checkpoints.due(last):
-                checkpoints.save(Halfway(last, states, points, averages))
+                checkpoints.save(Halfway(last, states, points, averages, keeper.so_far()))
             if on_segment is not None:
                 on_segment()
         params, state = weights(states, self.config)
@@ -196,7 +202,16 @@ class InMemoryRunner:
             params, state = swad_weights(averages, points, [run.target for run in runs])
             points[-1] = jax.device_get(self._measure(params, state, specs, shared, fixed=self._fixed))
         sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)
-        return found(points, jax.device_get(sharpness), runs)
+        kept = keeper.kept(params, state, functools.partial(standardisation, specs, shared.arrays))
+        return {**found(points, jax.device_get(sharpness), runs), **kept}
+
+
+def standardisation(specs: RunSpec, arrays: Arrays) -> dict[str, Any]:
+    """What the features of R runs are standardised by: shift and scale, float32 [R, ...]; nothing if they are not."""
+    if arrays.shift is None or arrays.scale is None:
+        return {}
+    rows = (jax.device_get(specs.place), jax.device_get(specs.target))
+    return {"shift": jax.device_get(arrays.shift)[rows], "scale": jax.device_get(arrays.scale)[rows]}
 
 
 def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:

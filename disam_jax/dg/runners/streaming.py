@@ -26,6 +26,7 @@ from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, layout, put_once, split_batches
+from disam_jax.dg.runners.keep import Keeper
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
 from disam_jax.dg.training.config import TrainConfig
@@ -219,6 +220,7 @@ class StreamingRunner:
         runs: Sequence[Run],
         on_segment: Callable[[], None] | None = None,
         checkpoints: Checkpoints | None = None,
+        save: str = "none",
     ) -> dict[str, Any]:
         """See `Runner`."""
         run, config = runs[0], self.config
@@ -227,15 +229,19 @@ class StreamingRunner:
         states = jax.device_put(self._start(own, specs), apart)
         points: list[Metrics] = []
         averages: list[Any] = []
+        keeper = Keeper(save, runs, config)
         begin = 0
         if checkpoints is not None and (found_there := checkpoints.latest(states)) is not None:
-            begin, states, points, averages = found_there
+            begin, states, points, averages, kept = found_there
+            keeper.resume(kept, weights(states, config))
             states = jax.device_put(states, apart)
         with batches_of(run, self.data, self.splits[run.seed], config, self.threads, self.length) as stream:
             stream.set_state({**stream.get_state(), "step": begin})
             for place, first in enumerate(config.measured_at):
                 if place >= len(points):
+                    keeper.before(weights(states, config))
                     points.append(self._measure(*weights(states, config), specs, runs))
+                    keeper.after(place, points[-1])
                 last = min(first + config.segment, config.steps)
                 for step, stack in stacks(stream, max(first, begin), last, self.length):
                     waiting = jax.device_put(stack, everywhere)
@@ -244,11 +250,11 @@ class StreamingRunner:
                     states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(last), *waiting)
                     done = step + self.length
                     if checkpoints is not None and done < last and checkpoints.due(done):
-                        checkpoints.save(Halfway(done, states, points, averages))
+                        checkpoints.save(Halfway(done, states, points, averages, keeper.so_far()))
                 if config.averaging == "swad" and len(averages) <= place and first < config.steps:
                     averages.append(jax.device_get(states.average))
                 if checkpoints is not None and last > begin and checkpoints.due(last):
-                    checkpoints.save(Halfway(last, states, points, averages))
+                    checkpoints.save(Halfway(last, states, points, averages, keeper.so_far()))
                 if on_segment is not None:
                     on_segment()
         params, state = weights(states, config)
@@ -256,7 +262,7 @@ class StreamingRunner:
             params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
             points[-1] = self._measure(params, state, specs, runs)
         sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
-        return found(points, jax.device_get(sharpness), runs)
+        return {**found(points, jax.device_get(sharpness), runs), **keeper.kept(params, state, dict)}
 
     def _probe_for(self, run: Run, where: Sharding) -> tuple[jax.Array, jax.Array]:
         """Images [D, n, ...] and labels int32 [D, n] of the probe of a seed, on the device."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import shown
-from disam_jax.dg.results import Results, Run
+from disam_jax.dg.results import SAVES, Results, Run
+from disam_jax.dg.sweep.models import copy_models
 from disam_jax.dg.sweep.results_file import name_of, open_store, planned, read_written, unlike
 from disam_jax.dg.sweep.results_folder import check_out, read_manifest
 from disam_jax.dg.sweep.shards import Shard, merged_command
@@ -60,7 +61,10 @@ def merge(folders: Sequence[Path], out: Path, select: str | None = None) -> Resu
                     records = [record for record in chunk.records if name_of(record) not in store.records]
                     if records:
                         store.copy(method, records, chunk.seconds, chunk.version)
-        return store.results([Run(*name, hparams=candidates[name[0]][name[3]]) for name in planned(header)])
+        runs = [Run(*name, hparams=candidates[name[0]][name[3]]) for name in planned(header)]
+        for save in SAVES:
+            copy_models(save, folders, out, runs, store)
+        return store.results(runs)
 
 
 def check_shards(headers: Mapping[Path, Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:

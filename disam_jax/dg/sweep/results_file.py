@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
-from disam_jax.dg.results import Results, Run
+from disam_jax.dg.results import Results, Run, six_digits
 from disam_jax.dg.sweep.lock import flock, lock_file
 from disam_jax.dg.sweep.results_folder import RESULTS, claim, set_aside
 from disam_jax.dg.sweep.schema import (
@@ -48,18 +47,6 @@ GROWING = ("seeds", "targets", "methods", "candidates", "planned")
 MOST_LINE_BYTES = 2**28
 # Of a message about a line.
 MOST_TEXT = 400
-
-
-def plain(values: Any) -> Any:
-    """Nested lists of numbers of six digits; None where not finite, which JSON has no word for.
-
-    Example:
-        >>> plain(np.array([1 / 3, np.nan]))
-        [0.333333, None]
-    """
-    if np.ndim(values):
-        return [plain(value) for value in values]
-    return float(f"{float(values):.6g}") if math.isfinite(values) else None
 
 
 def _array(values: Any) -> np.ndarray:
@@ -684,16 +671,16 @@ class Store:
         records = [
             {
                 **dict(zip(RUN, run._replace(hparams=dict(run.hparams)), strict=True)),
-                **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
+                **{name: six_digits(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
                 **(
-                    {"metrics": {name: plain(values[place]) for name, values in measured["metrics"].items()}}
+                    {"metrics": {name: six_digits(values[place]) for name, values in measured["metrics"].items()}}
                     if "metrics" in measured
                     else {}
                 ),
             }
             for place, run in enumerate(runs)
         ]
-        time = {} if seconds is None else {"seconds": plain(seconds)}
+        time = {} if seconds is None else {"seconds": six_digits(seconds)}
         self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": records})
 
     def copy(self, method: str, records: Sequence[Mapping[str, Any]], seconds: float | None, version: str) -> None:

@@ -19,6 +19,8 @@ from disam_jax.dg.unfinished import remove_unfinished, unfinished_folder
 RESULTS = "results.jsonl"
 MANIFEST = "report.json"
 WRITER = "disam-jax"
+# Folder of the models that are kept.
+MODELS = "models"
 # Of what was measured while runs were trained: a report of stored results cannot make them again.
 RECORD = "record.json"
 OF_TRAINING = (RECORD, "cost.md", "cost.tex", "cost.csv")
@@ -298,6 +300,7 @@ def set_aside(out: Path) -> Path:
     manifest = read_manifest(out)
     names = [] if manifest is None else [*manifest.files, MANIFEST]
     names += [apart(each) for each in CRITERIA if exists(out / apart(each) / MANIFEST)]
+    names += [MODELS] * has_models(out)
     try:
         aside = _first_free(out)
         # The results last: as long as they are here, a killed move can be made again.
@@ -307,6 +310,22 @@ def set_aside(out: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot move the results in {shown(out)} aside: {reason(error)}") from error
     return aside
+
+
+def has_models(out: Path) -> bool:
+    """Whether a folder of results has models that a sweep kept, in a folder of their own.
+
+    Example:
+        >>> has_models(Path("nothing here"))
+        False
+    """
+    if not is_folder(out / MODELS):
+        return False
+    for path in (out / MODELS).glob("*.json"):
+        with contextlib.suppress(InputError):
+            if read_json(path).get("writer") == WRITER:
+                return True
+    return False
 
 
 def _first_free(out: Path) -> Path:

@@ -29,7 +29,9 @@ from disam_jax.dg.runners import checkpoints, memory
 from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
+from disam_jax.dg.saving.blueprint import Blueprint, from_scratch
 from disam_jax.dg.sweep.beforehand import passes_of
+from disam_jax.dg.sweep.models import ModelStore
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store, planned
 from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import TrainConfig, check_config
@@ -144,6 +146,8 @@ def run_sweep(
     select: str = "validation",
     own_networks: Mapping[str, Network] | None = None,
     new: NewClasses | None = None,
+    save: str = "none",
+    blueprint: Callable[[str], Blueprint] | None = None,
 ) -> tuple[Results, dict[str, dict[str, Any]]]:
     """Trains all runs of a plan that a folder does not have yet.
 
@@ -173,6 +177,10 @@ def run_sweep(
         select: Which runs and points the folder's report will have, a key of `CRITERIA`.
         own_networks: Networks of the methods that have one of their own, by the method's name.
         new: Classes that are not trained on, and are measured too.
+        save: Which models are kept in the folder `models`, a key of `SAVES`. One that is missing there has its run
+            trained again.
+        blueprint: (name of a method) -> how its network is built again; by default of a network by name, which
+            `make_network` makes for the configuration.
 
     Returns:
         The results, and for each method its "flops" (of one training step of one run) and "seconds_per_run" (of those
@@ -204,6 +212,10 @@ def run_sweep(
     say, say_chunk, tell = (each or (lambda _: None) for each in (on_line, on_chunk, on_estimate))
     total = len(plan.runs)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
+    plain = functools.cache(lambda: from_scratch(network, config, data))
+    models = ModelStore(out, save, blueprint or (lambda _: plain()))
+    if save != "none" and plan.runs:
+        say(models.begin(plan.runs, header))
 
     with open_store(out, header, overwrite, select) as store:
         if store.aside is not None:
@@ -218,9 +230,13 @@ def run_sweep(
             tell(left.text())
             (on_progress or (lambda *_: None))(what, done, total)
 
-        for name, runs in missing.items():
+        # Models are looked for when all runs of a method are there, since these decide which has one.
+        for name, again in itertools.product(methods, (False, True)):
+            runs = models.missing(plan.runs_of(name), store) if again else missing[name]
             if not runs:
                 continue
+            if again:
+                say(missing_line(name, len(runs)))
             began = time.perf_counter()
             show(f"compiling {name}", done, total)
             runner = make_runner(name)
@@ -236,24 +252,28 @@ def run_sweep(
                 show(f"compiling {name}", done, total)
                 runner.compile(filled)
                 left.compiled(name, time.perf_counter() - began)
-                step = len(chunk) / len(config.measured_at)
+                new_runs = 0 if again else len(chunk)
+                step = new_runs / len(config.measured_at)
                 what = f"training {name}, {size} at once"
                 began = time.perf_counter()
                 saved = None
                 if checkpoint_every is not None:
-                    saved = checkpoints.checkpoints_of(out, header, filled, checkpoint_every, say)
-                measured = runner.train(filled, counting(show, what, done, step, total), saved)
+                    saved = checkpoints.checkpoints_of(out, header, filled, checkpoint_every, save, say)
+                measured = runner.train(filled, counting(show, what, done, step, total), saved, save)
                 took = time.perf_counter() - began
-                seconds[name].append(took / len(filled))
-                store.chunk(name, chunk, measured, took)
+                if not again:
+                    seconds[name].append(took / len(filled))
+                    store.chunk(name, chunk, measured, took)
+                    if on_records is not None:
+                        on_records([store.records[run[:4]] for run in chunk], header)
+                    left.trained(name, len(chunk), took)
+                models.write(chunk, measured, plan.runs_of(name), store)
                 if saved is not None:
                     saved.remove()
-                if on_records is not None:
-                    on_records([store.records[run[:4]] for run in chunk], header)
-                left.trained(name, len(chunk), took)
-                done += len(chunk)
+                done += new_runs
                 show(what, done, total)
-                say_chunk(chunk_line(name, done, total, left.text()))
+                if not again:
+                    say_chunk(chunk_line(name, done, total, left.text()))
                 began = time.perf_counter()
         # What a kill left between the end of a chunk and that of its checkpoints.
         shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)
@@ -400,6 +420,16 @@ def counted(number: int, what: str) -> str:
         ('1 seed', '2 seeds')
     """
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def missing_line(method: str, number: int) -> str:
+    """How many models are made again, in a line.
+
+    Example:
+        >>> missing_line("SAM", 2)
+        'the models of 2 runs of SAM are not there: these runs are trained again'
+    """
+    return f"the models of {number} runs of {method} are not there: these runs are trained again"
 
 
 def chunk_line(method: str, done: int, total: int, left: str) -> str:

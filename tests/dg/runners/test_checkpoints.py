@@ -155,7 +155,7 @@ def halfway(step):
         Metrics(*rng.normal(size=(4, 1, 2)) / 0.0, None, {}),
         Metrics(*rng.normal(size=(5, 1, 2)), {"m": np.ones(1)}),
     ]
-    return Halfway(step, states, points, [])
+    return Halfway(step, states, points, [], {})
 
 
 def assert_same(one, other):
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_is_told_and_what_is_there_is_kept(saved, capfd):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
         with pytest.raises(InputError, match=r"cannot write a checkpoint to .*/SAM: File too large; what"):
-            there.save(Halfway(8, large, [], []))
+            there.save(Halfway(8, large, [], [], {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
@@ -266,4 +266,4 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / checkpoints.FOLDER).write_text("")
     header = {"version": {}, "data": {}, "setting": {}}
     with pytest.raises(InputError, match=r"cannot keep checkpoints in .*checkpoints/SAM-"):
-        checkpoints.checkpoints_of(tmp_path, header, [Run("SAM", 0, 0, 0, {})], 5, print)
+        checkpoints.checkpoints_of(tmp_path, header, [Run("SAM", 0, 0, 0, {})], 5, "none", print)

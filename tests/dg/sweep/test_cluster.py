@@ -24,7 +24,7 @@ pytest.importorskip("distributed")
 
 # Sixteen chunks, of one run for each core.
 COMMAND = ["compare", "--method", "erm", "--seeds", "2", "--target", "noise", "clean", "--steps", "4"]
-COMMAND += ["--candidates", "4", "--evaluations", "2", "--runs-at-once", str(os.cpu_count())]
+COMMAND += ["--candidates", "4", "--evaluations", "2", "--runs-at-once", str(os.cpu_count()), "--save", "best"]
 MEASURED_BY_THE_CLOCK = {"record.json", "cost.md", "cost.csv", "cost.tex", results_file.FILE}
 SECONDS = 600.0
 
@@ -94,11 +94,13 @@ def workers_of(child):
 def same_files(folder, one):
     """Whether two folders have the same files, but for what the clock measured."""
     mine, theirs = folder / "out", one / "out"
-    names = {path.name for path in theirs.iterdir()}
-    assert {path.name for path in mine.iterdir()} == names
+    names_in = lambda out: {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    names = names_in(theirs)
+    assert names_in(mine) == names
     for name in names - MEASURED_BY_THE_CLOCK:
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
     assert "table.md" in names
+    assert sum(name.endswith("-best.json") for name in names) == 4
     return True
 
 
