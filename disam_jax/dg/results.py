@@ -27,6 +27,22 @@ class Run(NamedTuple):
     hparams: Mapping[str, float]
 
 
+class RunLogits(NamedTuple):
+    """What was kept of a run for the n examples of its target: logits, at K points of training.
+
+    Attributes:
+        points: Indices into `Results.steps`, int [K].
+        logits: float16 [K, n, C], each example's less the largest of them.
+        labels: int [n].
+        validation: Whether an example is in the target's validation split, bool [n].
+    """
+
+    points: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+    validation: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """All runs of a sweep, measured at P points of training on the D domains.
@@ -83,3 +99,34 @@ class Results:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
+
+
+def rounded(value: float) -> float:
+    """A number as it is stored and read again: of six digits.
+
+    Example:
+        >>> rounded(1 / 3)
+        0.333333
+    """
+    return float(f"{float(value):.6g}")
+
+
+def validation_scores(accuracy: np.ndarray, losses: np.ndarray, target: int) -> np.ndarray:
+    """How points of training rank by the source domains' validation splits.
+
+    Args:
+        accuracy: Of runs with one target, [..., 2, D].
+        losses: The same.
+        target: The domain that they hold out.
+
+    Returns:
+        Mean accuracy on the validation splits of the source domains, [...]; 0 where one of their losses is not finite.
+
+    Example:
+        >>> accuracy = np.array([[[0.0, 0.0, 0.0], [0.9, 0.5, 0.7]]])
+        >>> validation_scores(accuracy, np.ones((1, 2, 3)), target=0).tolist()
+        [0.6]
+    """
+    score = np.delete(accuracy[..., VALIDATION, :], target, -1).mean(-1)
+    finite = np.delete(np.isfinite(losses).all(-2), target, -1).all(-1)
+    return np.where(finite, score, 0.0)

@@ -277,6 +277,10 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     evaluations: Annotated[int, arg(metavar="N")] = TrainConfig.evaluations
     """How many times runs are measured along training."""
 
+    keep_logits: bool = TrainConfig.keep_logits
+    """Keep the logits of the target's examples at the points of training that --select can choose, so that the report
+    has every metric without training again. For each run, 4 bytes for each example and class at most."""
+
     runs_at_once: Annotated[
         int | None,
         arg(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import keys, sampling
@@ -14,6 +15,7 @@ from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
 from disam_jax.dg.runners.devices import devices_of, over_runs, put_once
+from disam_jax.dg.runners.kept_logits import Examples, forget, on_host
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
@@ -61,6 +63,7 @@ class Fixed(NamedTuple):
         config: Configuration that all runs share.
         probe: Number of examples of each domain on which w + e is measured.
         metrics: What is measured of every example, by name: `METRICS` when the program was made.
+        kept: Number of rows of logits of the target, see `evaluate_and_keep`.
     """
 
     networks: Networks
@@ -68,6 +71,7 @@ class Fixed(NamedTuple):
     config: TrainConfig
     probe: int
     metrics: tuple[tuple[str, Metric], ...]
+    kept: int = 0
 
 
 class InMemoryRunner:
@@ -99,7 +103,8 @@ class InMemoryRunner:
         self.per_device: int | None = None
         networks = Networks(network, new_network)
         self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
-        self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()))
+        kept = int(arrays.counts.max()) if config.keep_logits else 0
+        self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()), kept)
         # Static arguments, and not closures over them: a second runner of the same method finds what jax has traced.
         jit = functools.partial(jax.jit, static_argnames="fixed")
         self._start, self._measure, self._sharpness = jit(start_all), jit(measure_all), jit(sharpness_all)
@@ -166,7 +171,8 @@ class InMemoryRunner:
         averages: list[Any] = []
         for first in self.config.measured_at:
             states, measured = compiled(states, specs, jnp.int32(first), shared)
-            points.append(jax.device_get(measured))
+            points.append(on_host(measured, runs, self._examples))
+            forget(points, runs)
             if self.config.averaging == "swad" and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
             if on_segment is not None:
@@ -174,9 +180,17 @@ class InMemoryRunner:
         params, state = weights(states, self.config)
         if averages:
             params, state = swad_weights(averages, points, [run.target for run in runs])
-            points[-1] = jax.device_get(self._measure(params, state, specs, shared, fixed=self._fixed))
+            measured = self._measure(params, state, specs, shared, fixed=self._fixed)
+            points[-1] = on_host(measured, runs, self._examples)
         sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)
-        return found(points, jax.device_get(sharpness), runs)
+        return found(points, jax.device_get(sharpness), runs, self._examples)
+
+    def _examples(self, run: Run) -> Examples:
+        """The examples of a run's target."""
+        arrays = self.shared.arrays
+        of_target = np.asarray(arrays.domain_ids) == run.target
+        validation = np.asarray(arrays.in_validation[self.seeds.index(run.seed)])
+        return Examples(np.asarray(arrays.labels)[of_target], validation[of_target])
 
 
 def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:
@@ -228,7 +242,7 @@ def start_all(specs: RunSpec, shared: Shared, *, fixed: Fixed) -> RunState:
 def measure_all(params: Any, state: Any, specs: RunSpec, shared: Shared, *, fixed: Fixed) -> Metrics:
     """What is measured of R runs; see `measure`."""
     network, new_network = fixed.networks.given(shared)
-    options = {"method": fixed.method, "config": fixed.config, "probe": fixed.probe}
+    options = {"method": fixed.method, "config": fixed.config, "probe": fixed.probe, "kept": fixed.kept}
     one = functools.partial(measure, network=network, **options, new_network=new_network, new=shared.new)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 

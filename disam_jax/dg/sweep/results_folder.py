@@ -18,6 +18,7 @@ from disam_jax.dg.unfinished import remove_unfinished, unfinished_folder
 
 RESULTS = "results.jsonl"
 MANIFEST = "report.json"
+LOGITS = "results-logits"
 WRITER = "disam-jax"
 # Of what was measured while runs were trained: a report of stored results cannot make them again.
 RECORD = "record.json"
@@ -300,7 +301,7 @@ def set_aside(out: Path) -> Path:
     try:
         aside = _first_free(out)
         # The results last: as long as they are here, a killed move can be made again.
-        for name in [*names, RESULTS]:
+        for name in [*names, LOGITS, RESULTS]:
             if exists(out / name):
                 os.rename(out / name, aside / name)
     except OSError as error:

@@ -27,6 +27,7 @@ from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import memory
 from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.make import runner_factory
+from disam_jax.dg.sweep.logits_files import size_line
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store
 from disam_jax.dg.sweep.shards import Shard, in_shard
 from disam_jax.dg.training.config import TrainConfig, check_config
@@ -197,6 +198,8 @@ def run_sweep(
         if store.aside is not None:
             say(f"the earlier results are in {store.aside} now")
         say(start_line(header, len(store.records), None if plan.shard is None else len(plan.runs)))
+        if config.keep_logits and (line := size_line([run for run in plan.runs if not store.has(run)], header, out)):
+            say(line)
         done = len(store.records)
         left = TimeLeft(done, total)
         for name in methods:
