@@ -367,6 +367,12 @@ class Report:
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""
 
+    metrics: Annotated[
+        tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="(default: all, where logits were kept)")
+    ] = ()
+    """Metrics of the logits that --keep-logits kept, also separated by commas; `none` for none. See
+    `disam-jax list`."""
+
 
 @dataclass(frozen=True)
 class Merge:
