@@ -146,7 +146,7 @@ def kept_logits(logits: jax.Array) -> jax.Array:
     """Logits as they are kept: less the largest of each example, in half precision.
 
     A constant for each example changes neither the answer nor a probability. With the largest at 0, where half
-    precision is finest, the answer stays what it was, and no logit is too large.
+    precision is finest, no logit is too large. A smaller one stays smaller, so that the answer is what it was.
 
     Args:
         logits: float [N, C].
@@ -160,7 +160,9 @@ def kept_logits(logits: jax.Array) -> jax.Array:
     """
     logits = logits.astype(jnp.float32)
     shifted = logits - logits.max(-1, keepdims=True)
-    return jnp.maximum(shifted, float(jnp.finfo(jnp.float16).min)).astype(jnp.float16)
+    half = jnp.finfo(jnp.float16)
+    least, smallest = float(half.min), float(half.smallest_subnormal)
+    return jnp.where(shifted < 0.0, jnp.clip(shifted, least, -smallest), shifted).astype(jnp.float16)
 
 
 def probe_rows(spec: RunSpec, arrays: Arrays, size: int) -> jax.Array:
