@@ -29,7 +29,7 @@ class LogitMetric(NamedTuple):
         part_names: What distinguishes the parts, for example ("class",); () for a single number.
         parts: Function from the names of the C classes to the parts, each a tuple as long as `part_names`.
         over_targets: Value of a seed: the mean over the targets, or the lowest of them.
-        unit: "percent" for fractions, which tables then show times 100; any other text as it is.
+        unit: "percent" for fractions, which tables then show times 100; any other text as it is, "" for none.
         digits: Decimal places in the tables.
         better: Which values are better.
         tested: Whether methods are compared by it. Parts that are too many to compare have a file of their own, and a
@@ -50,6 +50,11 @@ class LogitMetric(NamedTuple):
     better: Literal["higher", "lower"] = "higher"
     tested: bool = True
     draw: Draw | None = None
+
+    @property
+    def of_differences(self) -> str:
+        """Unit of differences."""
+        return "points" if self.unit == "percent" else self.unit
 
 
 def answers(logits: np.ndarray) -> np.ndarray:

@@ -43,10 +43,11 @@ def findings(summary: Summary) -> list[str]:
         lines += _found(summary, what, summary.comparisons[quantity], pairs, unit, digits)
     lines += against_plain(summary)
     for each in summary.metrics:
-        if each.metric.tested and each.metric.parts is None:
-            unit = "points" if each.metric.unit == "percent" else each.metric.unit
+        metric = each.metric
+        if metric.tested and metric.parts is None:
             why = "a run diverged" if each.diverged.any() else f"{each.name} is not defined"
-            lines += _found(summary, each.metric.note, each.comparisons[0], pairs, unit, each.metric.digits + 1, why)
+            compared, unit, digits = each.comparisons[0], metric.of_differences, metric.digits + 1
+            lines += _found(summary, metric.note, compared, pairs, unit, digits, why)
         lines += undefined_runs(each)
     lines += [f"{name} was not run: nothing is compared with it." for name in summary.missing]
     return [*lines, *few_seeds(summary), *diverged_runs(summary)]
@@ -141,7 +142,8 @@ def finding(
     one, other = labels[compared.method], labels[compared.baseline]
     if not np.isfinite(compared.difference.mean):
         return f"Whether {one} and {other} differ in {what} cannot be said: {why}."
-    numbers = f"{difference_text(compared.difference, digits)} {unit}, corrected p {p_text(compared.corrected)}"
+    amount = f"{difference_text(compared.difference, digits)} {unit}".rstrip()
+    numbers = f"{amount}, corrected p {p_text(compared.corrected)}"
     if not compared.shown:
         return f"No difference in {what} between {one} and {other} is shown ({numbers})."
     return f"{one}'s {what} is {_direction(compared)} than {other}'s here ({numbers})."
@@ -162,7 +164,7 @@ def not_shown(what: str, compared: Sequence[Comparison], labels: Mapping[str, st
         f"({difference_text(each.difference, digits)}, {p_text(each.corrected)})"
         for each in compared
     )
-    return f"No difference in {what} is shown between {pairs} ({unit}, corrected p)."
+    return f"No difference in {what} is shown between {pairs} ({f'{unit}, ' if unit else ''}corrected p)."
 
 
 def not_comparable(

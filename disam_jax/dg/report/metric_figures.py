@@ -91,7 +91,7 @@ def draw_confusion(summary: "MetricSummary", colours: Look) -> "Figure":
     rows = -(-len(summary.methods) // columns)
     width = COLUMN if columns == 1 else PAGE
     with themed(colours):
-        figure = _new(width, 0.5 + rows * (width / columns), "Answers to the examples of each class, in percent")
+        figure = _new(width, 0.7 + rows * (width / columns), "Answers to the examples of each class, in percent")
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel, method, mean, error in zip(
             panels.flat, summary.methods, summary.overall.mean, summary.overall.error, strict=False
@@ -115,9 +115,7 @@ def draw_confusion(summary: "MetricSummary", colours: Look) -> "Figure":
 def _numbers(panel: "Axes", matrix: np.ma.MaskedArray, error: np.ndarray, colours: Look) -> None:
     """The numbers of a matrix in its cells, with their standard errors where there is room."""
     errors = len(matrix) <= 4 and np.isfinite(error).any()
-    for (row, column), mean in np.ndenumerate(matrix):
-        if np.ma.is_masked(mean):
-            continue
+    for (row, column), mean in np.ma.ndenumerate(matrix):
         text = f"{mean:.0f}" + (f"\n± {error[row, column]:.1f}" if errors else "")
         ink = colours.paper if mean > 60.0 else colours.ink
         size = 7 if len(matrix) <= 7 else 5
@@ -167,7 +165,7 @@ def draw_reliability(summary: "MetricSummary", colours: Look) -> "Figure":
     rows = -(-len(summary.methods) // columns)
     width = COLUMN if columns <= 2 else PAGE
     with themed(colours):
-        figure = _new(width, 0.6 + 2.2 * rows, "Confidence and accuracy; bars: ± standard error over seeds")
+        figure = _new(width, 0.6 + 2.2 * rows, "Accuracy by confidence; error bars: ± standard error over seeds")
         panels = figure.subplots(
             2 * rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=[3.0, 1.0] * rows
         )

@@ -45,7 +45,7 @@ def metrics_of_logits(summary: Summary, metrics: list[MetricSummary]) -> Table:
         "Mean ± standard error over seeds; a seed's value is the mean over its targets, or the lowest of them. Of the "
         "examples of which the accuracy is reported.",
         accuracy_note(summary),
-        *(f"{each.name}: {each.metric.note}, {_unit(each)}{_better(each)}." for each in metrics),
+        *(f"{each.name}: {each.metric.note}{_in(each.metric.unit)}{_better(each)}." for each in metrics),
     ]
     return Table("Metrics of the kept logits", ("method", *(each.name for each in metrics)), rows, tuple(notes))
 
@@ -54,8 +54,7 @@ def comparisons_of_logits(summary: Summary, metrics: list[MetricSummary]) -> Tab
     """Differences paired by seed, with intervals and tests, for each metric that is a number."""
     rows: list[tuple[Cell, ...]] = []
     for each in metrics:
-        points = "points" if each.metric.unit == "percent" else each.metric.unit
-        rows.append((Cell(f"{each.metric.note}, in {points}"),))
+        rows.append((Cell(each.metric.note + _in(each.metric.of_differences)),))
         for compared in each.comparisons[0]:
             low, high = (float(bound) for bound in compared.interval)
             form = f"+.{each.metric.digits + 1}f"
@@ -91,7 +90,7 @@ def parts_table(summary: Summary, each: MetricSummary) -> Table:
         column for variant in variants for column in (_pair(summary, each.comparisons[0][variant]), "corrected p")
     ]
     notes = [
-        f"{each.metric.note}, {_unit(each)}{_better(each)}. Mean ± standard error over seeds.",
+        f"{each.metric.note}{_in(each.metric.unit)}{_better(each)}. Mean ± standard error over seeds.",
         f"p: corrected for the {len(each.parts) * len(each.comparisons[0])} comparisons of all parts by Holm's method."
         if variants
         else "",
@@ -141,8 +140,8 @@ def _p(p: float) -> str:
     return p_text(p) if np.isfinite(p) else NOTHING
 
 
-def _unit(each: MetricSummary) -> str:
-    return f"in {each.metric.unit}"
+def _in(unit: str) -> str:
+    return f", in {unit}" if unit else ""
 
 
 def _better(each: MetricSummary) -> str:
