@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import keys, sampling
@@ -109,6 +108,8 @@ class InMemoryRunner:
         jit = functools.partial(jax.jit, static_argnames="fixed")
         self._start, self._measure, self._sharpness = jit(start_all), jit(measure_all), jit(sharpness_all)
         self._segment = jit(segment, donate_argnums=0)
+        # Of the examples whose logits are kept.
+        self._on_host: Any = jax.device_get((arrays.labels, arrays.domain_ids, arrays.in_validation)) if kept else ()
         self._compiled: dict[int, Any] = {}
         self._placed: dict[Any, Shared] = {}
 
@@ -187,10 +188,9 @@ class InMemoryRunner:
 
     def _examples(self, run: Run) -> Examples:
         """The examples of a run's target."""
-        arrays = self.shared.arrays
-        of_target = np.asarray(arrays.domain_ids) == run.target
-        validation = np.asarray(arrays.in_validation[self.seeds.index(run.seed)])
-        return Examples(np.asarray(arrays.labels)[of_target], validation[of_target])
+        labels, domain_ids, in_validation = self._on_host
+        of_target = domain_ids == run.target
+        return Examples(labels[of_target], in_validation[self.seeds.index(run.seed)][of_target])
 
 
 def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tuple[jax.Array, jax.Array]:

@@ -289,6 +289,13 @@ class StreamingRunner:
         Returns:
             float64 [R, G] for each name; NaN for a group without images.
         """
+
+        def sums_of(outputs: Any, first: int) -> np.ndarray:
+            if kept is not None:
+                outputs, logits = outputs
+                kept.take(logits, first)
+            return np.asarray(outputs, np.float64)
+
         rows = np.arange(len(groups))
         total: Any = 0.0
         before = None
@@ -297,15 +304,13 @@ class StreamingRunner:
         ):
             here = np.full(self.block, -1, np.int32)
             here[block.valid] = groups[first : first + self.block]
-            sums = evaluate(*jax.device_put((block.x, block.y, here), everywhere))
-            if kept is not None:
-                sums, logits = sums
-                kept.take(logits, first)
+            outputs = evaluate(*jax.device_put((block.x, block.y, here), everywhere))
             # The sums of the block before, so that the device has this one to work on meanwhile.
             if before is not None:
-                total = total + np.asarray(before, np.float64)
-            before = sums
-        total = total + np.asarray(before, np.float64)
+                total = total + sums_of(*before)
+            before = (outputs, first)
+        if before is not None:
+            total = total + sums_of(*before)
         with np.errstate(invalid="ignore"):
             means = total / np.bincount(groups, minlength=number)
         return {name: means[:, k] for k, name in enumerate(METRICS)}
