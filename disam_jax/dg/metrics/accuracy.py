@@ -6,9 +6,7 @@ from disam_jax.dg.metrics.base import LogitMetric, answers, confusion_counts, ra
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    r"""The accuracy of each class, which is its recall.
-
-    $$a_c = \frac{\sum_i [\hat y_i = c][y_i = c]}{\sum_i [y_i = c]}$$
+    """The accuracy of each class, which is its recall: ``a_c = sum_i [answer_i = c][y_i = c] / sum_i [y_i = c]``.
 
     Args:
         logits: float64 [n, C].
@@ -30,7 +28,7 @@ def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def worst_class(logits: np.ndarray, labels: np.ndarray) -> float:
-    r"""The lowest accuracy of a class that has examples, $\min_c a_c$.
+    """The lowest accuracy of a class that has examples, ``min_c a_c``.
 
     Args:
         logits: float64 [n, C].
@@ -51,7 +49,7 @@ def worst_class(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    r"""The fraction of right answers, $\frac{1}{n} \sum_i [\hat y_i = y_i]$.
+    """The fraction of right answers, ``sum_i [answer_i = y_i] / n``.
 
     The lowest over the targets is the accuracy of the worst domain.
 

@@ -6,9 +6,9 @@ from disam_jax.dg.metrics.base import LogitMetric
 
 
 def auroc(logits: np.ndarray, labels: np.ndarray) -> float:
-    r"""How often an example of class 1 has a larger score than one of class 0; ties count half.
+    """How often an example of class 1 has a larger score than one of class 0; ties count half.
 
-    $$P(s_+ > s_-) + \tfrac{1}{2} P(s_+ = s_-), \quad s = l_1 - l_0$$
+    ``P(s1 > s0) + P(s1 = s0) / 2`` with the scores ``s = l_1 - l_0`` of an example of either class.
 
     Args:
         logits: float64 [n, 2].

@@ -68,7 +68,7 @@ def answers(logits: np.ndarray) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    r"""Softmax, $p_c = \exp l_c / \sum_k \exp l_k$.
+    """Softmax, ``p_c = exp(l_c) / sum_k exp(l_k)``.
 
     Args:
         logits: float64 [n, C].

@@ -12,9 +12,9 @@ EDGES = np.linspace(0.0, 1.0, BINS + 1)
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    r"""Accuracy and confidence of answers that are as sure: the numbers behind a reliability diagram.
+    """Accuracy and confidence of answers that are as sure: the numbers behind a reliability diagram.
 
-    Confidence is the largest probability. Bin $b$ of 15 has the examples with a confidence in $((b - 1) / 15, b / 15]$.
+    Confidence is the largest probability. Bin b of 15 has the examples with a confidence in ((b - 1) / 15, b / 15].
 
     Args:
         logits: float64 [n, C].
@@ -41,11 +41,10 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def ece(logits: np.ndarray, labels: np.ndarray) -> float:
-    r"""Expected calibration error with 15 bins of equal width.
+    """Expected calibration error with 15 bins of equal width.
 
-    $$\sum_b \frac{n_b}{n} \left| a_b - \bar p_b \right|$$
-
-    with the accuracy $a_b$ and the mean confidence $\bar p_b$ of the $n_b$ examples of bin $b$; see `reliability`.
+    ``sum_b (n_b / n) abs(a_b - p_b)`` with the accuracy ``a_b`` and the mean confidence ``p_b`` of the ``n_b`` examples
+    of bin b; see `reliability`.
 
     Args:
         logits: float64 [n, C].

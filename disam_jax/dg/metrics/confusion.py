@@ -8,9 +8,7 @@ from disam_jax.dg.metrics.base import LogitMetric, confusion_counts, ratio
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    r"""The confusion matrix, of which each row sums to 1.
-
-    $$m_{ck} = \frac{\sum_i [y_i = c][\hat y_i = k]}{\sum_i [y_i = c]}$$
+    """The confusion matrix, of which each row sums to 1: ``m_ck = sum_i [y_i = c][answer_i = k] / sum_i [y_i = c]``.
 
     Args:
         logits: float64 [n, C].

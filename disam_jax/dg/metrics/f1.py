@@ -6,11 +6,9 @@ from disam_jax.dg.metrics.base import LogitMetric, confusion_counts
 
 
 def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    r"""The mean over classes of F1, the harmonic mean of precision and recall.
+    """The mean over classes of F1, the harmonic mean of precision and recall.
 
-    $$\frac{1}{|K|} \sum_{c \in K} \frac{2 TP_c}{2 TP_c + FP_c + FN_c}$$
-
-    where $K$ are the classes that occur among labels or answers.
+    F1 of a class is ``2 TP / (2 TP + FP + FN)``. The mean is over the classes that occur among labels or answers.
 
     Args:
         logits: float64 [n, C].

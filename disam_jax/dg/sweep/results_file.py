@@ -807,7 +807,7 @@ def open_store(
             file = _open_locked(path, opened, locked=True)
         claim(out, select, anew=written is None)
         if written is None:
-            if header["setting"].get("keep_logits"):
+            if header.get("setting", {}).get("keep_logits"):
                 check_logits_folder(out)
             store = Store(path, file, Written(header), header, aside)
             file.truncate(0)
