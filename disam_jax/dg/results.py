@@ -1,5 +1,6 @@
 """What a sweep finds: the runs and what was measured of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,38 @@ class Run(NamedTuple):
     seed: int
     candidate: int
     hparams: Mapping[str, float]
+
+
+def six_digits(values: Any) -> Any:
+    """Nested lists of numbers of six digits, as results are written; None where not finite: JSON has no word for it.
+
+    Example:
+        >>> six_digits(np.array([1 / 3, np.nan]))
+        [0.333333, None]
+    """
+    if np.ndim(values):
+        return [six_digits(value) for value in values]
+    return float(f"{float(values):.6g}") if math.isfinite(values) else None
+
+
+def validation_score(accuracy: np.ndarray, losses: np.ndarray, target: int) -> np.ndarray:
+    """By what a point of training is chosen: the accuracy on the source domains' validation splits, their mean.
+
+    Args:
+        accuracy: float64 [..., 2, D].
+        losses: float64 [..., 2, D].
+        target: Held-out domain, which does not count.
+
+    Returns:
+        float64 [...]; 0 where a loss of a source domain is not finite.
+
+    Example:
+        >>> accuracy = np.array([[[0.0, 0.0, 0.0], [0.5, 0.75, 1.0]]])
+        >>> validation_score(accuracy, np.ones((1, 2, 3)), target=2).tolist()
+        [0.625]
+    """
+    finite = np.isfinite(np.delete(losses, target, -1)).all((-2, -1))
+    return np.where(finite, np.delete(accuracy[..., VALIDATION, :], target, -1).mean(-1), 0.0)
 
 
 class RunLogits(NamedTuple):
@@ -99,34 +132,3 @@ class Results:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
-
-
-def rounded(value: float) -> float:
-    """A number as it is stored and read again: of six digits.
-
-    Example:
-        >>> rounded(1 / 3)
-        0.333333
-    """
-    return float(f"{float(value):.6g}")
-
-
-def validation_scores(accuracy: np.ndarray, losses: np.ndarray, target: int) -> np.ndarray:
-    """How points of training rank by the source domains' validation splits.
-
-    Args:
-        accuracy: Of runs with one target, [..., 2, D].
-        losses: The same.
-        target: The domain that they hold out.
-
-    Returns:
-        Mean accuracy on the validation splits of the source domains, [...]; 0 where one of their losses is not finite.
-
-    Example:
-        >>> accuracy = np.array([[[0.0, 0.0, 0.0], [0.9, 0.5, 0.7]]])
-        >>> validation_scores(accuracy, np.ones((1, 2, 3)), target=0).tolist()
-        [0.6]
-    """
-    score = np.delete(accuracy[..., VALIDATION, :], target, -1).mean(-1)
-    finite = np.delete(np.isfinite(losses).all(-2), target, -1).all(-1)
-    return np.where(finite, score, 0.0)

@@ -171,7 +171,9 @@ def random_logits(run, place, measured):
     for part, members in ((0, ~EXAMPLES.validation), (1, EXAMPLES.validation)):
         measured["accuracy"][place, :, part, run.target] = right[:, members].mean(-1)
     of_points = [
-        Metrics(measured["accuracy"][[place], p], measured["losses"][[place], p], None, None, None, {}, [logits[p]])
+        Metrics(
+            measured["accuracy"][[place], p], measured["losses"][[place], p], None, None, None, {}, {"0": logits[p]}
+        )
         for p in range(points)
     ]
     forget(of_points, [run])

@@ -162,7 +162,7 @@ def found(
     perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
     arrays = {**arrays, "perturbed_losses": perturbed, "sharpness": sharpness}
     more: dict[str, Any] = {"metrics": metrics} if metrics else {}
-    if points[0].logits is not None:
+    if points[-1].logits is not None:
         more["logits"] = [kept_of(points, place, run, examples(run)) for place, run in enumerate(runs)]
     return {**arrays, **more}
 

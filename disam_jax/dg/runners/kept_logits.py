@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from disam_jax.dg.results import Run, RunLogits, rounded, validation_scores
+from disam_jax.dg.results import Run, RunLogits, six_digits, validation_score
 from disam_jax.dg.training.evaluation import Metrics
 
 
@@ -26,13 +26,21 @@ class Examples(NamedTuple):
 
 
 def on_host(measured: Metrics, runs: Sequence[Run], examples: Callable[[Run], Examples]) -> Metrics:
-    """What was measured of R runs as numpy arrays, the logits as a list of R arrays [n, C]."""
+    """What was measured of R runs as numpy arrays, the logits as those of each run, see `by_run`."""
     measured = jax.device_get(measured)
     if measured.logits is None:
         return measured
     # Copies, since an array of the device stays in memory as long as any part of it is in use.
     of_runs = [np.array(each[: len(examples(run).labels)]) for each, run in zip(measured.logits, runs, strict=True)]
-    return measured._replace(logits=of_runs)
+    return measured._replace(logits=by_run(of_runs))
+
+
+def by_run(logits: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits [n, C] by the number of the run among the R of a chunk, of which some can be dropped.
+
+    The number is a text, as files have it.
+    """
+    return {str(place): each for place, each in enumerate(logits)}
 
 
 def best_point(points: Sequence[Metrics], place: int, target: int) -> int:
@@ -46,14 +54,15 @@ def best_point(points: Sequence[Metrics], place: int, target: int) -> int:
     Returns:
         Index of the point; 0 if there is none.
     """
-    there = [number for number, point in enumerate(points) if number and point.logits[place] is not None]
+    there = [number for number, point in enumerate(points) if number and str(place) in (point.logits or {})]
     if not there:
         return 0
-    digits = np.vectorize(rounded, otypes=[np.float64])
+    # As they are stored and chosen by.
     accuracy, losses = (
-        digits(np.stack([getattr(points[number], name)[place] for number in there])) for name in ("accuracy", "losses")
+        np.array(six_digits([getattr(points[number], name)[place] for number in there]), np.float64)
+        for name in ("accuracy", "losses")
     )
-    return there[int(validation_scores(accuracy, losses, target).argmax())]
+    return there[int(validation_score(accuracy, losses, target).argmax())]
 
 
 def forget(points: Sequence[Metrics], runs: Sequence[Run]) -> None:
@@ -65,18 +74,18 @@ def forget(points: Sequence[Metrics], runs: Sequence[Run]) -> None:
         points: What was measured so far, of R runs.
         runs: R runs.
     """
-    if points[0].logits is None:
+    if points[-1].logits is None:
         return
     before = points[:-1]
     for place, run in enumerate(runs):
         best = best_point(before, place, run.target)
         for number, point in enumerate(before):
-            if number != best or number == 0:
-                point.logits[place] = None
+            if point.logits and (number != best or number == 0):
+                point.logits.pop(str(place), None)
 
 
 def kept_of(points: Sequence[Metrics], place: int, run: Run, examples: Examples) -> RunLogits:
     """The logits of a run at the points that a selection can choose, in their order."""
     kept = sorted({best_point(points, place, run.target), len(points) - 1})
-    logits = np.stack([points[number].logits[place] for number in kept])
+    logits = np.stack([points[number].logits[str(place)] for number in kept])
     return RunLogits(np.array(kept, np.int32), logits, examples.labels.astype(np.int32), examples.validation)

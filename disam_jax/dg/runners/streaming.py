@@ -25,7 +25,7 @@ from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
 from disam_jax.dg.runners.devices import devices_of, layout, put_once
-from disam_jax.dg.runners.kept_logits import Examples, forget
+from disam_jax.dg.runners.kept_logits import Examples, by_run, forget
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
 from disam_jax.dg.training.config import TrainConfig
@@ -263,7 +263,7 @@ class StreamingRunner:
             evaluate = functools.partial(compiled.new, of_new, params, state, specs)
             new_accuracy = self._means(evaluate, self.new, self.new.domain_ids, domains, everywhere)["accuracy"]
         extra = {name: of[name] for name in extra_metrics()}
-        logits = None if kept is None else kept.of_runs()
+        logits = None if kept is None else by_run(kept.of_runs())
         return Metrics._make((of["accuracy"], of["losses"], *jax.device_get(probe), new_accuracy, extra, logits))
 
     def _means(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from disam_jax.dg.results import VALIDATION, Results, validation_scores
+from disam_jax.dg.results import VALIDATION, Results, validation_score
 
 
 class Selected(NamedTuple):
@@ -78,15 +78,16 @@ def _highest(results: Results, by_target: bool) -> Selected:
     runs_of_target = np.moveaxis(table, 2, 0)  # [T, K, S, candidates]
     run, point = np.empty(runs_of_target.shape[:3], int), np.empty(runs_of_target.shape[:3], int)
     for place, held_out in enumerate(target):
-        accuracy = results.accuracy[runs_of_target[place]]  # [K, S, candidates, P, 2, D]
-        losses = results.losses[runs_of_target[place]]
-        first = points - 1 if by_target else 1
+        accuracy, losses = results.accuracy[runs_of_target[place]], results.losses[runs_of_target[place]]
         if by_target:
+            first = points - 1
             finite = np.isfinite(losses[..., -1:, :, :]).all((-2, -1))
             score = np.where(finite, accuracy[..., -1:, VALIDATION, held_out], 0.0)
         else:
-            score = validation_scores(accuracy, losses, int(held_out))[..., 1:]
-        best = score.reshape(*score.shape[:2], -1).argmax(-1)
+            first = 1
+            score = validation_score(accuracy, losses, held_out)[..., 1:]
+        score = score.reshape(*score.shape[:2], -1)
+        best = score.argmax(-1)
         chosen, at = np.divmod(best, points - first)
         run[place] = np.take_along_axis(runs_of_target[place], chosen[..., None], -1)[..., 0]
         point[place] = at + first

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
-from disam_jax.dg.results import Results, Run, rounded
+from disam_jax.dg.results import Results, Run, six_digits
 from disam_jax.dg.sweep.lock import flock, lock_file
 from disam_jax.dg.sweep.logits_files import check_logits_folder, copy_logits, write_logits
 from disam_jax.dg.sweep.results_folder import LOGITS, RESULTS, claim, set_aside
@@ -49,18 +48,6 @@ GROWING = ("seeds", "targets", "methods", "candidates", "planned")
 MOST_LINE_BYTES = 2**28
 # Of a message about a line.
 MOST_TEXT = 400
-
-
-def plain(values: Any) -> Any:
-    """Nested lists of numbers of six digits; None where not finite, which JSON has no word for.
-
-    Example:
-        >>> plain(np.array([1 / 3, np.nan]))
-        [0.333333, None]
-    """
-    if np.ndim(values):
-        return [plain(value) for value in values]
-    return rounded(values) if math.isfinite(values) else None
 
 
 def _array(values: Any) -> np.ndarray:
@@ -665,16 +652,16 @@ class Store:
         records = [
             {
                 **dict(zip(RUN, run._replace(hparams=dict(run.hparams)), strict=True)),
-                **{name: plain(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
+                **{name: six_digits(measured[name][place]) for name in (*MEASURED, *OPTIONAL) if name in measured},
                 **(
-                    {"metrics": {name: plain(values[place]) for name, values in measured["metrics"].items()}}
+                    {"metrics": {name: six_digits(values[place]) for name, values in measured["metrics"].items()}}
                     if "metrics" in measured
                     else {}
                 ),
             }
             for place, run in enumerate(runs)
         ]
-        time = {} if seconds is None else {"seconds": plain(seconds)}
+        time = {} if seconds is None else {"seconds": six_digits(seconds)}
         if "logits" in measured:
             self._put_logits(
                 lambda number: write_logits(self.out, method, number, runs, measured["logits"], self._header), method
