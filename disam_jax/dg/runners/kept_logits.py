@@ -44,17 +44,17 @@ def by_run(logits: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def best_point(points: Sequence[Metrics], place: int, target: int) -> int:
-    """The point of one run, after the first, that ranks highest by the source domains' validation splits.
+    """The point of one run, of those with logits, that ranks highest by the source domains' validation splits.
 
     Args:
-        points: What was measured of R runs; a point whose logits are gone ranks lower than one whose are there.
+        points: What was measured of R runs.
         place: Which of the runs.
         target: Its target.
 
     Returns:
         Index of the point; 0 if there is none.
     """
-    there = [number for number, point in enumerate(points) if number and str(place) in (point.logits or {})]
+    there = [number for number, point in enumerate(points) if str(place) in (point.logits or {})]
     if not there:
         return 0
     # As they are stored and chosen by.
@@ -69,6 +69,7 @@ def forget(points: Sequence[Metrics], runs: Sequence[Run]) -> None:
     """Drops the logits that no selection can choose any more, however the run goes on.
 
     Those of the last point stay, and of the best one before it: the last may be measured again with averaged weights.
+    The first point, before any step, is never chosen.
 
     Args:
         points: What was measured so far, of R runs.

@@ -25,7 +25,8 @@ class Metrics(NamedTuple):
         new_accuracy: Fraction of right answers among new classes, float32 [D]; None if there are none.
         metrics: Each further metric by name, float32 [2, D].
         logits: Logits of the target's examples, see `kept_logits`, float16 [n, C], filled up with rows of zeros to the
-            size of the largest domain; None if they are not kept.
+            size of the largest domain; None if they are not kept. On the host they are those of each run without the
+            rows of zeros, see `runners.kept_logits.by_run`.
     """
 
     accuracy: jax.Array

@@ -13,7 +13,7 @@ from synthetic_results import make_plan, write_results
 from disam_jax.dg.cli import compare
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.sweep import results_file
+from disam_jax.dg.sweep import logits_files, results_file
 from disam_jax.dg.sweep.logits_files import logits_bytes, logits_path, read_logits, size_line
 from disam_jax.dg.sweep.merge import merge
 from disam_jax.dg.sweep.results_folder import LOGITS
@@ -444,3 +444,18 @@ def test_a_file_of_the_user_that_has_the_name_of_a_metric_is_left_alone(tmp_path
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "metric_confusion.png is not from disam-jax" in capsys.readouterr().err
     assert (tmp_path / "metric_confusion.png").read_bytes() == b"mine"
+
+
+def test_a_run_is_in_the_results_only_with_its_logits(tmp_path, monkeypatch):
+    def full(path, arrays):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logits_files, "_save", full)
+        with pytest.raises(InputError, match=r"cannot write to .*results-logits: No space left on device; what was"):
+            write_results(tmp_path, logits=True)
+    assert not results_file.read_written(tmp_path).records
+    assert [path.name for path in tmp_path.rglob("*") if path.suffix == ".npz"] == []
+    write_results(tmp_path, logits=True)
+    assert len(kept_of(tmp_path)) == 12
