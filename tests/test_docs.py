@@ -236,12 +236,12 @@ def test_every_command_of_a_page_parses_and_its_options_go_together(page):
             hparams.check_grid(checks.parse_grid(options.grid), chosen_methods(options))
 
 
-def test_the_tables_of_the_benchmark_page_are_those_of_the_registries(monkeypatch):
+def test_the_tables_of_the_benchmark_pages_are_those_of_the_registries(monkeypatch):
     pytest.importorskip("sphinx")
     from disam_jax.dg.cli.listing import lists
 
     registries = load(DOCS / "_ext" / "registries.py", monkeypatch)
-    page = (DOCS / "benchmark.md").read_text()
+    page = "\n".join((DOCS / name).read_text() for name in ("benchmark.md", "metrics.md"))
     assert sorted(registries.PLACE.findall(page)) == sorted(lists())
     made = registries.filled(page)
     for title, entries in lists().items():

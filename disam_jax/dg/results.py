@@ -72,6 +72,22 @@ def validation_score(accuracy: np.ndarray, losses: np.ndarray, target: int) -> n
     return np.where(finite, np.delete(accuracy[..., VALIDATION, :], target, -1).mean(-1), 0.0)
 
 
+class RunLogits(NamedTuple):
+    """What was kept of a run for the n examples of its target: logits, at K points of training.
+
+    Attributes:
+        points: Indices into `Results.steps`, int [K].
+        logits: float16 [K, n, C], each example's less the largest of them.
+        labels: int [n].
+        validation: Whether an example is in the target's validation split, bool [n].
+    """
+
+    points: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+    validation: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """All runs of a sweep, measured at P points of training on the D domains.

@@ -70,9 +70,21 @@ def metrics() -> str:
     return table("metric", {name: metric.note for name, metric in METRICS.items()})
 
 
+def logit_metrics() -> str:
+    """Name, description, formula and needs of each metric of kept logits."""
+    from disam_jax.dg.metrics.registry import LOGIT_METRICS
+
+    rows = [
+        f"| `{name}` | {metric.note} | {metric.formula} | {metric.needs or 'any classes'} |"
+        for name, metric in LOGIT_METRICS.items()
+    ]
+    return "\n".join(["| `--metrics` | what it is | formula | needs |", "|---|---|---|---|", *rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "metrics": metrics,
+    "metrics of kept logits": logit_metrics,
     "networks": networks,
     "data sets": data_sets,
     "data sets to fetch": sources,

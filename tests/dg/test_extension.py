@@ -83,6 +83,23 @@ def brier(logits, labels):
 EXAMPLE_METRICS = {"brier": Metric(brier, "Brier score")}
 '''
 
+# A metric of all examples together, of kept logits.
+NLL = '''
+"""The mean loss, in bits."""
+
+import numpy as np
+
+from disam_jax.dg.metrics.base import LogitMetric, probabilities
+
+
+def bits(logits, labels):
+    """- mean log2 p of the label."""
+    return -np.log2(probabilities(logits)[np.arange(len(labels)), labels]).mean()
+
+
+LOGIT_METRICS = {"mean_bits": LogitMetric(bits, "loss in bits", "", unit="bits", digits=3, better="lower")}
+'''
+
 # The same contract from outside of the package.
 OTHER = """
 from disam_jax.dg.methods import Method, from_objective, mean_loss
@@ -114,12 +131,13 @@ def methods_of(folder):
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """A copy of the package with three more files."""
+    """A copy of the package with four more files."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "disam_jax", folder / "disam_jax", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "disam_jax/dg/methods/entropy.py").write_text(ENTROPY)
     (folder / "disam_jax/dg/methods/halfway.py").write_text(HALFWAY)
     (folder / "disam_jax/dg/training/brier.py").write_text(BRIER)
+    (folder / "disam_jax/dg/metrics/bits.py").write_text(NLL)
     return folder
 
 
@@ -140,23 +158,29 @@ def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_listed(co
     # After those that are there.
     assert listed.index("CORAL+DISAM") < listed.index("LowEntropy")
     assert "Brier score" in listed
+    assert "loss in bits" in listed
     for name in ("Halfway", "Halfway+DISAM", "Halfway+DISAM-std"):
         assert f"\n{name} " in listed
 
 
 @pytest.mark.slow
 def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_trained_and_reported(copied):
-    arguments = ["--method", "low-entropy", "halfway+disam", "erm", *QUICK, "--out", copied / "out"]
+    arguments = ["--method", "low-entropy", "halfway+disam", "erm", *QUICK, "--keep-logits", "--out", copied / "out"]
     disam_jax(copied, "compare", *arguments)
     assert methods_of(copied / "out") == ["LowEntropy", "Halfway+DISAM", "ERM"]
     page = (copied / "out" / "table.md").read_text()
     assert "LowEntropy" in page
     assert "## Further metrics" in page
     assert "| method | brier, held-out | brier, sources |" in page
+    assert "mean_bits: loss in bits, in bits; lower is better" in page
+    assert "mean_bits,mean_bits se" in (copied / "out" / "kept_metrics.csv").read_text()
     before = (copied / "out" / "metrics.csv").read_bytes()
     # From the file alone, by a command of its own.
     disam_jax(copied, "report", copied / "out")
     assert (copied / "out" / "metrics.csv").read_bytes() == before
+    # Alone, of the logits that are there.
+    disam_jax(copied, "report", copied / "out", "--metrics", "mean-bits")
+    assert (copied / "out" / "kept_metrics.csv").read_text().startswith("method,mean_bits,mean_bits se\n")
     # Where the metric is not installed, its numbers are still there.
     disam_jax(ROOT, "report", copied / "out")
     assert "a metric that is not installed here" in (copied / "out" / "table.md").read_text()
@@ -170,6 +194,7 @@ def test_a_file_is_all_that_a_method_a_variant_or_a_metric_needs_to_be_documente
     done = subprocess.run([sys.executable, "-c", script], cwd=copied, env=environment, capture_output=True, text=True)
     assert "| `LowEntropy` | small entropy of right answers | `entropy_weight` |" in done.stdout, done.stderr
     assert "| `brier` | Brier score |" in done.stdout
+    assert "| `mean_bits` | loss in bits |" in done.stdout
     assert "| `Halfway+DISAM` |" in done.stdout
 
 
@@ -194,15 +219,17 @@ def test_a_method_that_breaks_the_contract_is_named(installed):
     assert "got a tuple of 2" in last
 
 
-def test_the_table_of_the_documentation_has_every_method():
+@pytest.mark.parametrize(("name", "page"), [("methods", "benchmark"), ("metrics of kept logits", "metrics")])
+def test_the_table_of_the_documentation_has_every_entry(name, page):
     pytest.importorskip("sphinx")
     from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.metrics.registry import LOGIT_METRICS
 
     spec = importlib.util.spec_from_file_location("registries", ROOT / "docs/_ext/registries.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    rows = module.TABLES["methods"]().splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == list(METHODS)
-    page = (ROOT / "docs/benchmark.md").read_text()
-    assert "<!-- registry: methods -->" in page
-    assert module.filled("before\n<!-- registry: methods -->\nafter").splitlines()[3:-1] == rows
+    rows = module.TABLES[name]().splitlines()[2:]
+    registry = METHODS if name == "methods" else LOGIT_METRICS
+    assert [row.split("`")[1] for row in rows] == list(registry)
+    assert f"<!-- registry: {name} -->" in (ROOT / f"docs/{page}.md").read_text()
+    assert module.filled(f"before\n<!-- registry: {name} -->\nafter").splitlines()[3:-1] == rows

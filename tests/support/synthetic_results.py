@@ -6,10 +6,12 @@ from disam_jax.dg.data.domains import join_domains
 from disam_jax.dg.methods import find_methods
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners.base import in_order
+from disam_jax.dg.runners.kept_logits import Examples, forget, kept_of
 from disam_jax.dg.sweep.hparams import random_candidates
 from disam_jax.dg.sweep.results_file import open_store
 from disam_jax.dg.sweep.run import Plan, make_header
 from disam_jax.dg.training.config import TrainConfig
+from disam_jax.dg.training.evaluation import Metrics
 
 COMPARE = {
     "ERM": {"flops": 1.0e6},
@@ -106,10 +108,11 @@ def make_plan(
     rho=0.1,
     shard=None,
     command="",
+    logits=False,
 ):
     """Header and plan of a sweep over a data set without any sense."""
     data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
-    config, found = TrainConfig(steps=steps, evaluations=2, rho=rho), find_methods(methods)
+    config, found = TrainConfig(steps=steps, evaluations=2, rho=rho, keep_logits=logits), find_methods(methods)
     plan = Plan(
         {name: random_candidates(method, config, candidates, 0) for name, method in found.items()},
         tuple(range(len(domains))) if targets is None else targets,
@@ -149,5 +152,29 @@ def write_results(out, *, at_once=3, seed=0, leave=0, by_run=False, select="vali
                         key = [len(run.method), run.target, run.seed, run.candidate, len(quantity)]
                         values[place] = np.random.default_rng(key).uniform(0.0, 1.0, values[place].shape)
             measured["perturbed_losses"][np.arange(size), :, [run.target for run in chunk]] = np.nan
+            if options.get("logits"):
+                measured["logits"] = [random_logits(run, place, measured) for place, run in enumerate(chunk)]
             store.chunk(name, chunk, measured)
     return header, plan
+
+
+EXAMPLES = Examples(np.arange(4) % 2, np.array([False, False, True, False]))
+
+
+def random_logits(run, place, measured):
+    """Logits of a run of `make_plan`, as a runner keeps them; the accuracy on its target is made to be theirs."""
+    points = len(measured["losses"][place])
+    rng = np.random.default_rng([len(run.method), run.target, run.seed, run.candidate])
+    logits = np.round(rng.normal(0.0, 2.0, (points, 4, 2)), 1)
+    logits = (logits - logits.max(-1, keepdims=True)).astype(np.float16)
+    right = logits.argmax(-1) == EXAMPLES.labels
+    for part, members in ((0, ~EXAMPLES.validation), (1, EXAMPLES.validation)):
+        measured["accuracy"][place, :, part, run.target] = right[:, members].mean(-1)
+    of_points = [
+        Metrics(
+            measured["accuracy"][[place], p], measured["losses"][[place], p], None, None, None, {}, {"0": logits[p]}
+        )
+        for p in range(points)
+    ]
+    forget(of_points, [run])
+    return kept_of(of_points, 0, run, EXAMPLES)

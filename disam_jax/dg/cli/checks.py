@@ -28,8 +28,10 @@ def check(options: "Compare") -> None:
     Raises:
         InputError: If an option has a value that it cannot have, or has no effect with the others. It is named.
     """
+    from disam_jax.dg.reading import exists
+    from disam_jax.dg.sweep.logits_files import check_logits_folder
     from disam_jax.dg.sweep.results_file import check_results
-    from disam_jax.dg.sweep.results_folder import check_out
+    from disam_jax.dg.sweep.results_folder import RESULTS, check_out
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
@@ -41,6 +43,8 @@ def check(options: "Compare") -> None:
     check_logs(options.log)
     check_out(options.out)
     check_results(options.out)
+    if options.keep_logits and not exists(options.out / RESULTS):
+        check_logits_folder(options.out)
 
 
 def check_training(options: "TrainingOptions") -> None:

@@ -93,6 +93,7 @@ def run_on_cluster(
     """
     from disam_jax.dg.runners.base import by_seed_and_target, in_order
     from disam_jax.dg.sweep.cluster import finished
+    from disam_jax.dg.sweep.logits_files import size_line
     from disam_jax.dg.sweep.models import ModelStore
     from disam_jax.dg.sweep.results_file import open_store
     from disam_jax.dg.sweep.run import check_size, chunk_line, missing_line, start_line
@@ -113,6 +114,10 @@ def run_on_cluster(
             done, total = len(store.records), len(plan.runs)
             missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in plan.candidates}
             say(start_line(header, {name: len(runs) for name, runs in missing.items()}))
+            if options.keep_logits:
+                line = size_line([run for runs in missing.values() for run in runs], header, options.out)
+                if line:
+                    say(line)
             same = (header["data"]["fingerprint"], versions())
             new = [name for name in missing if missing[name] and name not in store.programs]
             asked = [(everywhere, missing[name], described.most, *same) for name in new]
@@ -344,17 +349,21 @@ def check_data(mine: Kept, fingerprint: str) -> None:
 
 
 def cut(measured: dict[str, Any], number: int) -> dict[str, Any]:
-    """Of arrays [R, ...], the first ones."""
+    """Of arrays [R, ...] and lists of R, the first ones."""
     return {name: cut(each, number) if isinstance(each, dict) else each[:number] for name, each in measured.items()}
 
 
 def joined(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Arrays [R, ...] of several chunks as those of one."""
+    """Arrays [R, ...] and lists of R of several chunks as those of one."""
     import numpy as np
 
-    return {
-        name: joined([each[name] for each in measured])
-        if isinstance(value, dict)
-        else np.concatenate([np.asarray(each[name]) for each in measured])
-        for name, value in measured[0].items()
-    }
+    together: dict[str, Any] = {}
+    for name, value in measured[0].items():
+        parts = [each[name] for each in measured]
+        if isinstance(value, dict):
+            together[name] = joined(parts)
+        elif isinstance(value, list):
+            together[name] = [entry for part in parts for entry in part]
+        else:
+            together[name] = np.concatenate([np.asarray(part) for part in parts])
+    return together

@@ -25,12 +25,13 @@ def registries() -> "dict[str, tuple[Registry[Any], Callable[[Any], str]]]":
     """Every registry by its title, and what is said of an entry.
 
     Example:
-        >>> list(registries())
-        ['methods', 'networks', 'data sets', 'data sets to fetch', 'metrics', 'ways of fine-tuning']
+        >>> list(registries())[-3:]
+        ['metrics', 'metrics of kept logits', 'ways of fine-tuning']
     """
     from disam_jax.dg.data.registry import DATASETS
     from disam_jax.dg.data.sources.registry import SOURCES
     from disam_jax.dg.methods import METHODS
+    from disam_jax.dg.metrics.registry import LOGIT_METRICS
     from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.peft.registry import FINETUNING
     from disam_jax.dg.training.metrics import METRICS
@@ -41,6 +42,7 @@ def registries() -> "dict[str, tuple[Registry[Any], Callable[[Any], str]]]":
         "data sets": (DATASETS, lambda data_set: data_set.summary),
         "data sets to fetch": (SOURCES, lambda source: source.summary),
         "metrics": (METRICS, lambda metric: metric.note),
+        "metrics of kept logits": (LOGIT_METRICS, lambda metric: metric.note),
         "ways of fine-tuning": (FINETUNING, lambda way: way.summary),
     }
 

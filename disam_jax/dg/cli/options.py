@@ -311,6 +311,9 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
 
     data_parallel: bool = TrainConfig.data_parallel
     """Deal each batch over all devices, for a model that is too large for one, in the place of a run on each."""
+    keep_logits: bool = TrainConfig.keep_logits
+    """Keep the logits of the target's examples at the points of training that --select can choose, so that the report
+    has every metric without training again. For each run, 4 bytes for each example and class at most."""
 
     runs_at_once: Annotated[
         int | None,
@@ -454,6 +457,12 @@ class Report:
     ] = None
     """Which point of training and which candidate is reported; any other than the folder's own in a folder of its
     own, inside."""
+
+    metrics: Annotated[
+        tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="(default: all, where logits were kept)")
+    ] = ()
+    """Metrics of the logits that --keep-logits kept, also separated by commas; `none` for none. See
+    `disam-jax list`."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from disam_jax.dg.results import Results
 
 # Of a report with too many methods for one table.
+OF_LOGITS = ("kept_metrics", "kept_comparisons")
+FEW = 20
 PRINTED = ("accuracy", "open", "comparisons", "losses", "selection", "flops")
 
 
@@ -25,6 +27,7 @@ def report(
     command: str,
     seconds: float | None,
     machine: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = (),
 ) -> None:
     """Prints the table and writes all files of the report.
 
@@ -36,12 +39,17 @@ def report(
         command: Command that was typed.
         seconds: Seconds that it took, if runs were trained just now.
         machine: What trained them; this one by default.
+        metrics: Names of metrics of kept logits; by default all, where logits were kept.
+
+    Raises:
+        InputError: If a metric is unknown, or the logits cannot be read; nothing has been written then.
     """
     from disam_jax.dg.report import environment, formats, write
     from disam_jax.dg.report.findings import findings
+    from disam_jax.dg.report.metric_summary import with_metrics
     from disam_jax.dg.report.summary import summarise
     from disam_jax.dg.sweep.model_selection import CRITERIA
-    from disam_jax.dg.sweep.results_folder import RECORD, report_folder, write_report
+    from disam_jax.dg.sweep.results_folder import RECORD, metric_file, report_folder, write_report
 
     folder = report_folder(out, criterion)
     trained = any(each["seconds_per_run"] is not None for each in (cost or {}).values())
@@ -49,6 +57,7 @@ def report(
         # What was measured when they were trained is not lost.
         cost, seconds = None, None
     summaries = {each: summarise(results, each) for each in CRITERIA}
+    summaries[criterion] = with_metrics(summaries[criterion], results, out, metrics)
     contents = write.report_files(results, criterion, cost, summaries)
     if seconds is not None:
         record = {
@@ -62,7 +71,9 @@ def report(
         contents[RECORD] = (json.dumps(record, indent=1) + "\n").encode()
     write_report(folder, contents, criterion)
     made = write.report_tables(results, summaries, criterion)
-    for name in ("compare", "open") if "compare" in made else PRINTED:
+    # Of so many parts that they are no table to read, the files are enough, unless the user asks for them.
+    of_parts = [metric_file(each.name) for each in summaries[criterion].metrics if metrics or len(each.parts) <= FEW]
+    for name in (*(("compare", "open") if "compare" in made else PRINTED), *OF_LOGITS, *of_parts):
         if name in made:
             formats.print_table(made[name])
             print()
@@ -88,7 +99,7 @@ def run_report(options: "Report", command: str) -> None:
     check_out(out)
     manifest = read_manifest(out)
     select = options.select or (manifest.select if manifest else "validation")
-    report(results, select, out, None, command, None)
+    report(results, select, out, None, command, None, metrics=options.metrics)
 
 
 def run_merge(options: "Merge") -> None:

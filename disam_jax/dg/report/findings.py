@@ -1,11 +1,15 @@
 """What the numbers of a report allow to be said, in sentences."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from disam_jax.dg.report.statistics import Estimate, smallest_p
 from disam_jax.dg.report.summary import ALPHA, PLAIN, Comparison, Summary
+
+if TYPE_CHECKING:
+    from disam_jax.dg.report.metric_summary import MetricSummary
 
 FOUND = (
     ("accuracy", "held-out accuracy", "points", 2),
@@ -36,25 +40,92 @@ def findings(summary: Summary) -> list[str]:
     pairs = [pair for pair in summary.variants if pair[0] not in summary.controls] or summary.variants
     lines = []
     for quantity, what, unit, digits in FOUND:
-        compared = [summary.comparison(quantity, *pair) for pair in pairs]
-        claimed = [each for each in compared if each.shown]
-        failed = [each for each in compared if not np.isfinite(each.difference.mean)]
-        open_ones = [each for each in compared if np.isfinite(each.difference.mean) and not each.shown]
-        for each in claimed:
-            sentence = finding(what, each, summary.labels, unit, digits)
-            lines.append(" ".join([sentence, *_controls(summary, quantity, each, digits)]))
-        for group, several in ((open_ones, not_shown), (failed, not_comparable)):
-            if len(group) == 1:
-                lines.append(finding(what, group[0], summary.labels, unit, digits))
-            elif group:
-                lines.append(several(what, group, summary.labels, unit, digits))
+        lines += _found(summary, what, summary.comparisons[quantity], pairs, unit, digits)
     lines += against_plain(summary)
+    for each in summary.metrics:
+        metric = each.metric
+        if metric.tested and metric.parts is None:
+            why = "a run diverged" if each.diverged.any() else f"{each.name} is not defined"
+            compared, unit, digits = each.comparisons[0], metric.of_differences, metric.digits + 1
+            lines += _found(summary, metric.note, compared, pairs, unit, digits, why)
+        lines += undefined_runs(each)
     lines += [f"{name} was not run: nothing is compared with it." for name in summary.missing]
     return [*lines, *few_seeds(summary), *diverged_runs(summary)]
 
 
-def finding(what: str, compared: Comparison, labels: Mapping[str, str], unit: str, digits: int) -> str:
-    """One sentence about a paired difference.
+def _found(
+    summary: Summary,
+    what: str,
+    comparisons: Sequence[Comparison],
+    pairs: Sequence[tuple[str, str]],
+    unit: str,
+    digits: int,
+    why: str = "a run diverged",
+) -> list[str]:
+    """What the comparisons of some pairs in one quantity allow to be said."""
+    of = {each[:2]: each for each in comparisons}
+    compared = [of[pair] for pair in pairs]
+    lines = []
+    for each in compared:
+        if each.shown:
+            sentence = finding(what, each, summary.labels, unit, digits)
+            lines.append(" ".join([sentence, *_controls(summary, of, each, digits)]))
+    failed = [each for each in compared if not np.isfinite(each.difference.mean)]
+    open_ones = [each for each in compared if np.isfinite(each.difference.mean) and not each.shown]
+    if len(open_ones) == 1:
+        lines.append(finding(what, open_ones[0], summary.labels, unit, digits))
+    elif open_ones:
+        lines.append(not_shown(what, open_ones, summary.labels, unit, digits))
+    if len(failed) == 1:
+        lines.append(finding(what, failed[0], summary.labels, unit, digits, why))
+    elif failed:
+        lines.append(not_comparable(what, failed, summary.labels, why))
+    return lines
+
+
+def undefined_runs(of: "MetricSummary", most: int = 5) -> list[str]:
+    """Says of how many runs a metric is not defined, though they did not diverge; nothing if of none.
+
+    Args:
+        of: Metric that methods are compared by; others may have parts without examples.
+        most: Number of parts that are named.
+
+    Returns:
+        A sentence for each part, or how many more there are.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> metric = SimpleNamespace(tested=True)
+        >>> each = {"name": "auroc", "metric": metric, "methods": ("ERM", "SAM"), "parts": ((),)}
+        >>> of = SimpleNamespace(**each, undefined=np.array([[2], [2]]), values=np.zeros((2, 4, 3, 1)))
+        >>> print(*undefined_runs(of))
+        auroc is not defined for 2 of 12 runs of ERM, 2 of 12 runs of SAM; its means are over the others.
+    """
+    lines = []
+    runs = of.values[0, ..., 0].size
+    places = np.flatnonzero(of.undefined.any(0)) if of.metric.tested else []
+    for place in places[:most]:
+        part = f" of {', '.join(of.parts[place])}" if of.parts[place] else ""
+        counts = [
+            f"{number} of {runs} runs of {method}"
+            for method, number in zip(of.methods, of.undefined[:, place], strict=True)
+            if number
+        ]
+        lines.append(f"{of.name}{part} is not defined for {', '.join(counts)}; its means are over the others.")
+    if len(places) > most:
+        lines.append(f"{of.name} is not defined for some runs in {len(places) - most} more parts.")
+    return lines
+
+
+def finding(
+    what: str,
+    compared: Comparison,
+    labels: Mapping[str, str],
+    unit: str,
+    digits: int,
+    why: str = "a run diverged",
+) -> str:
+    """One sentence about a paired difference; `why` it cannot be computed, where it cannot.
 
     Example:
         >>> from disam_jax.dg.report.statistics import Interval
@@ -70,8 +141,9 @@ def finding(what: str, compared: Comparison, labels: Mapping[str, str], unit: st
     """
     one, other = labels[compared.method], labels[compared.baseline]
     if not np.isfinite(compared.difference.mean):
-        return f"Whether {one} and {other} differ in {what} cannot be said: a run diverged."
-    numbers = f"{difference_text(compared.difference, digits)} {unit}, corrected p {p_text(compared.corrected)}"
+        return f"Whether {one} and {other} differ in {what} cannot be said: {why}."
+    amount = f"{difference_text(compared.difference, digits)} {unit}".rstrip()
+    numbers = f"{amount}, corrected p {p_text(compared.corrected)}"
     if not compared.shown:
         return f"No difference in {what} between {one} and {other} is shown ({numbers})."
     return f"{one}'s {what} is {_direction(compared)} than {other}'s here ({numbers})."
@@ -92,29 +164,31 @@ def not_shown(what: str, compared: Sequence[Comparison], labels: Mapping[str, st
         f"({difference_text(each.difference, digits)}, {p_text(each.corrected)})"
         for each in compared
     )
-    return f"No difference in {what} is shown between {pairs} ({unit}, corrected p)."
+    return f"No difference in {what} is shown between {pairs} ({f'{unit}, ' if unit else ''}corrected p)."
 
 
 def not_comparable(
-    what: str, compared: Sequence[Comparison], labels: Mapping[str, str], _unit: str, _digits: int
+    what: str, compared: Sequence[Comparison], labels: Mapping[str, str], why: str = "a run diverged"
 ) -> str:
-    """One sentence about several differences that cannot be computed.
+    """One sentence about several differences that cannot be computed, and why.
 
     Example:
         >>> from disam_jax.dg.report.statistics import Interval
         >>> none, each = Interval(np.array(np.nan), np.array(np.nan)), Estimate(np.array(np.nan), np.array(np.nan))
         >>> compared = [Comparison(name, "C", each, each, none, np.nan, np.nan) for name in ("A", "B")]
-        >>> not_comparable("loss", compared, {"A": "A", "B": "B", "C": "C"}, "nats", 0)
+        >>> not_comparable("loss", compared, {"A": "A", "B": "B", "C": "C"})
         'Whether these differ in loss cannot be said, since a run diverged: A and C, B and C.'
     """
     pairs = ", ".join(f"{labels[each.method]} and {labels[each.baseline]}" for each in compared)
-    return f"Whether these differ in {what} cannot be said, since a run diverged: {pairs}."
+    return f"Whether these differ in {what} cannot be said, since {why}: {pairs}."
 
 
-def _controls(summary: Summary, quantity: str, claimed: Comparison, digits: int) -> list[str]:
+def _controls(
+    summary: Summary, comparisons: Mapping[tuple[str, str], Comparison], claimed: Comparison, digits: int
+) -> list[str]:
     """What the controls with the same base do, of a claim about a variant that is none itself."""
     return [
-        control_finding(claimed, summary.comparison(quantity, name, base), summary.labels, digits)
+        control_finding(claimed, comparisons[name, base], summary.labels, digits)
         for name, base in summary.variants
         if name in summary.controls and base == claimed.baseline and claimed.method not in summary.controls
     ]

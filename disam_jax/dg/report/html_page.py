@@ -25,6 +25,8 @@ CAPTIONS = {
     "differences": "Paired differences with their intervals",
     "sensitivity": "Sensitivity to rho and lam",
     "usable_range": "Usable range of rho",
+    "metric_confusion": "Confusion matrices",
+    "metric_reliability": "Reliability",
 }
 # How much larger than on paper a figure may be on a screen, and how small it may become before it scrolls.
 LARGEST, SMALLEST = 1.4, 0.9

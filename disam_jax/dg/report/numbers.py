@@ -9,7 +9,7 @@ from disam_jax.dg.report.findings import findings
 from disam_jax.dg.report.scores import QUANTITIES
 from disam_jax.dg.report.sensitivity import Grid
 from disam_jax.dg.report.statistics import Estimate
-from disam_jax.dg.report.summary import Summary
+from disam_jax.dg.report.summary import Comparison, Summary
 from disam_jax.dg.results import Results
 
 SCHEMA = 2
@@ -62,6 +62,7 @@ def as_json(
             }
             for grid in of_grid
         },
+        **({"kept_metrics": of_metrics} if (of_metrics := _plain_metrics(summaries[criterion])) else {}),
         "tables": {name: formats.to_json(table) for name, table in made.items()},
     }
 
@@ -84,18 +85,7 @@ def _plain_summary(summary: Summary) -> dict[str, Any]:
         for k, name in enumerate(summary.methods)
     }
     comparisons = {
-        quantity: [
-            {
-                "method": each.method,
-                "baseline": each.baseline,
-                "difference": _plain_estimate(each.difference),
-                "by_target": _plain_estimate(each.by_target),
-                "interval": formats.plain(each.interval),
-                "p": formats.plain(each.p),
-                "corrected": formats.plain(each.corrected),
-            }
-            for each in of_quantity
-        ]
+        quantity: [_plain_comparison(each) for each in of_quantity]
         for quantity, of_quantity in summary.comparisons.items()
     }
     divergence = {name: each._asdict() for name, each in summary.divergence.items()}
@@ -104,6 +94,40 @@ def _plain_summary(summary: Summary) -> dict[str, Any]:
         "comparisons": comparisons,
         "divergence": divergence,
         "steps": [int(step) for step in curves.steps],
+    }
+
+
+def _plain_metrics(summary: Summary) -> dict[str, Any]:
+    """The metrics by which methods are compared; the others have files of their own."""
+    return {
+        each.name: {
+            "unit": each.metric.unit,
+            "parts": [list(part) for part in each.parts],
+            "methods": {
+                name: {
+                    "values": formats.plain(each.values[k]),
+                    "overall": _plain_estimate(_row(each.overall, k)),
+                    "by_target": _plain_estimate(_row(each.by_target, k)),
+                    "undefined": each.undefined[k].tolist(),
+                }
+                for k, name in enumerate(summary.methods)
+            },
+            "comparisons": [[_plain_comparison(compared) for compared in of_part] for of_part in each.comparisons],
+        }
+        for each in summary.metrics
+        if each.metric.tested
+    }
+
+
+def _plain_comparison(each: Comparison) -> dict[str, Any]:
+    return {
+        "method": each.method,
+        "baseline": each.baseline,
+        "difference": _plain_estimate(each.difference),
+        "by_target": _plain_estimate(each.by_target),
+        "interval": formats.plain(each.interval),
+        "p": formats.plain(each.p),
+        "corrected": formats.plain(each.corrected),
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from disam_jax.dg.report.statistics import (
 )
 from disam_jax.dg.results import TRAIN, Results
 from disam_jax.dg.sweep.model_selection import select
+
+if TYPE_CHECKING:
+    from disam_jax.dg.report.metric_summary import MetricSummary
 
 ALPHA = 0.05
 PLAIN = "ERM"
@@ -103,6 +106,7 @@ class Summary:
         comparisons: for each quantity, the variants against their bases, then every method against ERM.
         divergence: of each method.
         curves: along training.
+        metrics: of the logits that were kept, see `metric_summary.with_metrics`.
     """
 
     title: str
@@ -122,6 +126,7 @@ class Summary:
     comparisons: Mapping[str, tuple[Comparison, ...]]
     divergence: Mapping[str, Divergence]
     curves: Curves
+    metrics: "tuple[MetricSummary, ...]" = ()
 
     def comparison(self, quantity: str, method: str, baseline: str) -> Comparison:
         """The one of these two methods."""

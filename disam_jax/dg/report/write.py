@@ -9,6 +9,8 @@ import numpy as np
 from disam_jax.dg.report import figures, formats, tables
 from disam_jax.dg.report.findings import findings
 from disam_jax.dg.report.html_page import html_page
+from disam_jax.dg.report.metric_figures import LOOKS, metric_figures
+from disam_jax.dg.report.metric_tables import metric_csv, metric_tables
 from disam_jax.dg.report.metrics import metrics_table
 from disam_jax.dg.report.numbers import as_json, json_bytes
 from disam_jax.dg.report.open_classes import open_by_run, open_table
@@ -17,6 +19,7 @@ from disam_jax.dg.report.sensitivity import Grid, grids
 from disam_jax.dg.report.summary import Summary, summarise
 from disam_jax.dg.results import Results
 from disam_jax.dg.sweep.model_selection import CRITERIA, Selected, select
+from disam_jax.dg.sweep.results_folder import metric_file
 
 # More methods than these make the small table of quantities by methods too wide for a page.
 COMPARED = 4
@@ -64,6 +67,8 @@ def report_files(
     shown = {name: figures.render(figure, "svg") for name, figure in drawn.items()}
     made = report_tables(results, summaries, criterion)
     contents["report.html"] = html_page(results, summaries[criterion], made, shown)
+    for name, figure in metric_figures(summaries[criterion].metrics, LOOKS["dark"]).items():
+        contents[f"{name}_dark.png"] = figures.render(figure, "png")
     return contents
 
 
@@ -102,6 +107,9 @@ def text_files(
     for name, table in made.items():
         contents[f"{name}.tex"] = formats.to_latex(table).encode()
         contents[f"{name}.csv"] = formats.to_csv(table).encode()
+    for each in summaries[criterion].metrics:
+        if not each.metric.tested:
+            contents[f"{metric_file(each.name)}.csv"] = metric_csv(each).encode()
     if cost is not None:
         table = tables.cost_table(results, cost)
         contents["cost.md"] = f"# {table.title}\n\n{formats.to_markdown(table)}".encode()
@@ -143,6 +151,7 @@ def report_tables(results: Results, summaries: Mapping[str, Summary], criterion:
     made["sharpness"] = tables.sharpness_table(summary)
     if results.metrics:
         made["metrics"] = metrics_table(results, summary)
+    made |= metric_tables(summary)
     made["selection"] = tables.selection_table(summaries)
     if any(facts.get("flops") is not None for facts in results.header["methods"].values()):
         made["flops"] = tables.cost_table(results)
@@ -179,7 +188,7 @@ def report_figures(summary: Summary, of_grid: tuple[Grid, ...]) -> dict[str, Any
     ranges = [grid for grid in of_grid if grid.gain is not None and len(grid.line("lam", grid.drawn_lam)) > 1]
     if ranges:
         drawn["usable_range"] = figures.draw_usable_range(ranges, summary.labels, summary.title)
-    return drawn
+    return drawn | metric_figures(summary.metrics, LOOKS["light"])
 
 
 def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], drawn: tuple[str, ...]) -> str:
@@ -223,9 +232,18 @@ def page(results: Results, summary: Summary, made: Mapping[str, tables.Table], d
             lines += ["", f"## {table.title}", "", formats.to_markdown(new).rstrip()]
     if drawn:
         lines += ["", "## Figures", ""]
-    lines += [f"![{name.replace('_', ' ')}]({name}.png)" for name in drawn]
+    of_metrics = {metric_file(each.name) for each in summary.metrics}
+    lines += [_picture(name, dark=name in of_metrics) for name in drawn]
     lines += ["", f"Data: {text(counts)}; {classes} classes.", ""]
     return "\n".join(lines)
+
+
+def _picture(name: str, dark: bool) -> str:
+    words = name.replace("_", " ")
+    if not dark:
+        return f"![{words}]({name}.png)"
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="{name}_dark.png">'
+    return f'<picture>{source}<img alt="{words}" src="{name}.png"></picture>'
 
 
 def runs_csv(results: Results) -> str:

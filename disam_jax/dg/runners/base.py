@@ -12,10 +12,14 @@ from disam_jax.dg.methods import MethodError
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.checkpoints import Checkpoints
+from disam_jax.dg.runners.kept_logits import Examples, kept_of
 from disam_jax.dg.training import averaging
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics
 from disam_jax.dg.training.step import RunState
+
+# The arrays of `Metrics` that are fields of `Results`.
+MEASURED = ("accuracy", "losses", "probe_losses", "perturbed_losses", "new_accuracy")
 
 
 class NewClasses(NamedTuple):
@@ -85,8 +89,8 @@ class Runner(Protocol):
             save: Which weights are kept, a key of `keep.SAVES`.
 
         Returns:
-            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure; and what `Keeper.kept`
-            returns.
+            The arrays of `Results` by name, [R, ...], NaN where there is nothing to measure; with
+            `TrainConfig.keep_logits`, "logits", a list of R `RunLogits`; and what `Keeper.kept` returns.
 
         Raises:
             InputError: If an image cannot be read, or a checkpoint cannot be written.
@@ -145,24 +149,31 @@ def flops_of(jitted: Any, *arguments: Any) -> float | None:
     return None if counted is None or counted <= 0 else float(counted)
 
 
-def found(points: Sequence[Metrics], sharpness: np.ndarray, runs: Sequence[Run]) -> dict[str, Any]:
+def found(
+    points: Sequence[Metrics], sharpness: np.ndarray, runs: Sequence[Run], examples: Callable[[Run], Examples]
+) -> dict[str, Any]:
     """The arrays of `Results` by name.
 
     Args:
         points: What was measured at each of P points, arrays [R, ...].
         sharpness: [R, D].
         runs: R runs.
+        examples: Function from a run to the examples of its target.
 
     Returns:
-        Arrays [R, P, ...]; those that were not measured are absent. "metrics" has the further metrics by name.
+        Arrays [R, P, ...]; those that were not measured are absent. "metrics" has the further metrics by name, and
+        "logits" R `RunLogits` if logits were kept.
     """
-    names = [name for name in Metrics._fields[:-1] if getattr(points[0], name) is not None]
+    names = [name for name in MEASURED if getattr(points[0], name) is not None]
     arrays = {name: np.stack([getattr(point, name) for point in points], 1) for name in names}
     metrics = {name: np.stack([point.metrics[name] for point in points], 1) for name in points[0].metrics}
     perturbed = arrays["perturbed_losses"].astype(np.float64)
     perturbed[np.arange(len(runs)), :, [run.target for run in runs]] = np.nan
     arrays = {**arrays, "perturbed_losses": perturbed, "sharpness": sharpness}
-    return {**arrays, "metrics": metrics} if metrics else arrays
+    more: dict[str, Any] = {"metrics": metrics} if metrics else {}
+    if points[-1].logits is not None:
+        more["logits"] = [kept_of(points, place, run, examples(run)) for place, run in enumerate(runs)]
+    return {**arrays, **more}
 
 
 def weights(states: RunState, config: TrainConfig) -> tuple[Any, Any]:

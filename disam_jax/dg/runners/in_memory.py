@@ -16,6 +16,7 @@ from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_we
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_runs, put_once, split_batches
 from disam_jax.dg.runners.keep import Keeper
+from disam_jax.dg.runners.kept_logits import Examples, forget, on_host
 from disam_jax.dg.runners.memory import fitting, program_bytes
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
@@ -63,6 +64,7 @@ class Fixed(NamedTuple):
         config: Configuration that all runs share.
         probe: Number of examples of each domain on which w + e is measured.
         metrics: What is measured of every example, by name: `METRICS` when the program was made.
+        kept: Number of rows of logits of the target, see `evaluate_and_keep`.
     """
 
     networks: Networks
@@ -70,6 +72,7 @@ class Fixed(NamedTuple):
     config: TrainConfig
     probe: int
     metrics: tuple[tuple[str, Metric], ...]
+    kept: int = 0
 
 
 class InMemoryRunner:
@@ -105,13 +108,16 @@ class InMemoryRunner:
         if config.data_parallel:
             networks = Networks(split_batches(network), new_network and split_batches(new_network))
         self.shared = Shared(arrays, network.weights, new, new_network.weights if new_network else ())
-        self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()))
+        kept = int(arrays.counts.max()) if config.keep_logits else 0
+        self._fixed = Fixed(networks.without_weights(), method, config, probe, tuple(METRICS.items()), kept)
         # Static arguments, and not closures over them: a second runner of the same method finds what jax has traced.
         jit = functools.partial(jax.jit, static_argnames="fixed")
         self._start, self._measure, self._sharpness = jit(start_all), jit(measure_all), jit(sharpness_all)
         # The states must come out as they go in, for the next segment.
         placed: dict[str, Any] = {"out_shardings": everywhere()} if config.data_parallel else {}
         self._segment = jit(segment, donate_argnums=0, **placed)
+        # Of the examples whose logits are kept.
+        self._on_host: Any = jax.device_get((arrays.labels, arrays.domain_ids, arrays.in_validation)) if kept else ()
         self._compiled: dict[int, Any] = {}
         self._placed: dict[Any, Shared] = {}
 
@@ -188,7 +194,8 @@ class InMemoryRunner:
         for place, first in list(enumerate(self.config.measured_at))[len(points) :]:
             keeper.before(weights(states, self.config))
             states, measured = compiled(states, specs, jnp.int32(first), shared)
-            points.append(jax.device_get(measured))
+            points.append(on_host(measured, runs, self._examples))
+            forget(points, runs)
             keeper.after(place, points[-1])
             if self.config.averaging == "swad" and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
@@ -200,10 +207,17 @@ class InMemoryRunner:
         params, state = weights(states, self.config)
         if averages:
             params, state = swad_weights(averages, points, [run.target for run in runs])
-            points[-1] = jax.device_get(self._measure(params, state, specs, shared, fixed=self._fixed))
+            measured = self._measure(params, state, specs, shared, fixed=self._fixed)
+            points[-1] = on_host(measured, runs, self._examples)
         sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)
         kept = keeper.kept(params, state, functools.partial(standardisation, specs, shared.arrays))
-        return {**found(points, jax.device_get(sharpness), runs), **kept}
+        return {**found(points, jax.device_get(sharpness), runs, self._examples), **kept}
+
+    def _examples(self, run: Run) -> Examples:
+        """The examples of a run's target."""
+        labels, domain_ids, in_validation = self._on_host
+        of_target = domain_ids == run.target
+        return Examples(labels[of_target], in_validation[self.seeds.index(run.seed)][of_target])
 
 
 def standardisation(specs: RunSpec, arrays: Arrays) -> dict[str, Any]:
@@ -263,7 +277,7 @@ def start_all(specs: RunSpec, shared: Shared, *, fixed: Fixed) -> RunState:
 def measure_all(params: Any, state: Any, specs: RunSpec, shared: Shared, *, fixed: Fixed) -> Metrics:
     """What is measured of R runs; see `measure`."""
     network, new_network = fixed.networks.given(shared)
-    options = {"method": fixed.method, "config": fixed.config, "probe": fixed.probe}
+    options = {"method": fixed.method, "config": fixed.config, "probe": fixed.probe, "kept": fixed.kept}
     one = functools.partial(measure, network=network, **options, new_network=new_network, new=shared.new)
     return jax.vmap(one, in_axes=(0, 0, 0, None))(params, state, specs, shared.arrays)
 

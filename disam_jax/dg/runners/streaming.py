@@ -27,10 +27,11 @@ from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, namin
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, layout, put_once, split_batches
 from disam_jax.dg.runners.keep import Keeper
+from disam_jax.dg.runners.kept_logits import Examples, by_run, forget
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
 from disam_jax.dg.training.config import TrainConfig
-from disam_jax.dg.training.evaluation import Metrics, measure_probe, sharpness_of
+from disam_jax.dg.training.evaluation import Metrics, kept_logits, measure_probe, sharpness_of
 from disam_jax.dg.training.metrics import METRICS, extra_metrics, measure_examples
 from disam_jax.dg.training.step import RunSpec, RunState, start, train_step
 
@@ -100,7 +101,7 @@ class StreamingRunner:
             network, new_network = split_batches(network), new_network and split_batches(new_network)
         fixed = {"method": method, "config": config}
         begin = functools.partial(start, **fixed, num_sources=domains - 1)
-        sums = functools.partial(block_sums, groups=2 * domains)
+        sums = functools.partial(block_sums, groups=2 * domains, keep_logits=config.keep_logits)
         # What follows the weights has no axis of runs but for the run's own and its hyperparameters.
         self._start = jax.jit(with_weights(network, begin, (OVER_RUNS,)))
         self._advance = functools.partial(advance, network=network, **fixed)
@@ -241,6 +242,7 @@ class StreamingRunner:
                 if place >= len(points):
                     keeper.before(weights(states, config))
                     points.append(self._measure(*weights(states, config), specs, runs))
+                    forget(points, runs)
                     keeper.after(place, points[-1])
                 last = min(first + config.segment, config.steps)
                 for step, stack in stacks(stream, max(first, begin), last, self.length):
@@ -262,7 +264,13 @@ class StreamingRunner:
             params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
             points[-1] = self._measure(params, state, specs, runs)
         sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
-        return {**found(points, jax.device_get(sharpness), runs), **keeper.kept(params, state, dict)}
+        kept = keeper.kept(params, state, dict)
+        return {**found(points, jax.device_get(sharpness), runs, self._examples), **kept}
+
+    def _examples(self, run: Run) -> Examples:
+        """The examples of a run's target."""
+        of_target = self.data.domain_ids == run.target
+        return Examples(self.data.labels[of_target], validates(self.splits[run.seed], self.data)[of_target])
 
     def _probe_for(self, run: Run, where: Sharding) -> tuple[jax.Array, jax.Array]:
         """Images [D, n, ...] and labels int32 [D, n] of the probe of a seed, on the device."""
@@ -280,7 +288,8 @@ class StreamingRunner:
         domains = len(self.data.counts)
         groups = self.data.domain_ids + domains * validates(self.splits[run.seed], self.data).astype(np.int32)
         evaluate = functools.partial(compiled.evaluate, own, params, state, specs)
-        means = self._means(evaluate, self.data, groups, 2 * domains, everywhere)
+        kept = Logits(self.data.domain_ids == run.target, len(runs)) if self.config.keep_logits else None
+        means = self._means(evaluate, self.data, groups, 2 * domains, everywhere, kept)
         of = {name: each.reshape(len(runs), 2, domains) for name, each in means.items()}
         probe = compiled.probe(own, params, state, specs, *self._probe_for(run, everywhere))
         new_accuracy = None
@@ -288,7 +297,8 @@ class StreamingRunner:
             evaluate = functools.partial(compiled.new, of_new, params, state, specs)
             new_accuracy = self._means(evaluate, self.new, self.new.domain_ids, domains, everywhere)["accuracy"]
         extra = {name: of[name] for name in extra_metrics()}
-        return Metrics._make((of["accuracy"], of["losses"], *jax.device_get(probe), new_accuracy, extra))
+        logits = None if kept is None else by_run(kept.of_runs())
+        return Metrics._make((of["accuracy"], of["losses"], *jax.device_get(probe), new_accuracy, extra, logits))
 
     def _means(
         self,
@@ -297,19 +307,29 @@ class StreamingRunner:
         groups: np.ndarray,
         number: int,
         everywhere: Sharding,
+        kept: "Logits | None" = None,
     ) -> dict[str, np.ndarray]:
         """Means of each of `METRICS` over groups of images.
 
         Args:
-            evaluate: Function (images, labels, groups) of a block -> sums, float32 [R, K, G].
+            evaluate: Function (images, labels, groups) of a block -> sums, float32 [R, K, G]; with `kept`, sums and
+                logits, see `block_sums`.
             data: N images.
             groups: Group of each image, int [N], 0..G-1.
             number: Number G of groups.
             everywhere: Where blocks lie.
+            kept: What takes logits, if they are kept.
 
         Returns:
             float64 [R, G] for each name; NaN for a group without images.
         """
+
+        def sums_of(outputs: Any, first: int) -> np.ndarray:
+            if kept is not None:
+                outputs, logits = outputs
+                kept.take(logits, first)
+            return np.asarray(outputs, np.float64)
+
         rows = np.arange(len(groups))
         total: Any = 0.0
         before = None
@@ -318,15 +338,45 @@ class StreamingRunner:
         ):
             here = np.full(self.block, -1, np.int32)
             here[block.valid] = groups[first : first + self.block]
-            sums = evaluate(*jax.device_put((block.x, block.y, here), everywhere))
+            outputs = evaluate(*jax.device_put((block.x, block.y, here), everywhere))
             # The sums of the block before, so that the device has this one to work on meanwhile.
             if before is not None:
-                total = total + np.asarray(before, np.float64)
-            before = sums
-        total = total + np.asarray(before, np.float64)
+                total = total + sums_of(*before)
+            before = (outputs, first)
+        if before is not None:
+            total = total + sums_of(*before)
         with np.errstate(invalid="ignore"):
             means = total / np.bincount(groups, minlength=number)
         return {name: means[:, k] for k, name in enumerate(METRICS)}
+
+
+class Logits:
+    """The logits of the target's examples, taken from the blocks of an evaluation.
+
+    Args:
+        of_target: Whether an example is of the target, bool [N].
+        runs: Number of runs.
+    """
+
+    def __init__(self, of_target: np.ndarray, runs: int):
+        self.of_target = of_target
+        self._of_blocks: list[list[np.ndarray]] = [[] for _ in range(runs)]
+
+    def take(self, logits: jax.Array, first: int) -> None:
+        """Takes those of a block.
+
+        Args:
+            logits: float16 [R, B, C].
+            first: Row of its first example.
+        """
+        here = self.of_target[first : first + logits.shape[1]]
+        if here.any():
+            for of_blocks, each in zip(self._of_blocks, np.asarray(logits), strict=True):
+                of_blocks.append(each[: len(here)][here])
+
+    def of_runs(self) -> list[np.ndarray]:
+        """For each run float16 [n, C]."""
+        return [np.concatenate(of_blocks) for of_blocks in self._of_blocks]
 
 
 def batches_of(
@@ -435,7 +485,8 @@ def block_sums(
     *,
     network: Network,
     groups: int,
-) -> jax.Array:
+    keep_logits: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Sums of each of the K `METRICS` over the examples of each group in a block.
 
     Args:
@@ -447,15 +498,17 @@ def block_sums(
         group: Group of each example, int32 [B], 0..G-1; -1 for none.
         network: Network to evaluate.
         groups: Number G of groups.
+        keep_logits: Whether the logits are asked for.
 
     Returns:
-        float32 [K, G].
+        float32 [K, G]; with `keep_logits` also the logits, see `kept_logits`, float16 [B, C].
     """
     logits = network.apply(params, state, inputs, spec.key, False).logits
     values = jnp.stack(list(measure_examples(logits, labels).values()))
     member = group[None] == jnp.arange(groups, dtype=jnp.int32)[:, None]
     # A select, not a product: a loss that is not finite belongs to its own group only.
-    return jnp.where(member[None], values[:, None], 0.0).sum(-1)
+    sums = jnp.where(member[None], values[:, None], 0.0).sum(-1)
+    return (sums, kept_logits(logits)) if keep_logits else sums
 
 
 def each_domain(

@@ -7,6 +7,7 @@ from typing import Any
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import shown
 from disam_jax.dg.results import SAVES, Results, Run
+from disam_jax.dg.sweep.logits_files import check_logits, logits_path
 from disam_jax.dg.sweep.models import copy_models
 from disam_jax.dg.sweep.results_file import name_of, open_store, planned, read_written, unlike
 from disam_jax.dg.sweep.results_folder import check_out, read_manifest
@@ -45,22 +46,26 @@ def merge(folders: Sequence[Path], out: Path, select: str | None = None) -> Resu
                 f"{shown(folder)}, shard {Shard(*written.header['shard'])}, lacks {len(missing)} of its "
                 f"{len(names)} runs: start its command again, and merge when it has ended"
             )
+        if written.header["setting"].get("keep_logits"):
+            check_logits(folder, written.chunk_runs(), written.header)
     if any(out.resolve() == folder.resolve() for folder in folders):
         raise InputError(f"--out {shown(out)} is one of the shards: give a folder of its own")
     check_out(out)
     manifest = read_manifest(folders[0])
     header = {**header, "command": merged_command(header["command"], out)}
     candidates: Any = header["candidates"]
+    keeps_logits = bool(read[folders[0]].header["setting"].get("keep_logits"))
     with open_store(out, header, select=select or (manifest.select if manifest else "validation")) as store:
         for method in header["methods"]:
             for written in read.values():
                 if method in written.programs and method not in store.programs:
                     store.program(method, written.programs[method])
-            for written in read.values():
+            for folder, written in read.items():
                 for chunk in written.chunks_of(method):
                     records = [record for record in chunk.records if name_of(record) not in store.records]
                     if records:
-                        store.copy(method, records, chunk.seconds, chunk.version)
+                        logits = logits_path(folder, method, chunk.number) if keeps_logits else None
+                        store.copy(method, records, chunk.seconds, chunk.version, logits)
         runs = [Run(*name, hparams=candidates[name[0]][name[3]]) for name in planned(header)]
         for save in SAVES:
             copy_models(save, folders, out, runs, store)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import brief, exists, parse_json, reason, regular_file, shown
 from disam_jax.dg.results import Results, Run, six_digits
 from disam_jax.dg.sweep.lock import flock, lock_file
-from disam_jax.dg.sweep.results_folder import RESULTS, claim, set_aside
+from disam_jax.dg.sweep.logits_files import check_logits_folder, copy_logits, write_logits
+from disam_jax.dg.sweep.results_folder import LOGITS, RESULTS, claim, set_aside
 from disam_jax.dg.sweep.schema import (
     CHECKSUM,
     MEASURED,
@@ -108,11 +109,13 @@ class Chunk(NamedTuple):
         records: What was measured of its runs.
         seconds: Seconds that they took, if they are known.
         version: Version of jax that trained them.
+        number: Number of the chunk among its method's.
     """
 
     records: list[dict[str, Any]]
     seconds: float | None
     version: str
+    number: int
 
 
 class Written:
@@ -129,6 +132,7 @@ class Written:
             `header`.
         versions: For each run, the version of jax that trained it.
         seconds: For each method, the seconds that chunks of it took, and the number of their runs.
+        chunk_of: For each run, the method and number of its chunk.
     """
 
     def __init__(self, header: Mapping[str, Any]):
@@ -137,6 +141,7 @@ class Written:
         self.records: dict[Name, dict[str, Any]] = {}
         self.versions: dict[Name, str] = {}
         self.seconds: dict[str, tuple[float, int]] = {}
+        self.chunk_of: dict[Name, tuple[str, int]] = {}
         self.in_force = header
         self._chunks: dict[tuple[str, int], tuple[int, list[Name]]] = {}
         self._chunk_seconds: dict[tuple[str, int], float | None] = {}
@@ -182,6 +187,7 @@ class Written:
             renamed[name]: {**record, "candidate": renamed[name][3]} for name, record in self.records.items()
         }
         self.versions = {renamed[name]: version for name, version in self.versions.items()}
+        self.chunk_of = {renamed[name]: chunk for name, chunk in self.chunk_of.items()}
         self._run_lines = {renamed[name]: line for name, line in self._run_lines.items()}
         self.header = header
 
@@ -190,7 +196,14 @@ class Written:
         for (name, number), (_, names) in self._chunks.items():
             if name == method:
                 seconds = self._chunk_seconds[name, number]
-                yield Chunk([self.records[each] for each in names], seconds, self.versions[names[0]])
+                yield Chunk([self.records[each] for each in names], seconds, self.versions[names[0]], number)
+
+    def chunk_runs(self) -> dict[tuple[str, int], list[Run]]:
+        """The runs of each chunk, by its method and number."""
+        found: dict[tuple[str, int], list[Run]] = {}
+        for name, chunk in self.chunk_of.items():
+            found.setdefault(chunk, []).append(Run(*name, hparams=self.records[name]["hyper"]))
+        return found
 
     def next_chunk(self, method: str) -> int:
         """The number that the next chunk of a method has."""
@@ -217,6 +230,7 @@ class Written:
                     f"seed {name[2]}, candidate {name[3]}"
                 )
             self._run_lines.setdefault(name, number)
+            self.chunk_of.setdefault(name, (method, place))
             self.versions.setdefault(name, self.in_force["version"].get("jax", "?"))
 
     def took(self, method: str, seconds: float, runs: int) -> None:
@@ -640,6 +654,11 @@ class Store:
         self._file, self._header = file, header
 
     @property
+    def out(self) -> Path:
+        """Folder of the file."""
+        return self.path.parent
+
+    @property
     def programs(self) -> Mapping[str, Mapping[str, Any]]:
         """For each method, what was settled when it was first compiled: "runs_at_once" and "flops"."""
         return self.written.programs
@@ -665,7 +684,7 @@ class Store:
         Args:
             method: Name of the method.
             runs: R runs.
-            measured: The arrays of `Results` by name, [R, ...].
+            measured: The arrays of `Results` by name, [R, ...]; "logits" is a list of R `RunLogits`, if there are any.
             seconds: Seconds that they took, if they are known.
         """
         records = [
@@ -681,13 +700,47 @@ class Store:
             for place, run in enumerate(runs)
         ]
         time = {} if seconds is None else {"seconds": six_digits(seconds)}
+        if "logits" in measured:
+            self._put_logits(
+                lambda number: write_logits(self.out, method, number, runs, measured["logits"], self._header), method
+            )
         self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": records})
 
-    def copy(self, method: str, records: Sequence[Mapping[str, Any]], seconds: float | None, version: str) -> None:
-        """Writes runs that are in another file, trained by a version of jax, as they are there."""
+    def copy(
+        self,
+        method: str,
+        records: Sequence[Mapping[str, Any]],
+        seconds: float | None,
+        version: str,
+        logits: Path | None = None,
+    ) -> None:
+        """Writes runs that are in another file, trained by a version of jax, as they are there.
+
+        Args:
+            method: Name of the method.
+            records: What was measured of the runs.
+            seconds: Seconds that they took, if they are known.
+            version: Version of jax that trained them.
+            logits: File of their logits, if these were kept.
+        """
         self._header = {**self._header, "version": {**self._header["version"], "jax": version}}
+        if logits is not None:
+            self._put_logits(lambda number: copy_logits(logits, self.out, method, number), method)
         time = {} if seconds is None else {"seconds": seconds}
         self._append({"chunk": [method, self.written.next_chunk(method)], **time, "runs": list(records)})
+
+    def _put_logits(self, put: Callable[[int], None], method: str) -> None:
+        """Puts a file of logits there, before the line of its chunk."""
+        try:
+            put(self.written.next_chunk(method))
+        except OSError as error:
+            raise self._unwritten(self.out / LOGITS, error) from error
+
+    def _unwritten(self, path: Path, error: OSError) -> InputError:
+        return InputError(
+            f"cannot write to {shown(path)}: {reason(error)}; what was finished before is kept, and the same "
+            "command goes on from there"
+        )
 
     def begin(self) -> None:
         """Writes the header, where the file has none that says as much of the lines that come."""
@@ -719,10 +772,7 @@ class Store:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(before)
-            raise InputError(
-                f"cannot write to {shown(self.path)}: {reason(error)}; what was finished before is kept, and the same "
-                "command goes on from there"
-            ) from error
+            raise self._unwritten(self.path, error) from error
 
     def results(self, order: Sequence[Run]) -> Results:
         """The results of the runs, in their order, as they are in the file."""
@@ -779,6 +829,8 @@ def open_store(
             file = _open_locked(path, opened, locked=True)
         claim(out, select, anew=written is None)
         if written is None:
+            if header.get("setting", {}).get("keep_logits"):
+                check_logits_folder(out)
             store = Store(path, file, Written(header), header, aside)
             file.truncate(0)
             store.write({"header": header})

@@ -7,6 +7,7 @@ not in it belongs to the user and is never written over, moved or removed.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from disam_jax.dg.unfinished import remove_unfinished, unfinished_folder
 
 RESULTS = "results.jsonl"
 MANIFEST = "report.json"
+LOGITS = "results-logits"
 WRITER = "disam-jax"
 # Folder of the models that are kept.
 MODELS = "models"
@@ -31,6 +33,8 @@ TABLES = (
     "comparisons",
     "loss_comparisons",
     "metrics",
+    "kept_metrics",
+    "kept_comparisons",
     "losses",
     "sharpness",
     "selection",
@@ -47,6 +51,28 @@ NAMES = (
     *(f"{name}.{suffix}" for name in TABLES for suffix in ("tex", "csv")),
     *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
 )
+# And for metrics of kept logits, of which other packages may have more.
+OF_METRICS = re.compile(r"metric_[a-z0-9_]+\.(tex|csv|png|pdf)")
+
+
+def metric_file(name: str) -> str:
+    """Name of the files of a metric, without their endings.
+
+    Example:
+        >>> metric_file("class_accuracy")
+        'metric_class_accuracy'
+    """
+    return f"metric_{re.sub('[^a-z0-9]', '_', name.lower())}"
+
+
+def is_ours(name: object) -> bool:
+    """Whether a report can write a file of this name.
+
+    Example:
+        >>> is_ours("table.md"), is_ours("metric_confusion_dark.png"), is_ours("../metric_x.png")
+        (True, True, False)
+    """
+    return name in NAMES or (isinstance(name, str) and OF_METRICS.fullmatch(name) is not None)
 
 
 class Manifest(NamedTuple):
@@ -90,7 +116,7 @@ def read_manifest(out: Path) -> Manifest | None:
         or found["writer"] != WRITER
         or found["select"] not in tuple(CRITERIA)
         or not isinstance(files, list)
-        or not all(name in NAMES for name in files)
+        or not all(map(is_ours, files))
     ):
         raise InputError(f"{shown(path)} is not from {WRITER}: give another --out, or move that file")
     return Manifest(found["select"], tuple(files))
@@ -130,11 +156,12 @@ def check_out(out: Path) -> None:
         raise InputError(f"cannot write to {shown(out)}: {shown(existing)} is not writable")
     manifest = read_manifest(out)
     ours = () if manifest is None else manifest.files
-    for name in (*NAMES, *(apart(each) for each in CRITERIA)):
+    of_metrics = [path.name for path in out.glob("metric_*") if is_ours(path.name)] if is_folder(out) else []
+    for name in (*NAMES, *of_metrics, *(apart(each) for each in CRITERIA)):
         path = out / name
         if not exists(path) or name in ours:
             continue
-        if name in NAMES or not is_folder(path) or path.is_symlink():
+        if is_ours(name) or not is_folder(path) or path.is_symlink():
             raise InputError(f"{shown(path)} is not from {WRITER}: give another --out, or move it")
 
 
@@ -304,7 +331,7 @@ def set_aside(out: Path) -> Path:
     try:
         aside = _first_free(out)
         # The results last: as long as they are here, a killed move can be made again.
-        for name in [*names, RESULTS]:
+        for name in [*names, LOGITS, RESULTS]:
             if exists(out / name):
                 os.rename(out / name, aside / name)
     except OSError as error:

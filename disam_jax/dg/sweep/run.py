@@ -31,6 +31,7 @@ from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.saving.blueprint import Blueprint, from_scratch
 from disam_jax.dg.sweep.beforehand import passes_of
+from disam_jax.dg.sweep.logits_files import size_line
 from disam_jax.dg.sweep.models import ModelStore
 from disam_jax.dg.sweep.results_file import SCHEMA, open_store, planned
 from disam_jax.dg.sweep.shards import Shard, in_shard
@@ -223,6 +224,8 @@ def run_sweep(
         missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in methods}
         to_train = {name: len(runs) for name, runs in missing.items()}
         say(start_line(header, to_train))
+        if config.keep_logits and (line := size_line([run for runs in missing.values() for run in runs], header, out)):
+            say(line)
         done = total - sum(to_train.values())
         left = TimeToGo(to_train, {name: passes_of(method) for name, method in methods.items()})
 

@@ -87,6 +87,7 @@ class TrainConfig:
         probe: Largest number of training examples of each domain on which the losses at w + e are measured.
         block: Number of examples that are evaluated at once.
         sharpness_rho: Length of the step by which each domain's sharpness is measured after training.
+        keep_logits: Whether the logits of the target's examples are kept at the points that a selection can choose.
         finetune: What is trained of a pretrained model; None for a network from scratch.
     """
 
@@ -118,6 +119,7 @@ class TrainConfig:
     probe: int = 256
     block: int = 256
     sharpness_rho: float = 0.05
+    keep_logits: bool = False
     finetune: FineTuneConfig | None = None
 
     @property
@@ -154,6 +156,9 @@ class TrainConfig:
         """
         record = {name: value for name, value in asdict(self).items() if name not in ADDED or value != ADDED[name]}
         finetune = record.pop("finetune")
+        # Without logits, a run has the record that it had before they could be kept, so that its sweeps go on.
+        if not self.keep_logits:
+            del record["keep_logits"]
         if finetune is not None:
             # A run without a cut has the record that it had before there were cuts, so that its sweeps go on.
             if not finetune["train_from"]:

@@ -1,7 +1,7 @@
 """What is measured of a run: accuracy and losses of every domain, losses at w + e, sharpness."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ class Metrics(NamedTuple):
         perturbed_losses: Losses at w + e on the probe, float32 [D]; 0 for the target.
         new_accuracy: Fraction of right answers among new classes, float32 [D]; None if there are none.
         metrics: Each further metric by name, float32 [2, D].
+        logits: Logits of the target's examples, see `kept_logits`, float16 [n, C], filled up with rows of zeros to the
+            size of the largest domain; None if they are not kept. On the host they are those of each run without the
+            rows of zeros, see `runners.kept_logits.by_run`.
     """
 
     accuracy: jax.Array
@@ -32,6 +35,7 @@ class Metrics(NamedTuple):
     perturbed_losses: jax.Array
     new_accuracy: jax.Array | None
     metrics: Mapping[str, jax.Array]
+    logits: Any = None
 
 
 def by_domain_and_split(values: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
@@ -79,21 +83,87 @@ def evaluate(
         >>> [round(loss, 3) for loss in values["losses"].tolist()], values["accuracy"].tolist()
         ([0.693, 0.693], [1.0, 1.0])
     """
+    return evaluate_and_keep(params, state, spec, arrays, network=network, block=block, kept=0)[0]
+
+
+def evaluate_and_keep(
+    params: Params, state: State, spec: RunSpec, arrays: Arrays, *, network: Network, block: int, kept: int
+) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """Each of `METRICS` of every example, and the logits of those of the target.
+
+    Args:
+        params: Parameters of the network.
+        state: Running statistics of the network.
+        spec: Seed, target and hyperparameters of the run.
+        arrays: Data set of N examples.
+        network: Network to evaluate.
+        block: Number of examples that are evaluated at once.
+        kept: Number of rows of logits: the size of the largest domain; 0 to keep none.
+
+    Returns:
+        float32 [N] for each name; logits as of `kept_logits`, float16 [kept, C], the first rows in the order of the
+        data and the rest zeros, or None.
+
+    Example:
+        >>> from disam_jax.dg.data import domains, splits
+        >>> from disam_jax.dg.models.network import Output
+        >>> from disam_jax.dg.training.step import make_arrays
+        >>> xs = [jnp.zeros((3, 2)), jnp.array([[0.0, 2.0], [1.0, 0.0]])]
+        >>> data = domains.join_domains("toy", xs, [jnp.zeros(3), jnp.ones(2)], ["a", "b"], ["cat", "dog"])
+        >>> arrays = make_arrays(data, (splits.whole(data),), standardise=False)
+        >>> network = Network(lambda key: ({}, {}), lambda params, state, x, key, train: Output(x, x, state))
+        >>> spec = RunSpec(jax.random.key(0), jnp.int32(0), jnp.int32(1), {})
+        >>> evaluate_and_keep({}, {}, spec, arrays, network=network, block=2, kept=3)[1].tolist()
+        [[-2.0, 0.0], [0.0, -1.0], [0.0, 0.0]]
+    """
     number = len(arrays.labels)
     block = min(block, number)
     # The last block reaches back instead of over the end: nothing is padded.
     firsts = jnp.minimum(jnp.arange(-(-number // block), dtype=jnp.int32) * block, number - block)
 
-    def one(first: jax.Array) -> dict[str, jax.Array]:
+    def one(buffer: jax.Array | None, first: jax.Array) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         labels = jax.lax.dynamic_slice_in_dim(arrays.labels, first, block)
         inputs = standardised(jax.lax.dynamic_slice_in_dim(arrays.inputs, first, block), spec, arrays)
         logits = network.apply(params, state, inputs, spec.key, False).logits
-        return measure_examples(logits, labels)
+        if buffer is not None:
+            rows = first + jnp.arange(block, dtype=jnp.int32)
+            of_target = arrays.domain_ids[rows] == spec.target
+            # A place behind the end is dropped.
+            places = jnp.where(of_target, rows - arrays.starts[spec.target], kept)
+            buffer = buffer.at[places].set(kept_logits(logits), mode="drop")
+        return buffer, measure_examples(logits, labels)
 
-    values = jax.lax.map(one, firsts)
+    buffer = None
+    if kept:
+        one_example = jax.eval_shape(lambda: network.apply(params, state, arrays.inputs[:1], spec.key, False).logits)
+        buffer = jnp.zeros((kept, one_example.shape[-1]), jnp.float16)
+    buffer, values = jax.lax.scan(one, buffer, firsts)
     rows = firsts[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
     place = lambda values: jnp.zeros(number, values.dtype).at[rows].set(values)
-    return {name: place(each) for name, each in values.items()}
+    return {name: place(each) for name, each in values.items()}, buffer
+
+
+def kept_logits(logits: jax.Array) -> jax.Array:
+    """Logits as they are kept: less the largest of each example, in half precision.
+
+    A constant for each example changes neither the answer nor a probability. With the largest at 0, where half
+    precision is finest, no logit is too large. A smaller one stays smaller, so that the answer is what it was.
+
+    Args:
+        logits: float [N, C].
+
+    Returns:
+        float16 [N, C], 0 for the largest and finite; NaN where the largest is not finite.
+
+    Example:
+        >>> kept_logits(jnp.array([[1000.0, 1000.001], [1e6, 0.0]])).tolist()
+        [[-0.0009765625, 0.0], [0.0, -65504.0]]
+    """
+    logits = logits.astype(jnp.float32)
+    shifted = logits - logits.max(-1, keepdims=True)
+    half = jnp.finfo(jnp.float16)
+    least, smallest = float(half.min), float(half.smallest_subnormal)
+    return jnp.where(shifted < 0.0, jnp.clip(shifted, least, -smallest), shifted).astype(jnp.float16)
 
 
 def probe_rows(spec: RunSpec, arrays: Arrays, size: int) -> jax.Array:
@@ -124,6 +194,7 @@ def measure(
     probe: int,
     new_network: Network | None = None,
     new: Arrays | None = None,
+    kept: int = 0,
 ) -> Metrics:
     """Measures a run with the running statistics as they are and nothing dropped.
 
@@ -138,6 +209,7 @@ def measure(
         probe: Number of examples of each domain on which w + e is measured.
         new_network: Network that classifies new classes with the parameters of the run, if there are any.
         new: Their examples.
+        kept: Number of rows of logits of the target, see `evaluate_and_keep`.
 
     Returns:
         Metrics. The held-out domain is absent from the perturbation.
@@ -155,7 +227,7 @@ def measure(
         >>> measured.accuracy.tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    values = evaluate(params, state, spec, arrays, network=network, block=config.block)
+    values, logits = evaluate_and_keep(params, state, spec, arrays, network=network, block=config.block, kept=kept)
     means = {name: by_domain_and_split(each, spec, arrays) for name, each in values.items()}
     rows = probe_rows(spec, arrays, probe)
     inputs = standardised(arrays.inputs[rows.reshape(-1)], spec, arrays)
@@ -172,6 +244,7 @@ def measure(
         if new is None or new_network is None
         else new_accuracy(params, state, spec, new, network=new_network, block=config.block),
         {name: means[name] for name in extra_metrics()},
+        logits,
     )
 
 

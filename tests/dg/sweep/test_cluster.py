@@ -10,21 +10,25 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from disam_jax.dg.cli import checks, compare
+from disam_jax.dg.cli import cluster as of_workers
 from disam_jax.dg.cli import main as cli
 from disam_jax.dg.cli.options import Compare
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.sweep import cluster, results_file
 from disam_jax.dg.sweep.cluster import Devices, worker_environments
+from disam_jax.dg.sweep.results_folder import LOGITS
 
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("distributed")
 
 # Sixteen chunks, of one run for each core.
 COMMAND = ["compare", "--method", "erm", "--seeds", "2", "--target", "noise", "clean", "--steps", "4"]
-COMMAND += ["--candidates", "4", "--evaluations", "2", "--runs-at-once", str(os.cpu_count()), "--save", "best"]
+COMMAND += ["--candidates", "4", "--evaluations", "2", "--runs-at-once", str(os.cpu_count())]
+COMMAND += ["--save", "best", "--keep-logits"]
 MEASURED_BY_THE_CLOCK = {"record.json", "cost.md", "cost.csv", "cost.tex", results_file.FILE}
 SECONDS = 600.0
 
@@ -92,14 +96,24 @@ def workers_of(child):
 
 
 def same_files(folder, one):
-    """Whether two folders have the same files, but for what the clock measured."""
+    """Whether two folders have the same files, but for what the clock measured.
+
+    The metrics of the logits are among them; which chunk has which number, and so which runs are in which file of
+    logits, is not the same.
+    """
     mine, theirs = folder / "out", one / "out"
-    names_in = lambda out: {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+    def names_in(out):
+        found = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+        return {str(path) for path in found if path.parts[0] != LOGITS}
+
     names = names_in(theirs)
     assert names_in(mine) == names
     for name in names - MEASURED_BY_THE_CLOCK:
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
     assert "table.md" in names
+    assert "kept_metrics.csv" in names
+    assert (mine / LOGITS).is_dir()
     assert sum(name.endswith("-best.json") for name in names) == 4
     return True
 
@@ -156,7 +170,7 @@ def test_a_full_disk_of_the_client_loses_nothing(tmp_path, one):
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         assert ended(child, tmp_path) == 2
     last = printed(tmp_path).splitlines()[-1]
-    assert last.startswith("disam-jax: error: cannot write to out/results.jsonl: ")
+    assert last.startswith("disam-jax: error: cannot write to out/results")
     assert last.endswith("what was finished before is kept, and the same command goes on from there")
     assert len(results_file.load_results(tmp_path / "out").runs) >= 1
     # One process goes on where the cluster was.
@@ -277,3 +291,15 @@ def test_more_workers_than_accelerators_are_refused():
 @pytest.mark.slow
 def test_the_devices_are_asked_in_another_process():
     assert cluster.devices_here() == Devices("cpu", os.cpu_count())
+
+
+def test_a_chunk_that_a_worker_trained_in_several_is_that_of_one():
+    runs = lambda first, last: {
+        "losses": np.arange(first, last),
+        "metrics": {"brier": np.arange(first, last) + 0.5},
+        "logits": [f"logits of run {number}" for number in range(first, last)],
+    }
+    whole = of_workers.joined([of_workers.cut(runs(0, 4), 3), runs(3, 5)])
+    assert whole["losses"].tolist() == [0, 1, 2, 3, 4]
+    assert whole["metrics"]["brier"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert whole["logits"] == runs(0, 5)["logits"]
