@@ -12,6 +12,7 @@ STAMPS = {
     "disam_jax/dg/cli/report.py": 1,
     "disam_jax/dg/cli/diagnose.py": 1,
     "benchmarks/__main__.py": 1,
+    "benchmarks/fast/run.py": 1,
     "benchmarks/verdict/forecast.py": 1,
     "benchmarks/verdict/run.py": 1,
 }

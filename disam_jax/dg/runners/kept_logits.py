@@ -46,6 +46,8 @@ def by_run(logits: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 def best_point(points: Sequence[Metrics], place: int, target: int) -> int:
     """The point of one run, of those with logits, that ranks highest by the source domains' validation splits.
 
+    The first point, before any step, is never chosen.
+
     Args:
         points: What was measured of R runs.
         place: Which of the runs.
@@ -54,7 +56,7 @@ def best_point(points: Sequence[Metrics], place: int, target: int) -> int:
     Returns:
         Index of the point; 0 if there is none.
     """
-    there = [number for number, point in enumerate(points) if str(place) in (point.logits or {})]
+    there = [number for number, point in enumerate(points) if number and str(place) in (point.logits or {})]
     if not there:
         return 0
     # As they are stored and chosen by.
@@ -69,7 +71,6 @@ def forget(points: Sequence[Metrics], runs: Sequence[Run]) -> None:
     """Drops the logits that no selection can choose any more, however the run goes on.
 
     Those of the last point stay, and of the best one before it: the last may be measured again with averaged weights.
-    The first point, before any step, is never chosen.
 
     Args:
         points: What was measured so far, of R runs.
@@ -81,7 +82,7 @@ def forget(points: Sequence[Metrics], runs: Sequence[Run]) -> None:
     for place, run in enumerate(runs):
         best = best_point(before, place, run.target)
         for number, point in enumerate(before):
-            if point.logits and (number != best or number == 0):
+            if point.logits and (number != best or best == 0):
                 point.logits.pop(str(place), None)
 
 
