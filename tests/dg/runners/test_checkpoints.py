@@ -26,13 +26,13 @@ from disam_jax.dg.runners import checkpoints, stacks
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.sweep import hparams
 from disam_jax.dg.sweep import run as sweep
+from disam_jax.dg.sweep.results_folder import LOGITS
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics
 from disam_jax.dg.training.step import RunState
 
 SIZE = 8
 CONFIG = TrainConfig(model="conv", steps=10, schedule="cosine", per_domain=2, eval_every=4, block=10, probe=3)
-NETWORK = make_network("conv", (SIZE, SIZE, 3), 2, widths=(4,), norm="batch")
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,15 @@ class KilledError(Exception):
     pass
 
 
+# As its configuration says, so that its models can be kept.
+KEPT = make_network("conv", (SIZE, SIZE, 3), 2, norm="batch")
+
+
 def run(data, out, config, every=None, lines=None):
     found = find_methods(["sam"])
     plan = sweep.Plan({"SAM": hparams.random_candidates(found["SAM"], config, 2, 0)}, (1,), (0,))
     options = {"checkpoint_every": every, "on_line": lambda line: lines is None or lines.append(line)}
-    return sweep.run_sweep(data, NETWORK, config, found, plan, out, runs_at_once=2, **options)[0]
+    return sweep.run_sweep(data, KEPT, config, found, plan, out, runs_at_once=2, save="best", **options)[0]
 
 
 def interrupted(data, out, config, monkeypatch, saves):
@@ -77,11 +81,16 @@ def interrupted(data, out, config, monkeypatch, saves):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "steps"), [("streamed", [2, 4, 6]), ("memory", [4, 8])])
-def test_a_run_goes_on_from_its_last_checkpoint(listing, tmp_path, monkeypatch, kind, steps):
+@pytest.mark.parametrize(
+    ("kind", "averaging", "steps"),
+    [("streamed", "none", [2, 4, 6, 8]), ("memory", "none", [4, 8]), ("memory", "swad", [4, 8])],
+)
+def test_a_run_goes_on_from_its_last_checkpoint_with_what_it_kept(
+    listing, tmp_path, monkeypatch, kind, averaging, steps
+):
     # Two stacks in a segment of four steps.
     monkeypatch.setattr(stacks, "STACK_BYTES", 2 * 2 * CONFIG.per_domain * SIZE**2 * 3)
-    config = dataclasses.replace(CONFIG, averaging="swad")
+    config = dataclasses.replace(CONFIG, averaging=averaging, keep_logits=True, norm="batch")
     data = stream_images(listing, SIZE) if kind == "streamed" else load_images(listing, SIZE)
     run(data, tmp_path / "whole", config)
     assert interrupted(data, tmp_path / "parts", config, monkeypatch, len(steps)) == steps
@@ -94,6 +103,10 @@ def test_a_run_goes_on_from_its_last_checkpoint(listing, tmp_path, monkeypatch, 
     assert not any("checkpoint" in line for line in lines)
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
     assert not (tmp_path / "parts" / checkpoints.FOLDER).exists()
+    kept = [path for folder in ("models", LOGITS) for path in (tmp_path / "whole" / folder).iterdir()]
+    assert {path.suffix for path in kept} == {".safetensors", ".json", ".npz"}
+    for path in kept:
+        assert (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.slow

@@ -219,7 +219,8 @@ def metrics_of(accuracy, losses=None):
         ([[0.0, 0.0], [np.nan, 0.5], [0.5, np.nan], [0.4, 0.5]], [2, 1]),
     ],
 )
-def test_the_point_that_is_kept_is_that_of_the_selection(source, kept):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_point_that_is_kept_is_that_of_the_selection(source, kept, resumed):
     config = TrainConfig(steps=3, evaluations=3)
     runs = [Run("ERM", target=1, seed=0, candidate=candidate, hparams={}) for candidate in range(2)]
     keeper, points = Keeper("best", runs, config), []
@@ -229,6 +230,9 @@ def test_the_point_that_is_kept_is_that_of_the_selection(source, kept):
         points.append(metrics_of(accuracy, losses))
         keeper.before(({"weight": np.full((2, 3), place)}, {}))
         keeper.after(place, points[-1])
+        if resumed:
+            before, keeper = keeper, Keeper("best", runs, config)
+            keeper.resume(before.so_far(), ({"weight": 0}, {}))
     found = keeper.kept({"weight": np.full((2, 3), -1)}, {}, dict)["kept"]
     assert found["point"].tolist() == kept
     assert found["tensors"]["weight"][:, 0].tolist() == kept
@@ -344,7 +348,7 @@ CONV = ["--model", "conv", "--image-size", "8", "--steps", "4", "--method", "erm
 VIT = ["--model", "vit", "--peft", "lora", "--steps", "4", "--method", "erm", "--target", "photo", "--optimizer", "sgd"]
 COMMANDS = {
     "digits": ["--method", "disam,erm", "--target", "clean", "rotation", "--steps", "40", "--save", "best"],
-    "conv": [*CONV, "--save", "last", "--target", "art painting", "photo"],
+    "conv": [*CONV, "--save", "last", "--dtype", "bfloat16", "--target", "art painting", "photo"],
     "streamed": [*CONV, "--save", "best", "--stream", "--target", "art painting"],
     "vit": [*VIT, "--save", "last"],
     "features": ["--steps", "4", "--image-size", "16", "--method", "erm", "--save", "best", "--target", "photo"],
