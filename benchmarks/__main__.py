@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
         path.with_name(f"{name}.md").write_text(report.page(results))
 
-    with progress() as (show, _):
+    with progress() as (show, *_):
         say = lambda text: show(text, 0.0, 1.0)
         if "steps" in parts:
             for network in options.networks:

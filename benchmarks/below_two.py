@@ -358,7 +358,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/below_two"))
     options = parser.parse_args()
 
-    with progress() as (show, _):
+    with progress() as (show, *_):
         data = open_data(options.data)
         config = default_config(data)
         config = dataclasses.replace(config, steps=options.steps or config.steps)
