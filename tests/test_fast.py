@@ -9,7 +9,7 @@ import pytest
 import disam_jax
 from benchmarks.fast import plan, trainer
 from benchmarks.fast.plan import SEARCHED, SETTINGS, Way, numbers
-from benchmarks.fast.run import Raw, best_rhos, runs_of
+from benchmarks.fast.run import Raw, best_rhos, read, runs_of
 from benchmarks.verdict.plan import DataSet
 
 SETTING = plan.Setting(DataSet("toy"), 0, "sgd", 0.1, 10, (0.1, 0.2), per_domain=8)
@@ -117,6 +117,15 @@ def test_the_best_rho_is_that_of_the_unseen_domains_and_none_that_diverged():
     values[9, 1, 1] = np.nan
     raw = Raw(values, names, np.array([0.0, *[0.1, 0.2, 0.3] * 3]), (0, 1), ("a", "b"))
     assert best_rhos(raw) == {"SAM": 0.2, "std": 0.1, "variance": 0.2}
+
+
+def test_a_file_of_other_fields_is_refused_and_one_of_these_is_read(tmp_path):
+    found = Raw(np.zeros((1, 1, 1, len(trainer.FIELDS)), np.float32), ("ERM",), np.zeros(1), (3,), ("a",))
+    for fields in (trainer.FIELDS, trainer.FIELDS[:-1]):
+        np.savez(tmp_path / f"{len(fields)}.npz", fields=np.array(fields), **found._asdict())
+    assert read(tmp_path / "7.npz")[1:] == found[1:]
+    with pytest.raises(ValueError, match="has other fields than"):
+        read(tmp_path / "6.npz")
 
 
 def test_what_is_kept_of_a_run():

@@ -130,14 +130,13 @@ SEARCHED: tuple[Way, ...] = (
 BUDGETS = (1.02, 1.05, 1.1, 1.25)
 
 
-def numbers(setting: Setting, rho: float, way: Way | None = None, **values: float) -> dict[str, float]:
+def numbers(setting: Setting, rho: float, way: Way | None = None) -> dict[str, float]:
     """What distinguishes a run from the others of its seed and target.
 
     Args:
         setting: How all runs are trained.
         rho: Length of the perturbation.
         way: How DISAM is had; None for the whole of the examples from the first step on, without a penalty: SAM.
-        **values: Further ones.
     """
     way = way or Way(penalty="")
     return {
@@ -151,5 +150,4 @@ def numbers(setting: Setting, rho: float, way: Way | None = None, **values: floa
         "decay": way.decay,
         "cosine": float(way.cosine),
         "before": float(way.before),
-        **values,
     }

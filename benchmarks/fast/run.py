@@ -13,10 +13,9 @@ from benchmarks.fast.plan import PENALTIES, SEARCHED, SEEDS, SETTINGS, Setting, 
 from benchmarks.fast.trainer import FIELDS, Fixed, train
 from benchmarks.verdict.inputs import for_target, load
 from benchmarks.verdict.raw import written_whole
-from disam_jax.dg.data.domains import Domains
+from benchmarks.verdict.run import network_of
 from disam_jax.dg.data.splits import split
 from disam_jax.dg.models.network import Network
-from disam_jax.dg.models.registry import make_network
 from disam_jax.dg.report.environment import machine, versions
 from disam_jax.dg.training.step import make_arrays
 
@@ -60,6 +59,8 @@ def read(path: Path) -> Raw:
         ValueError: If it has other fields.
     """
     with np.load(path, allow_pickle=False) as file:
+        if tuple(file["fields"].tolist()) != FIELDS:
+            raise ValueError(f"{path} has other fields than {FIELDS}: make it again")
         return Raw(
             *(file[name] if file[name].dtype.kind == "f" else tuple(file[name].tolist()) for name in Raw._fields)
         )
@@ -74,18 +75,16 @@ def best_rhos(reach: Raw) -> dict[str, float]:
     for name in REFERENCES[1:]:
         accuracy = reach.of(name, "accuracy").mean((1, 2))
         rhos = [rho for each, rho in zip(reach.names, reach.rhos, strict=True) if each == name]
-        found[name] = float(rhos[int(np.nanargmax(np.where(np.isfinite(accuracy), accuracy, np.nan)))])
+        found[name] = float(rhos[int(np.nanargmax(accuracy))])
     return found
 
 
-def references(setting: Setting, rhos: Mapping[str, float], way: Way = Way()) -> dict[str, dict[str, float]]:  # noqa: B008
-    """ERM, SAM and full DISAM at their best rhos, with the schedule of a way."""
-    schedule = {"decay": way.decay, "cosine": float(way.cosine)}
-    whole = lambda penalty: Way(penalty=penalty)
+def references(setting: Setting, rhos: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """ERM, SAM and full DISAM at their best rhos, with the schedule of all."""
     return {
-        "ERM": numbers(setting, 0.0, **schedule),
-        "SAM": numbers(setting, rhos["SAM"], **schedule),
-        **{name: numbers(setting, rhos[name], whole(name), **schedule) for name in PENALTIES},
+        "ERM": numbers(setting, 0.0),
+        "SAM": numbers(setting, rhos["SAM"]),
+        **{name: numbers(setting, rhos[name], Way(penalty=name)) for name in PENALTIES},
     }
 
 
@@ -103,19 +102,10 @@ def runs_of(setting: Setting, phase: str, rhos: Mapping[str, float]) -> list[tup
             *(("SAM", numbers(setting, rho)) for rho in setting.rhos),
             *((name, numbers(setting, rho, Way(penalty=name))) for name in PENALTIES for rho in setting.rhos),
         ]
-    ways = SEARCHED
     return [
         *references(setting, rhos).items(),
-        *((way.title, numbers(setting, rhos[way.penalty], way)) for way in ways),
+        *((way.title, numbers(setting, rhos[way.penalty], way)) for way in SEARCHED),
     ]
-
-
-def network_of(setting: Setting, data: Domains) -> Network:
-    """The network of a setting."""
-    shape, classes = data.inputs.shape[1:], len(data.class_names)
-    if setting.hidden:
-        return make_network("mlp", shape, classes, hidden=(setting.hidden,))
-    return make_network("linear", shape, classes)
 
 
 def run(
@@ -160,7 +150,7 @@ def run(
     began = time.perf_counter()
     for target, domain in enumerate(data.domain_names):
         seen = for_target(data, setting.data, target)
-        network = network or network_of(setting, seen)
+        network = network or network_of(setting.hidden, seen)
         arrays = make_arrays(seen, tuple(split(seen, seed, HOLDOUT) for seed in seeds), setting.data.standardise)
         for place, seed in enumerate(seeds):
             part = work / phase / name / f"{target}-{seed}.npy"

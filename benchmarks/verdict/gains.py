@@ -41,7 +41,7 @@ def rows(regime: str, name: str, raw: Raw, folder: Path, work: Path) -> list[dic
     network = None
     for target, domain in enumerate(data.domain_names):
         seen = for_target(data, entry, target)
-        network = network or network_of(REGIMES[regime], seen)
+        network = network or network_of(REGIMES[regime].hidden, seen)
         signals = diagnose(seen, network, config, METHOD, [target], SEEDS).estimates()
         numbers = {"gain": gain[target], "gain_se": error[target]}
         numbers |= {key: each.mean[0] for key, each in signals.items()}

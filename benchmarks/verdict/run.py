@@ -39,11 +39,11 @@ def config_of(regime: Regime, standardise: bool) -> TrainConfig:
     )
 
 
-def network_of(regime: Regime, data: Domains) -> Network:
-    """The classifier of a regime."""
+def network_of(hidden: int, data: Domains) -> Network:
+    """An MLP with so many hidden units; a linear classifier where there are none."""
     shape, classes = data.inputs.shape[1:], len(data.class_names)
-    if regime.hidden:
-        return make_network("mlp", shape, classes, hidden=(regime.hidden,))
+    if hidden:
+        return make_network("mlp", shape, classes, hidden=(hidden,))
     return make_network("linear", shape, classes)
 
 
@@ -95,7 +95,7 @@ def run(
         parts = [work / phase / path.stem / f"{target}-{seed}.npy" for seed in seeds]
         if not all(part.exists() for part in parts):
             seen = for_target(data, entry, target)
-            network = network or network_of(regime, seen)
+            network = network or network_of(regime.hidden, seen)
             arrays = make_arrays(seen, tuple(split(seen, seed, config.holdout) for seed in seeds), config.standardise)
         for place, (seed, part) in enumerate(zip(seeds, parts, strict=True)):
             if not part.exists():
