@@ -11,6 +11,8 @@ import numpy as np
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.network import Params, State
 
+# What "as in DomainBed" means in this package: https://github.com/facebookresearch/DomainBed at this commit.
+DOMAINBED_COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 # DomainBed trains for this many steps; its hyperparameters that count steps are meant for it.
 DOMAINBED_STEPS = 5000
 # Values of a run's hyperparameters by name, float32 [] each.
@@ -74,6 +76,8 @@ class Forward(Protocol):
 Gradient = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[Params, State, MethodState]]
 # (outputs, batch, hparams, state) -> (scalar or domain losses [M], state of the method)
 Objective = Callable[[Outputs, Batch, HParams, MethodState], tuple[jax.Array, MethodState]]
+# hyperparameters -> step before which the optimizer's state is made new, float []
+Restart = Callable[[HParams], jax.Array]
 # hyperparameters -> further options of `disam_jax.value_and_grad`
 Ascent = Callable[[HParams], Mapping[str, Any]]
 
@@ -163,6 +167,8 @@ class Method:
         state: Number of source domains -> initial state, a pytree of arrays.
         ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
             is for all domains.
+        restart: Hyperparameters -> step, counted from 0, before which the optimizer's state is made new, as at the end
+            of an annealing; None: never. The schedule of the learning rate goes on.
         control: Whether this is a control experiment, which `--method all` leaves out.
         tuned: Whether its hyperparameters are searched.
         min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.
@@ -174,6 +180,7 @@ class Method:
     base: str | None = "ERM"
     state: Callable[[int], MethodState] = no_state
     ascent: Ascent = no_options
+    restart: Restart | None = None
     control: bool = False
     tuned: bool = True
     min_per_domain: int = 1

@@ -5,6 +5,7 @@ split, batches, augmentation and dropout are drawn from keys made of seed and ta
 methods and hyperparameters differ in nothing else.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -162,6 +163,29 @@ def start(spec: RunSpec, network: Network, method: Method, config: TrainConfig, 
     )
 
 
+def restarted(state: Any, initial: Any) -> Any:
+    """The state of an optimizer that is made new. The schedule of the learning rate keeps its place.
+
+    Args:
+        state: State of the optimizer.
+        initial: State that it starts with.
+
+    Returns:
+        The initial state, with the steps that schedules have counted.
+
+    Example:
+        >>> optimizer = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda step: 0.5**step))
+        >>> initial = optimizer.init(jnp.zeros(1))
+        >>> _, state = optimizer.update(jnp.ones(1), initial)
+        >>> trace, schedule = restarted(state, initial)
+        >>> trace.trace.tolist(), int(schedule.count)
+        ([0.0], 1)
+    """
+    is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    keep = lambda now, new: now if is_schedule(now) else new
+    return jax.tree.map(keep, state, initial, is_leaf=is_schedule)
+
+
 def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy in nats, float32 [N]."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -216,7 +240,11 @@ def train_step(
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
     grads, state, method_state = method_gradient(method, run.params, batch, forward, spec.hparams, run.method_state)
-    updates, optimizer = make_optimizer(config, spec.hparams).update(grads, run.optimizer, run.params)
+    descend, before = make_optimizer(config, spec.hparams), run.optimizer
+    if method.restart is not None:
+        now = step.astype(jnp.float32) == method.restart(spec.hparams)
+        before = jax.tree.map(functools.partial(jnp.where, now), restarted(before, descend.init(run.params)), before)
+    updates, optimizer = descend.update(grads, before, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average
     if config.averaging == "ema":
