@@ -19,7 +19,7 @@ from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.training.averaging import moving_average
+from disam_jax.dg.training.averaging import SWAD, moving_average
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
 
 
@@ -249,6 +249,6 @@ def train_step(
     average = run.average
     if config.averaging == "ema":
         average = moving_average(average, (params, state), step, config.ema_decay)
-    elif config.averaging == "swad":
+    elif config.averaging in SWAD:
         average = moving_average(average, (params, state), step % config.segment, 1.0)
     return RunState(params, state, optimizer, method_state, average)

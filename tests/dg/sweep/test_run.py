@@ -460,7 +460,7 @@ def test_candidates_are_runs_of_their_own(toy, tmp_path):
         ({"rho": -1.0}, "--rho"),
         ({"learning_rate": float("nan")}, "--learning-rate"),
         ({"holdout": 1.0}, "--holdout"),
-        ({"averaging": "mean"}, "--averaging must be one of none, ema, swad"),
+        ({"averaging": "mean"}, "--averaging must be one of none, ema, swad, swad-released"),
         ({"optimizer": "lion"}, "--optimizer"),
     ],
 )
