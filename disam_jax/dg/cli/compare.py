@@ -148,13 +148,23 @@ def prepare(options: "Compare", show: "OnProgress") -> Work:
 
     methods, grid = chosen_methods(options), parse_grid(options.grid)
     runs, config, targets = put_together(options, methods, options.out, show)
+    seeds = parse_seeds(options.seeds)
+    tried = lambda method: options.candidates if method.tuned else 1
+    if options.draws == "by-seed":
+        drawn = {
+            name: hparams.candidates_by_seed(method, config, tried(method), seeds)
+            for name, method in runs.methods.items()
+        }
+        named = {name: each.named for name, each in drawn.items()}
+        by_seed = {name: each.by_seed for name, each in drawn.items()}
+        return Work(runs, config, sweep.Plan(named, targets, seeds, by_seed=by_seed))
     candidates = {
         name: hparams.grid_candidates(method, config, grid)
         if grid and method.tuned
-        else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
+        else hparams.random_candidates(method, config, tried(method), seed=0)
         for name, method in runs.methods.items()
     }
-    return Work(runs, config, sweep.Plan(candidates, targets, parse_seeds(options.seeds)))
+    return Work(runs, config, sweep.Plan(candidates, targets, seeds))
 
 
 class ToTrain(NamedTuple):

@@ -15,6 +15,7 @@ SUBJECTS = ("data", "method", "training", "pretrained", "running", "report")
 APART = {
     "model": "method",
     "candidates": "method",
+    "draws": "method",
     "grid": "method",
     "averaging": "method",
     "memory": "running",

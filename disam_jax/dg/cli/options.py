@@ -270,6 +270,10 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Choices of hyperparameters for each method, target and seed: the defaults, and N - 1 random draws from
     DomainBed's ranges (ours for rho, lam and SGD), the same draws for every method."""
 
+    draws: Literal["shared", "by-seed"] = "shared"
+    """Whether all seeds share the random draws, which pairs the seeds of a candidate, or each seed has its own, as each
+    trial has in DomainBed."""
+
     grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
     """Instead of random draws, all combinations of these values, as in `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""
 

@@ -1,13 +1,15 @@
 """Which hyperparameters are tried: the defaults, a grid, or random draws, as many for every method.
 
 Draws are common to all methods: the k-th candidate has the same learning rate, and the same rho, for each method that
-has one, so that methods differ by themselves and not by their luck.
+has one, so that methods differ by themselves and not by their luck. They are common to all seeds, or each seed has its
+own, as each trial has in DomainBed.
 """
 
 import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from disam_jax.dg.methods import Hyperparameter, Method
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.ranges import RANGES, check_range
+from disam_jax.dg.sweep.schema import DRAW
 from disam_jax.dg.training.config import TrainConfig, find_optimizer
 
 
@@ -45,7 +48,9 @@ def default_hparams(method: Method, config: TrainConfig) -> dict[str, float]:
     return {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, **own}
 
 
-def random_candidates(method: Method, config: TrainConfig, number: int, seed: int) -> list[dict[str, float]]:
+def random_candidates(
+    method: Method, config: TrainConfig, number: int, seed: int, trial: int | None = None
+) -> list[dict[str, float]]:
     """The defaults, then random draws of everything that has a range.
 
     Args:
@@ -53,6 +58,7 @@ def random_candidates(method: Method, config: TrainConfig, number: int, seed: in
         config: Configuration, which has the defaults.
         number: Number of candidates, the defaults included.
         seed: Seed of the search.
+        trial: Seed of the runs that have these draws for themselves; None for draws that all seeds share.
 
     Returns:
         `number` dictionaries of hyperparameters.
@@ -65,16 +71,54 @@ def random_candidates(method: Method, config: TrainConfig, number: int, seed: in
     """
     ranges = {**shared_ranges(config), **method.hparams}
     candidates = [default_hparams(method, config)]
+    of_trial = () if trial is None else (trial,)
     for place in range(1, number):
         drawn = {
             # A generator for each name, so that what else a method has does not change its draws.
             name: each.draw(
-                np.random.default_rng([seed, place, zlib.crc32(name.encode())]).random(), config.defaults, name
+                np.random.default_rng([seed, place, zlib.crc32(name.encode()), *of_trial]).random(),
+                config.defaults,
+                name,
             )
             for name, each in ranges.items()
         }
         candidates.append({**candidates[0], **drawn})
     return [{name: float(np.float32(value)) for name, value in each.items()} for each in candidates]
+
+
+def candidates_by_seed(method: Method, config: TrainConfig, number: int, seeds: Sequence[int]) -> "Drawn":
+    """Random draws for each seed of the runs, as DomainBed makes them for each trial.
+
+    Args:
+        method: Method whose hyperparameters are drawn.
+        config: Configuration, which has the defaults.
+        number: Number of candidates of each seed, the defaults included.
+        seeds: Seeds of the runs.
+
+    Returns:
+        The candidates as a results file names them, and those of each seed.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> drawn = candidates_by_seed(METHODS["SAM"], TrainConfig(rho=0.5), number=2, seeds=(0, 1))
+        >>> drawn.named[1], [round(drawn.by_seed[seed][1]["rho"], 3) for seed in (0, 1)]
+        ({'draw': 1.0}, [1.156, 0.077])
+    """
+    by_seed = {seed: random_candidates(method, config, number, seed=0, trial=seed) for seed in seeds}
+    named = [by_seed[seeds[0]][0], *({DRAW: float(place)} for place in range(1, number))]
+    return Drawn(named, by_seed)
+
+
+class Drawn(NamedTuple):
+    """Candidates of a method of which each seed has its own.
+
+    Attributes:
+        named: The defaults, and for each draw its number, which all seeds have in common.
+        by_seed: Seed -> hyperparameters of its candidates.
+    """
+
+    named: list[dict[str, float]]
+    by_seed: dict[int, list[dict[str, float]]]
 
 
 def grid_candidates(method: Method, config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

@@ -5,7 +5,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,17 +54,20 @@ class Plan:
         targets: T indices of domains.
         seeds: S seeds.
         shard: Part of the runs that is trained; None for all.
+        by_seed: For each method's name and seed the hyperparameters of its candidates, where each seed has its own.
     """
 
     candidates: Mapping[str, Sequence[Mapping[str, float]]]
     targets: tuple[int, ...]
     seeds: tuple[int, ...]
     shard: Shard | None = None
+    by_seed: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]] = field(default_factory=dict)
 
     def runs_of(self, method: str) -> list[Run]:
         """The runs of a method, in the order in which they are trained."""
+        own = self.by_seed.get(method)
         runs = [
-            Run(method, target, seed, place, hparams)
+            Run(method, target, seed, place, own[seed][place] if own else hparams)
             for place, hparams in enumerate(self.candidates[method])
             for target in self.targets
             for seed in self.seeds
