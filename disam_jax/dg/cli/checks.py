@@ -35,6 +35,8 @@ def check(options: "Compare") -> None:
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    if options.search and (options.grid or options.candidates == 1):
+        raise InputError("--search is for random draws: write --candidates 2 or more, without --grid")
     if options.draws != "shared" and (options.grid or options.candidates == 1):
         raise InputError(f"--draws {options.draws} is for random draws: write --candidates 2 or more, without --grid")
     if options.eval_every is not None and is_given(options, "evaluations"):

@@ -150,9 +150,11 @@ def prepare(options: "Compare", show: "OnProgress") -> Work:
     runs, config, targets = put_together(options, methods, options.out, show)
     seeds = parse_seeds(options.seeds)
     tried = lambda method: options.candidates if method.tuned else 1
+    search = tuple(name.replace("-", "_") for name in options.search)
+    searched = lambda method: search if method.tuned else ()
     if options.draws == "by-seed":
         drawn = {
-            name: hparams.candidates_by_seed(method, config, tried(method), seeds)
+            name: hparams.candidates_by_seed(method, config, tried(method), seeds, searched(method))
             for name, method in runs.methods.items()
         }
         named = {name: each.named for name, each in drawn.items()}
@@ -161,7 +163,7 @@ def prepare(options: "Compare", show: "OnProgress") -> Work:
     candidates = {
         name: hparams.grid_candidates(method, config, grid)
         if grid and method.tuned
-        else hparams.random_candidates(method, config, tried(method), seed=0)
+        else hparams.random_candidates(method, config, tried(method), seed=0, search=searched(method))
         for name, method in runs.methods.items()
     }
     return Work(runs, config, sweep.Plan(candidates, targets, seeds))
@@ -452,6 +454,7 @@ def fine_tuned(
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
     from disam_jax.dg.models.compute import Compute
+    from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.peft.finetuning import cache, make_networks
     from disam_jax.dg.saving import blueprint
     from disam_jax.dg.sweep.run import NewClasses
@@ -473,6 +476,14 @@ def fine_tuned(
         data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
     if finetune.train_from and not dry:
         data = frozen_activations(pretrained, data, finetune, options, show, memory_budget)
+    if "dropout" in MODELS[options.model].checkpoint_options:
+
+        def dropping(rate: float) -> "Network":
+            again = load_checkpoint(replace(options, dropout=rate))
+            assert again is not None
+            return make_networks(again, finetune, bases, compute)[0]
+
+        network = network._replace(with_dropout=dropping)
     own = {} if untrained is None else {ZERO_SHOT: untrained}
     methods = {**({ZERO_SHOT: zero_shot} if own else {}), **methods}
     new = None

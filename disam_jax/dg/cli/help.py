@@ -16,6 +16,7 @@ APART = {
     "model": "method",
     "candidates": "method",
     "draws": "method",
+    "search": "method",
     "grid": "method",
     "averaging": "method",
     "memory": "running",

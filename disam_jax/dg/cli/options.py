@@ -274,6 +274,12 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Whether all seeds share the random draws, which pairs the seeds of a candidate, or each seed has its own, as each
     trial has in DomainBed."""
 
+    search: Annotated[
+        tuple[Literal["per-domain", "dropout"], ...], arg(metavar="NAME [...]", help_behavior_hint="(default: neither)")
+    ] = ()
+    """What --candidates draws too, from DomainBed's ranges: per-domain, the examples of each source domain in a batch,
+    and dropout. Each pair of values is a program of its own, which takes time to compile."""
+
     grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
     """Instead of random draws, all combinations of these values, as in `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""
 

@@ -163,6 +163,7 @@ class Method:
         gradient: `(params, batch, forward, hparams, state) -> (gradient, state of the network, state)`. The gradient
             has the structure, shapes and dtypes of the parameters. `from_objective` and `sharpness_aware` make one.
         hparams: Hyperparameters beside those of the optimizer.
+        sgd: Those of `hparams` that have another default and another range with stochastic gradient descent.
         base: Name of the method with which this one is compared first; None for the baseline of all.
         state: Number of source domains -> initial state, a pytree of arrays.
         ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
@@ -177,6 +178,7 @@ class Method:
 
     gradient: Gradient
     hparams: Mapping[str, Hyperparameter] = field(default_factory=dict)
+    sgd: Mapping[str, Hyperparameter] = field(default_factory=dict, kw_only=True)
     base: str | None = "ERM"
     state: Callable[[int], MethodState] = no_state
     ascent: Ascent = no_options
@@ -185,6 +187,17 @@ class Method:
     tuned: bool = True
     min_per_domain: int = 1
     note: str = ""
+
+    def hparams_with(self, optimizer: str) -> Mapping[str, Hyperparameter]:
+        """The hyperparameters with an optimizer, which decides on some defaults and ranges.
+
+        Example:
+            >>> weight = {"beta": Hyperparameter(10.0, -1.0, 5.0)}
+            >>> method = Method(no_update, weight, sgd={"beta": Hyperparameter(1.0, -2.0, 0.0)})
+            >>> [method.hparams_with(name)["beta"].default for name in ("adam", "sgd")]
+            [10.0, 1.0]
+        """
+        return {**self.hparams, **self.sgd} if optimizer == "sgd" else self.hparams
 
 
 def from_objective(objective: Objective) -> Gradient:

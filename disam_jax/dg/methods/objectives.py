@@ -1,6 +1,7 @@
 """Methods that minimise another objective than the mean loss: V-REx, GroupDRO, IRM, Mixup and SD.
 
-Defaults and ranges are those of DomainBed's `hparams_registry`.
+Defaults and ranges are those of DomainBed's `hparams_registry`, which are meant for Adam. The weights of V-REx and IRM
+have smaller ones with stochastic gradient descent, which diverges with those (docs/domainbed.md).
 """
 
 import jax
@@ -199,6 +200,7 @@ METHODS = {
     "VREx": Method(
         from_objective(vrex),
         {"beta": Hyperparameter(10.0, -1.0, 5.0), **ANNEAL},
+        sgd={"beta": Hyperparameter(1.0, -2.0, 0.0)},
         state=count_steps,
         restart=annealing_ends,
         note="risk extrapolation: a variance penalty in the descent",
@@ -212,6 +214,7 @@ METHODS = {
     "IRM": Method(
         from_objective(irm),
         {"irm_lambda": Hyperparameter(100.0, -1.0, 5.0), **ANNEAL},
+        sgd={"irm_lambda": Hyperparameter(1.0, -2.0, 0.0)},
         state=count_steps,
         restart=annealing_ends,
         min_per_domain=2,

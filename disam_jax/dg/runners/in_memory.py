@@ -53,7 +53,8 @@ class Networks(NamedTuple):
 
     def without_weights(self) -> "Networks":
         """The functions alone, which can be compared and hashed."""
-        return Networks(self.trained._replace(weights=()), self.new and self.new._replace(weights=()))
+        bare = lambda network: network and network._replace(weights=(), with_dropout=None)
+        return Networks(bare(self.trained), bare(self.new))
 
 
 class Fixed(NamedTuple):
