@@ -1,4 +1,4 @@
-"""Which point of which run is reported: DomainBed's three ways to choose.
+"""Which point of which run is reported: two of DomainBed's ways to choose, and no choice at all.
 
 For each method, target and seed, the choice is among the candidates (hyperparameters) and the points of training.
 """
@@ -34,7 +34,10 @@ def select(results: Results, criterion: str) -> Selected:
       stopping, as in DomainBed.
     - "last": the last step of candidate 0, the default hyperparameters. Nothing is chosen.
 
-    Ties go to the earlier candidate, then to the earlier point. The step 0, before any training, is never chosen.
+    - "validation-domainbed", "oracle-domainbed": the same as those, but for ties.
+
+    Ties go to the earlier candidate, that is to the defaults first, and with DomainBed's code to the later one; of a
+    candidate they go to the earlier point. The step 0, before any training, is never chosen.
     A run that diverged counts as accuracy 0 from then on.
 
     Args:
@@ -58,7 +61,8 @@ def select(results: Results, criterion: str) -> Selected:
         ([[[1]]], [[[2]]])
 
     References:
-        Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, section 4 (model selection).
+        Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, section 4 (model selection); ties
+        as in `domainbed/model_selection.py`, which sorts candidates by score, stably, and takes the last.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
@@ -70,8 +74,11 @@ def _last(results: Results) -> Selected:
     return Selected(run, np.full(run.shape, len(results.steps) - 1))
 
 
-def _highest(results: Results, by_target: bool) -> Selected:
-    """The highest accuracy on validation splits: of the target after the last step, or of the sources at any point."""
+def _highest(results: Results, by_target: bool, latest: bool = False) -> Selected:
+    """The highest accuracy on validation splits: of the target after the last step, or of the sources at any point.
+
+    Of candidates with the same accuracy it is the first one, or the last one if `latest`.
+    """
     table = runs_table(results)
     points = len(results.steps)
     target = np.array(results.targets)
@@ -86,11 +93,12 @@ def _highest(results: Results, by_target: bool) -> Selected:
         else:
             first = 1
             score = validation_score(accuracy, losses, held_out)[..., 1:]
-        score = score.reshape(*score.shape[:2], -1)
-        best = score.argmax(-1)
-        chosen, at = np.divmod(best, points - first)
-        run[place] = np.take_along_axis(runs_of_target[place], chosen[..., None], -1)[..., 0]
-        point[place] = at + first
+        runs = runs_of_target[place]
+        repeated = (runs == runs[..., :1]) & (np.arange(runs.shape[-1]) > 0)
+        best = np.where(repeated, -1.0, score.max(-1))
+        chosen = best.shape[-1] - 1 - best[..., ::-1].argmax(-1) if latest else best.argmax(-1)
+        run[place] = np.take_along_axis(runs, chosen[..., None], -1)[..., 0]
+        point[place] = np.take_along_axis(score.argmax(-1), chosen[..., None], -1)[..., 0] + first
     return Selected(np.moveaxis(run, 0, 2), np.moveaxis(point, 0, 2))
 
 
@@ -111,8 +119,28 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "validation": Criterion("training-domain validation", partial(_highest, by_target=False)),
         "oracle": Criterion("oracle (test-domain validation)", partial(_highest, by_target=True)),
         "last": Criterion("last step of the default hyperparameters", _last),
+        "validation-domainbed": Criterion(
+            "training-domain validation, ties as in DomainBed", partial(_highest, by_target=False, latest=True)
+        ),
+        "oracle-domainbed": Criterion(
+            "oracle (test-domain validation), ties as in DomainBed", partial(_highest, by_target=True, latest=True)
+        ),
     }
 )
+
+
+# Of these every report has a column.
+IN_EVERY_REPORT = ("validation", "oracle", "last")
+
+
+def reported(criterion: str) -> tuple[str, ...]:
+    """The criteria that a report has, if it reports by this one.
+
+    Example:
+        >>> reported("oracle"), reported("validation-domainbed")[-1]
+        (('validation', 'oracle', 'last'), 'validation-domainbed')
+    """
+    return tuple(dict.fromkeys([*IN_EVERY_REPORT, criterion]))
 
 
 def runs_table(results: Results) -> np.ndarray:

@@ -1,10 +1,13 @@
 """Model selection against loops over candidates and points."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from synthetic_results import make_results
 
+from disam_jax.dg.report import write
 from disam_jax.dg.results import VALIDATION, Results, Run
 from disam_jax.dg.sweep.model_selection import CRITERIA, runs_table, select
 
@@ -45,9 +48,10 @@ def chosen(results, criterion, method, seed, target):
     mine.sort(key=lambda place: results.runs[place].candidate)
     if criterion == "last":
         return mine[0], POINTS - 1
+    criterion, _, ties = criterion.partition("-")
     seen = [target] if criterion == "oracle" else [domain for domain in range(DOMAINS) if domain != target]
     best = (-1.0, None, None)
-    for place in mine:
+    for place in reversed(mine) if ties else mine:
         for point in range(1, POINTS) if criterion == "validation" else [POINTS - 1]:
             score = results.accuracy[place, point, VALIDATION, seen].mean()
             if np.isnan(results.losses[place, point]).any():
@@ -132,7 +136,10 @@ def test_the_table_of_runs():
 
 def test_errors():
     results = random_results(6)
-    with pytest.raises(ValueError, match="criterion must be one of validation, oracle, last, got 'best'"):
+    with pytest.raises(
+        ValueError,
+        match="criterion must be one of validation, oracle, last, validation-domainbed, oracle-domainbed, got 'best'",
+    ):
         select(results, "best")
     twice = dataclasses.replace(results, runs=(*results.runs[:-1], results.runs[0]))
     with pytest.raises(ValueError, match="is there twice"):
@@ -153,3 +160,10 @@ def test_a_run_that_is_missing(absent):
     incomplete = dataclasses.replace(results, runs=tuple(results.runs[place] for place in kept), **fewer)
     with pytest.raises(ValueError, match=f"no run of {method}, seed {seed}, target {target}, candidate {candidate}"):
         select(incomplete, "validation")
+
+
+def test_a_report_has_the_three_criteria_and_the_one_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(write, "report_figures", lambda *_: {})
+    files = write.report_files(make_results(seeds=2, points=2, targets=(0, 1)), "validation-domainbed")
+    assert [*json.loads(files["results.json"])["criteria"]] == ["validation", "oracle", "last", "validation-domainbed"]
+    assert "ties as in DomainBed" in files["table.md"].decode()
