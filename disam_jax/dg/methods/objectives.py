@@ -200,7 +200,7 @@ METHODS = {
     "VREx": Method(
         from_objective(vrex),
         {"beta": Hyperparameter(10.0, -1.0, 5.0), **ANNEAL},
-        sgd={"beta": Hyperparameter(1.0, -2.0, 0.0)},
+        sgd={"beta": Hyperparameter(1.0, -1.0, 0.0)},
         state=count_steps,
         restart=annealing_ends,
         note="risk extrapolation: a variance penalty in the descent",
@@ -214,7 +214,7 @@ METHODS = {
     "IRM": Method(
         from_objective(irm),
         {"irm_lambda": Hyperparameter(100.0, -1.0, 5.0), **ANNEAL},
-        sgd={"irm_lambda": Hyperparameter(1.0, -2.0, 0.0)},
+        sgd={"irm_lambda": Hyperparameter(1.0, -1.0, 0.0)},
         state=count_steps,
         restart=annealing_ends,
         min_per_domain=2,

@@ -575,7 +575,7 @@ def test_small_and_large_reports_are_made(methods, more, all_diverged):
 
 
 def test_an_unknown_criterion_is_named():
-    with pytest.raises(ValueError, match="criterion must be one of validation, oracle, last, .*got 'best'"):
+    with pytest.raises(ValueError, match=r"criterion must be one of validation, oracle, last, .*got 'best'"):
         write.report_files(make_results(), "best")
 
 
