@@ -18,6 +18,7 @@ from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.step import RunSpec, start, train_step
 
 FILE = pathlib.Path(__file__).parents[2] / "data" / "domainbed" / "trajectories.npz"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "domainbed.md"
 # Our names of DomainBed's hyperparameters.
 NAMES = {
     "lr": "learning_rate",
@@ -129,5 +130,6 @@ def test_the_recorded_annealing_ends_within_the_trajectory_with_a_new_optimizer(
     assert farthest(name, dataclasses.replace(METHODS[name], restart=None)) > 1e-3
 
 
-def test_the_trajectories_are_of_the_commit_that_the_library_names():
+def test_the_trajectories_and_the_page_are_of_the_commit_that_the_library_names():
     assert meta()["commit"] == DOMAINBED_COMMIT
+    assert f"`{DOMAINBED_COMMIT}`" in PAGE.read_text()
