@@ -321,6 +321,7 @@ def read_data(
     Raises:
         InputError: if it cannot be read, or has no images for a pretrained model.
     """
+    from disam_jax.dg.data.leave_out import leave_out
     from disam_jax.dg.data.load import StreamedImages, has_images, open_data
     from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.runners.streaming import pixel_budget
@@ -338,6 +339,8 @@ def read_data(
         on_progress=lambda done, total: show("reading images", done, total),
         out=out,
     )
+    if options.leave_out:
+        data = leave_out(data, options.leave_out)
     if isinstance(data, StreamedImages):
         say(f"reading the images of {data.name} from disk as they are needed")
     shape = tuple(data.inputs.shape[1:])

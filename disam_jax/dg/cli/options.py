@@ -78,6 +78,9 @@ class DataOptions:
     stream: Annotated[bool, arg(help_behavior_hint="(default: if their pixels take more than --memory)")] = False
     """Read images from disk as they are needed, for conv and resnets; the results are the same."""
 
+    leave_out: Annotated[tuple[str, ...], arg(metavar="DOMAIN [DOMAIN ...]", help_behavior_hint="(default: none)")] = ()
+    """Domains that are neither trained on nor measured, as for leave-one-domain-out selection."""
+
     target: Annotated[
         tuple[str, ...],
         arg(metavar="DOMAIN [DOMAIN ...]", help_behavior_hint="(default: each in turn)"),

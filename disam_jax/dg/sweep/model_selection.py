@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from disam_jax.dg.results import VALIDATION, Results, validation_score
+from disam_jax.dg.reading import brief
+from disam_jax.dg.results import TRAIN, VALIDATION, Results, Run, validation_score
 
 
 class Selected(NamedTuple):
@@ -93,13 +94,103 @@ def _highest(results: Results, by_target: bool, latest: bool = False) -> Selecte
         else:
             first = 1
             score = validation_score(accuracy, losses, held_out)[..., 1:]
-        runs = runs_of_target[place]
-        repeated = (runs == runs[..., :1]) & (np.arange(runs.shape[-1]) > 0)
-        best = np.where(repeated, -1.0, score.max(-1))
-        chosen = best.shape[-1] - 1 - best[..., ::-1].argmax(-1) if latest else best.argmax(-1)
-        run[place] = np.take_along_axis(runs, chosen[..., None], -1)[..., 0]
-        point[place] = np.take_along_axis(score.argmax(-1), chosen[..., None], -1)[..., 0] + first
+        run[place], at = _best(score, runs_of_target[place], latest)
+        point[place] = at + first
     return Selected(np.moveaxis(run, 0, 2), np.moveaxis(point, 0, 2))
+
+
+def _best(score: np.ndarray, runs: np.ndarray, latest: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Run and point of the highest score.
+
+    Args:
+        score: float64 [K, S, candidates, points].
+        runs: Index of each run, int [K, S, candidates]; from where a method has no more candidates, its first again.
+        latest: Whether the last of several candidates with the same score is taken.
+
+    Returns:
+        Index of the run and of its point, int [K, S] each.
+    """
+    repeated = (runs == runs[..., :1]) & (np.arange(runs.shape[-1]) > 0)
+    best = np.where(repeated, -1.0, score.max(-1))
+    chosen = best.shape[-1] - 1 - best[..., ::-1].argmax(-1) if latest else best.argmax(-1)
+    take = lambda values: np.take_along_axis(values, chosen[..., None], -1)[..., 0]
+    return take(runs), take(score.argmax(-1))
+
+
+def leave_one_domain_out(results: Results, without: Mapping[str, Results]) -> Selected:
+    """DomainBed's third criterion: the candidate and point that are best on sources which were held out as well.
+
+    For the target t, the score of a candidate at a point is the mean over the other domains v of the accuracy on v, on
+    its training split, of the run that was trained without t and v. Ties are broken as in DomainBed.
+
+    Args:
+        results: Runs with one target each.
+        without: For the name of each target, the same methods, seeds, candidates and points on a data set without that
+            domain (`--leave-out`), every other domain held out in turn.
+
+    Returns:
+        Selected, runs and points of `results`.
+
+    Raises:
+        ValueError: If a target has no results without it, or they are of other methods, seeds, candidates, points or
+            domains.
+
+    Example:
+        >>> from disam_jax.dg.testing import toy_results
+        >>> results = toy_results("ERM")
+        >>> leave_one_domain_out(results, {})
+        Traceback (most recent call last):
+        ...
+        ValueError: without must have results for each target, got none without sketch: train with --leave-out sketch
+
+    References:
+        Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, section 4;
+        `LeaveOneOutSelectionMethod` in `domainbed/model_selection.py`.
+    """
+    table = runs_table(results)
+    run, point = np.empty(table.shape[:3], int), np.empty(table.shape[:3], int)
+    for place, target in enumerate(results.targets):
+        name = results.domain_names[target]
+        if name not in without:
+            raise ValueError(
+                f"without must have results for each target, got none without {name}: train with --leave-out {name}"
+            )
+        score = _held_out_accuracy(without[name], results, name)
+        run[:, :, place], at = _best(score, table[:, :, place], latest=True)
+        point[:, :, place] = at + 1
+    return Selected(run, point)
+
+
+def _held_out_accuracy(pairs: Results, results: Results, name: str) -> np.ndarray:
+    """Mean accuracy on the held-out domains after each point but the first, float64 [K, S, candidates, P - 1]."""
+    others = tuple(other for other in results.domain_names if other != name)
+    for what, found, wanted in (
+        ("methods", pairs.methods, results.methods),
+        ("seeds", pairs.seeds, results.seeds),
+        ("domains", pairs.domain_names, others),
+        ("targets", tuple(pairs.domain_names[each] for each in pairs.targets), others),
+        ("steps", pairs.steps.tolist(), results.steps.tolist()),
+        ("candidates", _candidates(pairs), _candidates(results)),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"the results without {name} must have the {what} {brief(wanted, 80)}, got {brief(found, 80)}"
+            )
+    table = runs_table(pairs)  # [K, S, D - 1, candidates]
+    of_target = lambda values: np.stack([values[table[:, :, v], 1:, ..., v] for v in range(len(others))])
+    # As for the other criteria, a run that diverged counts as accuracy 0.
+    finite = np.isfinite(pairs.losses[table, 1:]).all((-2, -1))
+    accuracy = np.moveaxis(of_target(pairs.accuracy[:, :, TRAIN]), 0, 2)
+    return np.where(finite, accuracy, 0.0).mean(2)
+
+
+def _candidates(results: Results) -> dict[tuple[str, int, int], Mapping[str, float]]:
+    """Hyperparameters by method, seed and candidate."""
+    return {(run.method, run.seed, run.candidate): dict(run.hparams) for run in sorted(results.runs, key=_named)}
+
+
+def _named(run: Run) -> tuple[str, int, int, int]:
+    return run[:4]
 
 
 class Criterion(NamedTuple):
