@@ -85,7 +85,7 @@ def check_cluster(options: "Compare") -> None:
         from disam_jax.dg.reading import brief
 
         raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
-    for name in ("checkpoint_every", "data_parallel"):
+    for name in ("checkpoint_every", "data_parallel", "search"):
         if given and is_given(options, name):
             raise InputError(
                 f"{flag(name)} is for runs in this process, and {flag(given[0])} trains elsewhere: leave one out, or "

@@ -33,9 +33,16 @@ class VariedRunner:
         self._make = functools.cache(make)
         self.per_device: int | None = None
 
-    def runner_of(self, run: Run) -> Runner:
-        """The runner that trains a run."""
-        runner = self._make(*fixed_of(run))
+    def runner_of(self, runs: Sequence[Run]) -> Runner:
+        """The runner that trains runs of one program.
+
+        Raises:
+            ValueError: If they are of several.
+        """
+        values = {fixed_of(run) for run in runs}
+        if len(values) > 1:
+            raise ValueError(f"the runs of a chunk must have batch size and dropout in common, got {sorted(values)}")
+        runner = self._make(*values.pop())
         runner.per_device = self.per_device
         return runner
 
@@ -44,21 +51,21 @@ class VariedRunner:
         together: dict[tuple[int, float], list[Run]] = {}
         for run in runs:
             together.setdefault(fixed_of(run), []).append(run)
-        return [chunk for each in together.values() for chunk in self.runner_of(each[0]).chunks(each, size)]
+        return [chunk for each in together.values() for chunk in self.runner_of(each).chunks(each, size)]
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """See `Runner`: as many as fit with the largest batch."""
         largest = max(fixed_of(run) for run in runs)
         alike = [run for run in runs if fixed_of(run) == largest]
-        return self.runner_of(alike[0]).runs_at_once(alike, most, budget)
+        return self.runner_of(alike).runs_at_once(alike, most, budget)
 
     def flops(self, run: Run) -> float | None:
         """See `Runner`."""
-        return self.runner_of(run).flops(run)
+        return self.runner_of([run]).flops(run)
 
     def compile(self, runs: Sequence[Run]) -> Any:
         """See `Runner`: runs of one program."""
-        return self.runner_of(runs[0]).compile(runs)
+        return self.runner_of(runs).compile(runs)
 
     def train(
         self,
@@ -68,4 +75,4 @@ class VariedRunner:
         save: str = "none",
     ) -> dict[str, Any]:
         """See `Runner`: runs of one program."""
-        return self.runner_of(runs[0]).train(runs, on_segment, checkpoints, save)
+        return self.runner_of(runs).train(runs, on_segment, checkpoints, save)

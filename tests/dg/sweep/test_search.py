@@ -89,6 +89,8 @@ def test_the_runs_of_one_program_go_together_and_the_largest_batch_decides_how_m
     runner.per_device = 7
     runner.compile(runs[:1])
     assert log == [((16, 0.5), 3), ((8, 0.0), 7)]
+    with pytest.raises(ValueError, match="must have batch size and dropout in common"):
+        runner.train(runs)
     assert sorted(made) == [(8, 0.0), (8, 0.5), (16, 0.5)]
 
 
@@ -104,6 +106,12 @@ def test_what_a_drawn_value_cannot_be_is_said_before_anything_is_trained(toy, me
     plan = sweep.Plan({method: [fixed]}, (0,), (0, 1))
     with pytest.raises(InputError, match=said):
         sweep.prepare_sweep(toy, network, CONFIG, find_methods([method]), plan)
+
+
+def test_a_search_is_not_for_a_cluster(tmp_path, capsys):
+    command = ["compare", "--candidates", "2", "--search", "dropout", "--workers", "2", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert "--search is for runs in this process, and --workers trains elsewhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [[], ["--grid", "rho=0.1,0.2"]])
