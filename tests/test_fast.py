@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import slow
 
 import disam_jax
 from benchmarks.fast import plan, trainer
@@ -34,8 +35,9 @@ def of_trainer(way, step, rho=0.3, before=None):
     )(params)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25, 0.125])
+@pytest.mark.parametrize("fraction", [0.25, *slow(1.0, 0.5, 0.125)])
 def test_a_step_is_that_of_the_library(fraction, penalty):
     params, batch, losses = problem()
     mean = lambda params, batch: losses(params, batch).mean(1)
