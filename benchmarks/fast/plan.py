@@ -12,6 +12,7 @@ from benchmarks.verdict.plan import DATA, DataSet
 SEEDS: Mapping[str, Sequence[int]] = MappingProxyType(
     {
         "reach": range(40, 43),
+        "rates": range(40, 41),
         "search": range(40, 42),
         "confirmation": range(200, 220),
         "elsewhere": range(220, 225),
@@ -148,8 +149,10 @@ class Change(NamedTuple):
     way: Mapping[str, Any] = MappingProxyType({})
 
 
-# The other optimizer and its rate: of 1, 2, 5 x 10^n, that with ERM's lowest validation loss on a seed of the search.
-OTHER_OPTIMIZER: Mapping[str, tuple[str, float]] = MappingProxyType({})
+# The other optimizer, the rates that ERM tries with it, and for each data set that of the lowest validation loss.
+OTHER_OPTIMIZER: Mapping[str, str] = MappingProxyType({"sgd": "adam", "adam": "sgd"})
+RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
+OTHER_RATES: Mapping[str, float] = MappingProxyType({})
 ELSEWHERE: Mapping[str, Change] = MappingProxyType(
     {
         "other-optimizer": Change(),

@@ -12,7 +12,9 @@ import numpy as np
 from benchmarks.fast.plan import (
     ELSEWHERE,
     OTHER_OPTIMIZER,
+    OTHER_RATES,
     PENALTIES,
+    RATES,
     SEARCHED,
     SEEDS,
     SETTINGS,
@@ -93,9 +95,15 @@ def changed(name: str, change: str) -> Setting:
     """The setting of a data set with a change of `ELSEWHERE`, or without one."""
     setting = SETTINGS[name]
     if change == "other-optimizer":
-        optimizer, rate = OTHER_OPTIMIZER[name]
-        return setting._replace(optimizer=optimizer, learning_rate=rate)
+        rate = OTHER_RATES.get(name, setting.learning_rate)
+        return setting._replace(optimizer=OTHER_OPTIMIZER[setting.optimizer], learning_rate=rate)
     return setting._replace(**ELSEWHERE[change].setting) if change else setting
+
+
+def best_rate(rates: Raw) -> float:
+    """The learning rate at which ERM's validation loss is lowest."""
+    losses = [rates.of(f"ERM, rate {rate:g}", "validation_loss").mean() for rate in RATES]
+    return RATES[int(np.nanargmin(losses))]
 
 
 def runs_of(
@@ -105,7 +113,7 @@ def runs_of(
 
     Args:
         setting: How all are trained.
-        phase: Key of `SEEDS`.
+        phase: Key of `SEEDS`. In "rates", ERM tries learning rates instead.
         rhos: Best rhos; not used by "reach", which tries those of the setting.
         change: What differs in every way.
     """
@@ -118,6 +126,8 @@ def runs_of(
             ("ERM", of(0.0, full["SAM"])),
             *((name, of(rho, way)) for name, way in full.items() for rho in setting.rhos),
         ]
+    if phase == "rates":
+        return [(f"ERM, rate {rate:g}", {**of(0.0, full["SAM"]), "learning_rate": rate}) for rate in RATES]
     return [
         ("ERM", of(0.0, full["SAM"])),
         *((name, of(rhos[name], way)) for name, way in full.items()),
@@ -155,7 +165,7 @@ def run(
     seeds = tuple(SEEDS[phase] if seeds is None else seeds)
     rhos = {} if phase == "reach" else best_rhos(read(path_of(out, "reach", name)))
     named = [
-        (way, {**values, "learning_rate": setting.learning_rate})
+        (way, {"learning_rate": setting.learning_rate, **values})
         for way, values in runs_of(setting, phase, rhos, ELSEWHERE.get(change))
     ]
     names, each = zip(*named, strict=True)
