@@ -152,7 +152,16 @@ class Change(NamedTuple):
 # The other optimizer, the rates that ERM tries with it, and for each data set that of the lowest validation loss.
 OTHER_OPTIMIZER: Mapping[str, str] = MappingProxyType({"sgd": "adam", "adam": "sgd"})
 RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
-OTHER_RATES: Mapping[str, float] = MappingProxyType({})
+OTHER_RATES: Mapping[str, float] = MappingProxyType(
+    {
+        "digits": 1e-2,
+        "digits-rotated": 2e-2,
+        "PACS96": 1e-3,
+        "PACS160": 2e-2,
+        "OfficeCaltech10": 2e-2,
+        "RSSCN7": 1e-2,
+    }
+)
 ELSEWHERE: Mapping[str, Change] = MappingProxyType(
     {
         "other-optimizer": Change(),
@@ -163,8 +172,15 @@ ELSEWHERE: Mapping[str, Change] = MappingProxyType(
 )
 
 # Chosen by `rules.choose` on the runs of the search, and the step before with the highest score.
-RULES: Mapping[float, Way] = MappingProxyType({})
-BEFORE = Way(before=True)
+RULES: Mapping[float, Way] = MappingProxyType(
+    {
+        1.02: Way(0.0625, begin=0.9, times=8.0),
+        1.05: Way(0.0625, begin=0.5, times=2.0, whole=True),
+        1.1: Way(0.0625, times=4.0),
+        1.25: Way(0.0625, times=4.0),
+    }
+)
+BEFORE = Way(begin=0.5, times=0.5, before=True)
 
 
 def confirmed() -> list[Way]:
