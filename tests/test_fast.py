@@ -242,7 +242,7 @@ def test_another_setting_differs_in_what_it_says(name, change):
         *(["optimizer", "learning_rate"] * (change == "other-optimizer")),
     }
     rhos = {"SAM": 0.1, "std": 0.2, "variance": 0.3}
-    runs = dict(runs_of(setting, "elsewhere", rhos, plan.ELSEWHERE[change]))
+    runs = dict(runs_of(setting, "elsewhere", rhos, change))
     assert {values["decay"] for values in runs.values()} == {0.0 if change == "constant" else 0.3}
     assert {values["cosine"] for values in runs.values()} == {float(change == "cosine")}
     assert list(runs) == ["ERM", "SAM", "std", "variance", *(way.title for way in plan.confirmed())]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from benchmarks.fast.plan import BUDGETS, ELSEWHERE, SEARCHED, SEEDS, SETTINGS
+from benchmarks.fast.plan import BUDGETS, ELSEWHERE, LARGER, SEARCHED, SEEDS, SETTINGS
 from benchmarks.fast.rules import choose, score
 from benchmarks.fast.run import best_rate, run
 from benchmarks.fast.tables import page, runs_of_phase
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--folder", type=Path, default=Path(), help="of the data sets that `disam-jax data` makes")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds of the phase")
-    parser.add_argument("--changes", nargs="+", choices=ELSEWHERE, default=list(ELSEWHERE), help="of `elsewhere`")
+    parser.add_argument("--changes", nargs="+", choices=ELSEWHERE, help="of `elsewhere` and `larger`, all by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="of the results")
     parser.add_argument("--work", type=Path, default=cache_folder() / "fast", help="of features and unfinished runs")
     options = parser.parse_args(arguments)
@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         (options.out / "README.md").write_text(page(options.out))
     else:
         seeds = list(SEEDS[options.what])[: options.seeds]
-        changes = {"elsewhere": options.changes, "rates": ["other-optimizer"]}.get(options.what, [""])
+        own = {"elsewhere": ELSEWHERE, "larger": LARGER, "rates": ["other-optimizer"]}.get(options.what, [""])
+        changes = [each for each in own if options.changes is None or each in options.changes]
         for name in options.data:
             for change in changes:
                 run(name, options.what, options.folder, options.out, options.work, change=change, seeds=seeds)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.verdict.plan import DATA, DataSet
 
 # Seeds on which the best rho of each method is found, then a rule for each budget; those that judge the rules; and
-# those on which the rules meet other optimizers, schedules and batch sizes.
+# those on which the rules meet other optimizers, schedules and batch sizes; and those of one example in larger batches.
 SEEDS: Mapping[str, Sequence[int]] = MappingProxyType(
     {
         "reach": range(40, 43),
@@ -16,6 +16,7 @@ SEEDS: Mapping[str, Sequence[int]] = MappingProxyType(
         "search": range(40, 42),
         "confirmation": range(200, 220),
         "elsewhere": range(220, 225),
+        "larger": range(240, 260),
     }
 )
 
@@ -181,6 +182,11 @@ RULES: Mapping[float, Way] = MappingProxyType(
     }
 )
 BEFORE = Way(begin=0.5, times=0.5, before=True)
+
+# In larger batches: one example of each domain, at rho / sqrt(fraction).
+LARGER: Mapping[str, Way] = MappingProxyType(
+    {f"batch-{number}": Way(1 / number, times=round(number**0.5, 2)) for number in (32, 64)}
+)
 
 
 def confirmed() -> list[Way]:
