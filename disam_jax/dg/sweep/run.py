@@ -19,6 +19,7 @@ from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
+from disam_jax.dg.methods.subset import check_subset
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.models.stages import CLASSIFIER
@@ -339,6 +340,8 @@ def prepare_sweep(
         for per_domain, dropout in fixed_values(plan, name, config):
             if per_domain < method.min_per_domain:
                 raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {per_domain}")
+            if not config.perturbs_all and "rho" in method.hparams:
+                check_subset(name, method, per_domain, config.fraction)
             check_batch(replace(config, per_domain=per_domain), len(data.domain_names) - 1)
             check_dropout(network, dropout, config)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)

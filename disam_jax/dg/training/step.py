@@ -18,6 +18,7 @@ from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
+from disam_jax.dg.methods.subset import on_subset, unperturbed
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.averaging import SWAD, moving_average
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
@@ -239,7 +240,12 @@ def train_step(
         by_domain = lambda values: values.reshape(*y.shape, -1)
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
-    grads, state, method_state = method_gradient(method, run.params, batch, forward, spec.hparams, run.method_state)
+    given = run.params, batch, forward, spec.hparams, run.method_state
+    if config.perturbs_all or "rho" not in method.hparams:
+        grads, state, method_state = method_gradient(method, *given)
+    else:
+        when = {"step": step, "begin": config.begin_step, "fraction": config.fraction}
+        grads, state, method_state = on_subset(method, unperturbed(method), *given, **when)
     descend, before = make_optimizer(config, spec.hparams), run.optimizer
     if method.restart is not None:
         now = step.astype(jnp.float32) == method.restart(spec.hparams)
