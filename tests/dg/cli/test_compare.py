@@ -230,7 +230,7 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
     for function in (open_data, finetuning.load, activations_of, sweep.run_sweep):
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
-    parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
+    parsed = {"target", "leave_out", "method", "penalty", "candidates", "draws", "search", "grid", "seeds", "memory"}
     where = {"workers", "scheduler", "scheduler_file", "shard", "dry_run", "compilation_cache", "log"}
     assert options.keys() - used.keys() == {*parsed, *where, "open_class", "base_classes"}
     for name in options.keys() & used.keys():
