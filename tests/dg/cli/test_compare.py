@@ -257,6 +257,8 @@ NUMBERS = {
     "--eval-every": (1, int),
     "--checkpoint-every": (1, int),
     "--warmup": (0.0, float),
+    "--begin": (0.0, float),
+    "--fraction": (1e-30, float),
     "--runs-at-once": (1, int),
     "--workers": (1, int),
     "--memory": (1e-30, float),
