@@ -20,12 +20,26 @@ def code_of(notebook: dict[str, Any]) -> str:
     return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
 
 
+def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs without warnings; what is printed in several pieces is one."""
+    kept: list[dict[str, Any]] = []
+    for each in outputs:
+        if each.get("name") == "stderr":
+            continue
+        if each["output_type"] == "stream" and kept and kept[-1]["output_type"] == "stream":
+            text = "".join([*kept[-1]["text"], *each["text"]])
+            kept[-1]["text"] = text.splitlines(keepends=True)
+        else:
+            kept.append(each)
+    return kept
+
+
 def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook as it is stored: outputs without warnings, and no trace of the machine."""
+    """The notebook as it is stored, without a trace of the machine."""
     for cell in notebook["cells"]:
         cell["metadata"] = {}
         if cell["cell_type"] == "code":
-            cell["outputs"] = [each for each in cell["outputs"] if each.get("name") != "stderr"]
+            cell["outputs"] = joined(cell["outputs"])
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook["metadata"] = {"kernelspec": kernel, "language_info": {"name": "python"}, KEY: code_of(notebook)}
     return notebook
