@@ -6,12 +6,14 @@ What says when, where or by which Python a notebook was run is left out.
 import hashlib
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
 NOTEBOOKS = pathlib.Path(__file__).parent
 # Of the whole notebook, where the outputs are stored: the code that made them.
 KEY = "outputs_of"
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def code_of(notebook: dict[str, Any]) -> str:
@@ -21,11 +23,13 @@ def code_of(notebook: dict[str, Any]) -> str:
 
 
 def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Outputs without warnings; what is printed in several pieces is one."""
+    """Outputs without warnings and colours; what is printed in several pieces is one."""
     kept: list[dict[str, Any]] = []
     for each in outputs:
         if each.get("name") == "stderr":
             continue
+        if each["output_type"] == "stream":
+            each["text"] = [COLOUR.sub("", line) for line in each["text"]]
         if each["output_type"] == "stream" and kept and kept[-1]["output_type"] == "stream":
             text = "".join([*kept[-1]["text"], *each["text"]])
             kept[-1]["text"] = text.splitlines(keepends=True)
