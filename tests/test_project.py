@@ -125,6 +125,11 @@ def test_packages_are_well_formed_and_hold_the_whole_package(packages):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read(f"disam_jax-{disam_jax.__version__}.dist-info/METADATA").decode()
     assert held == package
+    shown = metadata.partition("\n\n")[2]
+    assert shown.startswith("# disam_jax")
+    for link in re.findall(r"\]\(([^)]*)\)|src(?:set)?=\"([^\"]*)\"", shown):
+        assert "".join(link).startswith("https://")
+    assert f"]({PROJECT['urls']['Repository']}/blob/main/docs/choosing.md)" in shown
     assert f"Project-URL: Repository, {PROJECT['urls']['Repository']}\n" in metadata
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
