@@ -152,7 +152,7 @@ def test_every_public_function_has_an_example(monkeypatch):
 
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "notebooks/README.md")),
     *sorted(DOCS.glob("*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
     *sorted((ROOT / "benchmarks").glob("**/*.md")),
