@@ -258,8 +258,8 @@ def below_guessing(summary: Summary) -> list[str]:
         On inverted every method is far below guessing (10.0 %): what the other domains teach is wrong there.
     """
     guessing = 100.0 / summary.classes
-    far_below = (summary.accuracy.mean < guessing / 2).all(axis=0)
-    names = [name for name, below in zip(summary.targets, far_below, strict=True) if below]
+    by_target = zip(summary.targets, summary.accuracy.mean.T, strict=True)
+    names = [name for name, accuracies in by_target if (accuracies < guessing / 2).all()]
     if not names:
         return []
     return [
