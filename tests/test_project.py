@@ -140,7 +140,7 @@ def test_packages_are_well_formed_and_hold_the_whole_package(packages):
 def test_the_wheel_works_in_a_fresh_environment(packages, tmp_path):
     """What it depends on comes from here, by a .pth file: a fresh download would need the package index."""
     home = tmp_path / "fresh"
-    venv.create(home, with_pip=True)
+    venv.create(home)
     python = home / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
@@ -150,7 +150,8 @@ def test_the_wheel_works_in_a_fresh_environment(packages, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("-m", "pip", "install", "--no-index", "--no-deps", packages[1])
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", packages[1]], check=True, env=environment)
     own = pathlib.Path(run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     code = "import disam_jax, disam_jax.nnx, json; print(json.dumps([disam_jax.__file__, disam_jax.__version__]))"
