@@ -239,7 +239,13 @@ def page(folder: Path) -> str:
     if runs:
         seeds = next(iter(runs.values())).seeds
         ways = confirmed()
-        parts += [f"## On fresh seeds, {seeds[0]} to {seeds[-1]}", goals_table(runs, ways)]
+        parts += [
+            "## In short",
+            "Minus full DISAM of the penalty std, means over the data sets.",
+            summary(folder),
+            f"## On fresh seeds, {seeds[0]} to {seeds[-1]}",
+            goals_table(runs, ways),
+        ]
         for field, (title, digits) in QUANTITIES.items():
             parts += [
                 f"### {title}",
