@@ -232,21 +232,35 @@ def memory_budget_of(options: "TrainingOptions") -> int | None:
 
 
 def chosen_methods(options: "Compare") -> dict[str, "Method"]:
-    """The methods that the options name; with --penalty std, DISAM is the one with that penalty."""
+    """The methods that the options name; with --penalty, those of DISAM are the ones with that penalty.
+
+    Example:
+        >>> from disam_jax.dg.cli.options import Compare
+        >>> list(chosen_methods(Compare())), list(chosen_methods(Compare(penalty="variance")))
+        (['ERM', 'SAM', 'DISAM-std'], ['ERM', 'SAM', 'DISAM'])
+    """
     from disam_jax.dg.methods import METHODS, find_methods
 
     names = [name for each in options.method for name in each.split(",") if name]
     found = find_methods(names)
-    if options.penalty != "variance":
-        control = "-control"
-        others = {
-            name: name.removesuffix(control) + f"-{options.penalty}" + control * name.endswith(control)
-            for name in found
-        }
+    if options.penalty is not None:
+        others = {name: with_penalty(name, options.penalty) for name in found}
         found = {other if other in METHODS else name: METHODS.get(other, found[name]) for name, other in others.items()}
     if not found:
         raise InputError("--method names no method")
     return found
+
+
+def with_penalty(name: str, penalty: str) -> str:
+    """The name that a method has with another penalty, whether there is such a method or not.
+
+    Example:
+        >>> with_penalty("DISAM", "std"), with_penalty("DISAM-std-control", "variance")
+        ('DISAM-std', 'DISAM-control')
+    """
+    control = "-control" * name.endswith("-control")
+    base = name.removesuffix(control).removesuffix("-std")
+    return f"{base}{'-std' * (penalty == 'std')}{control}"
 
 
 def taken(options: "TrainingOptions", config: type) -> dict[str, Any]:
