@@ -47,6 +47,13 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "descent_lam": Range(-MOST, MOST, "finite"),
         # The parameters of a Beta distribution.
         "mixup_alpha": Range(LEAST, MOST, "positive and finite"),
+        # Of F-SAM and AE-SAM: decays of moving averages.
+        "decay": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
+        "delta": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
+        # A probability by which something is divided, and a share.
+        "esam_beta": Range(LEAST, 1.0, "in (0, 1]"),
+        "fad_alpha": Range(0.0, 1.0, "in [0, 1]"),
+        "gate_steps": Range(LEAST, MOST, "positive and finite"),
         "learning_rate": Range(LEAST, MOST, "positive and finite"),
         "weight_decay": NOT_NEGATIVE,
         "warmup": Range(0.0, 1_000_000_000, "finite and not negative"),

@@ -30,11 +30,14 @@ class Batch(NamedTuple):
         x: Inputs [M, n, ...], augmented: uint8 images, or float32.
         y: Labels, int32 [M, n].
         key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
+        step: Number of the step, counted from 0, int32 []. Runs that train side by side share it, so that a
+            `jax.lax.cond` on it computes one of its branches.
     """
 
     x: jax.Array
     y: jax.Array
     key: jax.Array
+    step: jax.Array | int = 0
 
 
 class Outputs(NamedTuple):
@@ -51,6 +54,18 @@ class Outputs(NamedTuple):
     logits: jax.Array
     features: jax.Array
     state: State
+
+
+class Start(NamedTuple):
+    """What a method knows of a run before its first step, see `Method.init`.
+
+    Attributes:
+        num_sources: Number M of source domains.
+        params: Parameters from which the run starts.
+    """
+
+    num_sources: int
+    params: Params
 
 
 class Forward(Protocol):
@@ -161,6 +176,7 @@ class Method:
         hparams: Hyperparameters beside those of the optimizer.
         base: Name of the method with which this one is compared first; None for the baseline of all.
         state: Number of source domains -> initial state, a pytree of arrays.
+        init: `Start` -> initial state, in place of `state`: for a state that depends on the parameters.
         ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
             is for all domains.
         control: Whether this is a control experiment, which `--method all` leaves out.
@@ -173,6 +189,7 @@ class Method:
     hparams: Mapping[str, Hyperparameter] = field(default_factory=dict)
     base: str | None = "ERM"
     state: Callable[[int], MethodState] = no_state
+    init: Callable[[Start], MethodState] | None = None
     ascent: Ascent = no_options
     control: bool = False
     tuned: bool = True
