@@ -103,6 +103,7 @@ def check_range(name: str, value: float, where: str | None = None) -> None:
     least, most, wanted = RANGES.get(name, NOT_NEGATIVE)
     if least <= value <= most:
         return
-    if most < value < float("inf"):
+    # A range that ends at 1 names both of its ends.
+    if 1.0 < most < value < float("inf"):
         wanted = f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}"
     raise InputError(f"{where or '--' + name.replace('_', '-')} must be {wanted}, got {brief(value, 40)}")
