@@ -32,7 +32,7 @@ HYPER = {
     "alpha": 0.5,
     "esam_beta": 0.5,
     "delta": 0.75,
-    "gate": 0.5,
+    "gate": 2.0,
     "gate_steps": 8.0,
     "fad_alpha": 0.25,
     "fad_beta": 0.5,
