@@ -66,16 +66,16 @@ def start_discriminator(start: Start, conditional: bool) -> Player:
 
 
 def domain_logits(layers: tuple[tuple[jax.Array, jax.Array], ...], features: jax.Array) -> jax.Array:
-    """What the discriminator answers, float [..., M], for features [..., F].
+    """What the discriminator answers, float [M, n, M], for features [M, n, F].
 
     Example:
-        >>> domain_logits(((jnp.ones((2, 3)), jnp.zeros(3)),), jnp.ones((4, 2))).shape
-        (4, 3)
+        >>> domain_logits(((jnp.ones((2, 3)), jnp.zeros(3)),), jnp.ones((3, 4, 2))).shape
+        (3, 4, 3)
     """
     *hidden, (kernel, bias) = layers
     for w, b in hidden:
-        features = jax.nn.relu(jnp.einsum("...i,ij->...j", features, w) + b)
-    return jnp.einsum("...i,ij->...j", features, kernel) + bias
+        features = jax.nn.relu(features @ w + b[None, None])
+    return features @ kernel + bias[None, None]
 
 
 def discriminator_loss(

@@ -90,11 +90,20 @@ def start_oracle(start: Start) -> Oracle:
 def oracle_bound(raw: jax.Array, features: jax.Array, first: jax.Array) -> jax.Array:
     """Half the mean of (z - z_0)^2 / v + log v, v = softplus(raw) + 1e-5: minus a bound of the mutual information.
 
+    Args:
+        raw: float [F].
+        features: z, float [M, n, F].
+        first: z_0, float [M, n, F].
+
+    Returns:
+        float [].
+
     Example:
-        >>> round(float(oracle_bound(jnp.float32(0.5413), jnp.ones(3), jnp.zeros(3))), 3)  # v = 1
+        >>> raw, features = jnp.full(3, 0.5413), jnp.ones((2, 4, 3))  # v = 1
+        >>> round(float(oracle_bound(raw, features, 0.0 * features)), 3)
         0.5
     """
-    variances = jax.nn.softplus(raw) + LEAST_VARIANCE
+    variances = (jax.nn.softplus(raw) + LEAST_VARIANCE)[None, None]
     return 0.5 * (jnp.square(features - first) / variances + jnp.log(variances)).mean()
 
 

@@ -13,6 +13,7 @@ from disam_jax.dg.methods.base import (
     HParams,
     Hyperparameter,
     Method,
+    MethodError,
     MethodState,
     Outputs,
     count_steps,
@@ -169,6 +170,11 @@ def mixup(
     References:
         Yan et al., Improve Unsupervised Domain Adaptation with Mixup Training, 2020, as in DomainBed.
     """
+    if not jnp.issubdtype(batch.y.dtype, jnp.integer):
+        raise MethodError(
+            f"Mixup takes the cross-entropy of two labels, so labels must be classes, int32, got {batch.y.dtype}: "
+            "number the classes from 0"
+        )
     x = to_float(batch.x)
     first, second, shares = mixup_pairs(batch.key, len(x), hparams["mixup_alpha"])
     along = shares.reshape(-1, *[1] * (x.ndim - 1))

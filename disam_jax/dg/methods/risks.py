@@ -103,7 +103,8 @@ def rdm(outputs: Outputs, batch: Batch, hparams: HParams, step: jax.Array) -> tu
     worst = jax.nn.one_hot(outputs.losses.argmax(), number, dtype=risks.dtype)
     of_worst = worst @ risks
     weights = jnp.stack([jnp.repeat(worst, size) / size, jnp.full(number * size, 1.0 / (number * size), risks.dtype)])
-    matching = mmd_matrix(risks.reshape(-1, 1), weights, RDM_WIDTHS)[0, 1]
+    every = risks.reshape(-1)
+    matching = mmd_matrix(jnp.square(every[:, None] - every[None]), weights, RDM_WIDTHS)[0, 1]
     spread = risks.var(ddof=1) + of_worst.var(ddof=1)
     penalty = hparams["rdm_lambda"] * matching + hparams["variance_weight"] * spread
     return outputs.losses + switched_on(penalty, hparams["rdm_anneal"], step), step + 1

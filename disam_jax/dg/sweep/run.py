@@ -332,10 +332,7 @@ def prepare_sweep(
     check_config(config)
     check_size(plan)
     for name, method in methods.items():
-        if config.per_domain < method.min_per_domain:
-            raise InputError(
-                f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
-            )
+        check_fits(name, method, config, data)
     check_batch(config, len(data.domain_names) - 1)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
     probe = min(config.probe, int(splits[0].train_counts.min()))
@@ -345,6 +342,32 @@ def prepare_sweep(
     make = functools.cache(lambda: runner_factory(data, config, splits, plan.seeds, probe, new))
     network_of = lambda name: (own_networks or {}).get(name, network)
     return Prepared(header, lambda name: make()(name, network_of(name), methods[name]))
+
+
+def check_fits(name: str, method: Method, config: TrainConfig, data: Domains) -> None:
+    """Checks that a step has as many examples and source domains as a method needs.
+
+    Raises:
+        InputError: If it has not.
+
+    Example:
+        >>> from disam_jax.dg.data.domains import join_domains
+        >>> from disam_jax.dg.methods import METHODS
+        >>> two = join_domains("two", [np.zeros((2, 3))] * 2, [np.array([0, 1])] * 2, "ab", ["no", "yes"])
+        >>> check_fits("MMD", METHODS["MMD"], TrainConfig(), two)
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --method MMD needs at least 2 source domains, and with one of the 2 domains of two held out there is 1: leave MMD out, or take data with 3 domains or more
+    """
+    if config.per_domain < method.min_per_domain:
+        raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}")
+    domains = len(data.domain_names)
+    if domains - 1 < method.min_sources:
+        raise InputError(
+            f"--method {name} needs at least {method.min_sources} source domains, and with one of the {domains} domains "
+            f"of {data.name} held out there is {domains - 1}: leave {name} out, or take data with "
+            f"{method.min_sources + 1} domains or more"
+        )
 
 
 def check_size(plan: Plan) -> None:
