@@ -40,6 +40,14 @@ from disam_jax.dg.methods.meta_learning import fish, mldg
 from disam_jax.dg.methods.objectives import annealed, group_dro, irm, irm_penalty, mixup, mixup_pairs, sd, vrex
 from disam_jax.dg.methods.registry import METHODS, find_methods
 from disam_jax.dg.methods.risks import eqrm, rdm
+from disam_jax.dg.methods.sam_family import (
+    efficient_sam,
+    flatness_aware,
+    friendly_sam,
+    gated_sam,
+    gradual_sam,
+    look_sam,
+)
 from disam_jax.dg.methods.self_challenging import rsc
 from disam_jax.dg.methods.sharpness_aware import (
     RHO,
@@ -75,12 +83,17 @@ __all__ = [
     "dann",
     "domain_gradients",
     "domain_losses",
+    "efficient_sam",
     "eqrm",
     "find_methods",
     "fish",
     "fishr",
+    "flatness_aware",
+    "friendly_sam",
     "from_loss",
     "from_objective",
+    "gated_sam",
+    "gradual_sam",
     "group_dro",
     "head_of",
     "ib_erm",
@@ -89,6 +102,7 @@ __all__ = [
     "irm",
     "irm_penalty",
     "l2_sp",
+    "look_sam",
     "loss_of",
     "lp_ft",
     "mean_loss",

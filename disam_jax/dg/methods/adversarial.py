@@ -47,7 +47,7 @@ def start_discriminator(start: Start, conditional: bool) -> Player:
     """The second player before the first step: uniform weights up to 1 / sqrt(inputs), normal embeddings.
 
     Example:
-        >>> start = Start(3, num_features=8, num_classes=2, params=None, key=jax.random.key(0))
+        >>> start = Start(3, None, num_features=8, num_classes=2, key=jax.random.key(0))
         >>> player = start_discriminator(start, conditional=True)
         >>> [kernel.shape for kernel, _ in player.discriminator.layers], player.discriminator.embeddings.shape
         ([(8, 256), (256, 256), (256, 3)], (2, 8))
@@ -123,7 +123,7 @@ def dann(outputs: Outputs, batch: Batch, hparams: HParams, player: Player) -> tu
         Domain losses, float [M], and the second player after its step.
 
     Example:
-        >>> start = Start(2, num_features=4, num_classes=3, params=None, key=jax.random.key(0))
+        >>> start = Start(2, None, num_features=4, num_classes=3, key=jax.random.key(0))
         >>> outputs = Outputs(jnp.array([1.0, 2.0]), None, jnp.ones((2, 3, 4)), {})
         >>> batch = Batch(x=None, y=jnp.zeros((2, 3), jnp.int32), key=None)
         >>> hparams = {"dann_lambda": 0.0, "lr_d": 0.1, "weight_decay_d": 0.0, "grad_penalty": 0.0, "beta1": 0.5}

@@ -30,11 +30,14 @@ class Batch(NamedTuple):
         x: Inputs [M, n, ...], augmented: uint8 images, or float32.
         y: Labels, int32 [M, n].
         key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
+        step: Number of the step, counted from 0, int32 []. Runs that train side by side share it, so that a
+            `jax.lax.cond` on it computes one of its branches.
     """
 
     x: jax.Array
     y: jax.Array
     key: jax.Array
+    step: jax.Array | int = 0
 
 
 class Outputs(NamedTuple):
@@ -61,17 +64,17 @@ class Start(NamedTuple):
 
     Attributes:
         num_sources: Number M of source domains.
+        params: Parameters from which the run starts, pretrained ones if there are any.
         num_features: Number F of inputs of the last layer.
         num_classes: Number C of classes.
-        params: Parameters from which the run starts, pretrained ones if there are any.
         key: Random key for the method alone.
     """
 
     num_sources: int
-    num_features: int
-    num_classes: int
     params: Params
-    key: jax.Array
+    num_features: int = 0
+    num_classes: int = 0
+    key: Any = None
 
 
 class Forward(Protocol):

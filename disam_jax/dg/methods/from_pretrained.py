@@ -79,7 +79,7 @@ def start_oracle(start: Start) -> Oracle:
     """What MIRO carries at first: variances of 0.1.
 
     Example:
-        >>> start = Start(3, num_features=2, num_classes=2, params={}, key=jax.random.key(0))
+        >>> start = Start(num_sources=3, params={}, num_features=2)
         >>> [round(value, 3) for value in jax.nn.softplus(start_oracle(start).raw).tolist()]
         [0.1, 0.1]
     """
@@ -121,7 +121,7 @@ def miro(
     Example:
         >>> def forward(w):
         ...     return Outputs(jnp.array([1.0, 2.0]), logits=None, features=w * jnp.ones((2, 3, 4)), state={})
-        >>> oracle = start_oracle(Start(2, 4, 3, jnp.float32(1.0), jax.random.key(0)))
+        >>> oracle = start_oracle(Start(2, jnp.float32(1.0), num_features=4))
         >>> losses, _ = miro(jnp.float32(1.0), None, forward, {"miro_lambda": 0.0, "miro_lr": 0.1}, oracle)
         >>> losses.tolist()
         [1.0, 2.0]

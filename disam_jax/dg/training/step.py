@@ -181,7 +181,7 @@ def start(
         apply = lambda inputs: network.apply(params, state, inputs, spec.key, True)
         output = jax.eval_shape(apply, inputs)
         sizes = output.features.shape[-1], output.logits.shape[-1]
-        return Start(num_sources, *sizes, params, keys.start_key(spec.key))
+        return Start(num_sources, params, *sizes, keys.start_key(spec.key))
 
     return RunState(
         params,
@@ -230,7 +230,7 @@ def train_step(
     if config.augments_images:
         flat = inputs.reshape(labels.size, *inputs.shape[2:])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
-    batch = Batch(inputs, labels, keys.method_key(key))
+    batch = Batch(inputs, labels, keys.method_key(key), step)
 
     def forward(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
         x, y = batch.x if x is None else x, batch.y if y is None else y
