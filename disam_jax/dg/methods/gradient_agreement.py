@@ -224,6 +224,7 @@ METHODS = {
         from_loss(iga),
         {"iga_penalty": Hyperparameter(1000.0, 1.0, 5.0)},
         note="inter-environment gradient alignment",
+        cost=3.0,
         formula="L + iga_penalty * sum_i norm(grad L_i - grad L)^2",
         source="Koyama and Yamaguchi, When Is Invariance Useful in an Out-of-Distribution Generalization Problem?, "
         "2020",

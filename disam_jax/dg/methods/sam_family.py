@@ -514,6 +514,7 @@ RELATIVES: Mapping[str, Relative] = {
         init=no_gradient,
         formula="grad L(w + e), e = rho d / norm(d), d = g - sigma m, m <- decay m + (1 - decay) g",
         source="Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024",
+        inspired_cost=2.0,
     ),
     "LookSAM": Relative(
         look_sam(every=5),
@@ -530,6 +531,8 @@ RELATIVES: Mapping[str, Relative] = {
         "SAM on some of the weights and on the half of the examples whose loss rises most",
         formula="grad L(w + e) of half the examples, e on a share esam_beta of the weights, divided by it",
         source="Du et al., Efficient Sharpness-aware Minimization for Improved Training of Neural Networks, ICLR 2022",
+        cost=11 / 6,
+        inspired_cost=11 / 6,
     ),
     "AE-SAM": Relative(
         gated_sam,
@@ -546,6 +549,8 @@ RELATIVES: Mapping[str, Relative] = {
         formula="1 / M sum of grad L_i(w_i) but the first, w_(i+1) = w_i + rho grad L_i(w_i) / norm, domains in random "
         "order, then the first again",
         source="Song et al., Decreased-overhead Gradual SAM, 2025",
+        cost=4 / 3,
+        inspired_cost=5 / 3,
     ),
     "FAD": Relative(
         flatness_aware,

@@ -357,16 +357,15 @@ def check_fits(name: str, method: Method, config: TrainConfig, data: Domains) ->
         >>> check_fits("MMD", METHODS["MMD"], TrainConfig(), two)
         Traceback (most recent call last):
         ...
-        disam_jax.dg.errors.InputError: --method MMD needs at least 2 source domains, and with one of the 2 domains of two held out there is 1: leave MMD out, or take data with 3 domains or more
+        disam_jax.dg.errors.InputError: --method MMD needs 2 source domains, got 1: leave it out, or take more domains
     """
     if config.per_domain < method.min_per_domain:
         raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}")
     domains = len(data.domain_names)
     if domains - 1 < method.min_sources:
         raise InputError(
-            f"--method {name} needs at least {method.min_sources} source domains, and with one of the {domains} domains "
-            f"of {data.name} held out there is {domains - 1}: leave {name} out, or take data with "
-            f"{method.min_sources + 1} domains or more"
+            f"--method {name} needs {method.min_sources} source domains, got {domains - 1}: leave it out, or take more "
+            "domains"
         )
 
 
