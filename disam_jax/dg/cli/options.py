@@ -90,7 +90,8 @@ class MethodOptions:
     """What is compared."""
 
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("erm", "sam", "disam")
-    """Methods to train, also separated by commas; `all` for all of them. See `disam-jax list`."""
+    """Methods to train, also separated by commas. `all` for those of the paper and of its comparisons, `bases` for all
+    that do not perturb, `everything` for all but the controls. See `disam-jax list`."""
 
     penalty: Literal["variance", "std"] = "variance"
     """How `disam` measures differences between the domain losses; std is the scale-free one."""
