@@ -30,8 +30,8 @@ class Batch(NamedTuple):
         x: Inputs [M, n, ...], augmented: uint8 images, or float32.
         y: Labels, int32 [M, n].
         key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
-        step: Number of the step, counted from 0, int32 []. Runs that train side by side share it, so that a
-            `jax.lax.cond` on it computes one of its branches.
+        step: Number of the step, counted from 0, or from `--begin` for a method that perturbs, int32 []. Runs that
+            train side by side share it, so that a `jax.lax.cond` on it computes one of its branches.
     """
 
     x: jax.Array

@@ -8,6 +8,7 @@ gradient of the mean loss stays what a method descends on.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import log10
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -18,6 +19,7 @@ import disam_jax
 from disam_jax._dtypes import nan_unless, widen
 from disam_jax._types import Penalty
 from disam_jax.dg.methods.base import (
+    DOMAINBED_STEPS,
     Batch,
     Forward,
     HParams,
@@ -111,16 +113,16 @@ def along(params: Params, direction: Params, length: jax.Array) -> Params:
     return jax.tree.map(lambda w, d: w + (factor.astype(d.dtype) * d).astype(w.dtype), params, direction)
 
 
-def number(hparams: HParams, name: str) -> jax.Array:
+def value_of(hparams: HParams, name: str) -> jax.Array:
     """A hyperparameter, which becomes NaN where a traced one is out of its range.
 
     Raises:
         InputError: If it is known before the trace and out of its range.
 
     Example:
-        >>> float(number({"rho": 0.5}, "rho"))
+        >>> float(value_of({"rho": 0.5}, "rho"))
         0.5
-        >>> number({"delta": -0.5}, "delta")
+        >>> value_of({"delta": -0.5}, "delta")
         Traceback (most recent call last):
         ...
         disam_jax.dg.errors.InputError: hparams['delta'] must be in [0, 1), got -0.5
@@ -168,7 +170,7 @@ def friendly_sam(
     """F-SAM: perturb by what is new in the ascent gradient g, e = rho d / ||d|| with d = g - sigma m.
 
     m is the moving average of the ascent gradients before this step, m <- decay m + (1 - decay) g, which starts as the
-    first of them; the first step is SAM's. The defaults are those of the released code.
+    first of them; the first step is SAM's.
 
     Example:
         >>> forward = lambda w: Outputs(w**2 * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
@@ -183,11 +185,11 @@ def friendly_sam(
     """
     at_w = first_pass(params, forward, hparams, penalty)
     ascent, first = at_w.ascent(), jnp.asarray(batch.step) == 0
-    decay, sigma = number(hparams, "decay"), number(hparams, "sigma")
+    decay, sigma = value_of(hparams, "decay"), value_of(hparams, "sigma")
     kept = jnp.where(first, 0, decay)
     direction = _mix(ascent, -jnp.where(first, 0, sigma), average)
     average = jax.tree.map(lambda m, g: kept.astype(m.dtype) * m + (1 - kept).astype(m.dtype) * g, average, ascent)
-    gradient = mean_gradient(along(params, direction, number(hparams, "rho")), forward)
+    gradient = mean_gradient(along(params, direction, value_of(hparams, "rho")), forward)
     return _like(gradient, params), at_w.outputs.state, average
 
 
@@ -230,7 +232,7 @@ def look_sam(every: int = 5) -> Callable[..., Step]:
         penalty: Penalty | None = None,
     ) -> Step:
         at_w = first_pass(params, forward, hparams, penalty)
-        rho, alpha = number(hparams, "rho"), number(hparams, "alpha")
+        rho, alpha = value_of(hparams, "rho"), value_of(hparams, "alpha")
 
         def sam() -> tuple[Params, Params]:
             h = mean_gradient(along(params, at_w.ascent(), rho), forward)
@@ -253,6 +255,7 @@ def efficient_sam(fraction: float = 0.5) -> Callable[..., Step]:
 
     e = (rho / esam_beta) z g / ||g|| with z_j ~ Bernoulli(esam_beta) for each weight, and the gradient at w + e is that
     of the `fraction` of the batch with the largest L(w + e) - L(w), whatever their domains.
+    Drawing weights saves no work here: a compiled program has the gradient of all of them.
 
     Args:
         fraction: Share of the examples in the second backward pass, in (0, 1]: gamma of the paper.
@@ -289,8 +292,8 @@ def efficient_sam(fraction: float = 0.5) -> Callable[..., Step]:
         penalty: Penalty | None = None,
     ) -> Step:
         at_w = first_pass(params, forward, hparams, penalty)
-        beta = number(hparams, "esam_beta")
-        moved = along(params, at_w.ascent(), number(hparams, "rho") / beta)
+        beta = value_of(hparams, "esam_beta")
+        moved = along(params, at_w.ascent(), value_of(hparams, "rho") / beta)
         at_perturbed = jax.tree.map(jnp.where, random_weights(batch.key, params, beta), moved, params)
         rise = _example_losses(forward(at_perturbed), batch) - _example_losses(at_w.outputs, batch)
         _, chosen = jax.lax.top_k(rise.reshape(-1), max(1, int(fraction * rise.size)))
@@ -344,11 +347,11 @@ def gated_sam(
         Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023, with lambda_2 = -lambda_1.
     """
     at_w = first_pass(params, forward, hparams, penalty)
-    rho, delta, gate = (number(hparams, name) for name in ("rho", "delta", "gate"))
+    rho, delta, gate = (value_of(hparams, name) for name in ("rho", "delta", "gate"))
     square = optax.tree.norm(at_w.mean, squared=True).astype(jnp.float32)
     mean = delta * state["mean"] + (1 - delta) * square
     variance = delta * state["variance"] + (1 - delta) * jnp.square(square - mean)
-    c = gate * (1 - 2 * jnp.asarray(batch.step, jnp.float32) / number(hparams, "gate_steps"))
+    c = gate * (1 - 2 * jnp.asarray(batch.step, jnp.float32) / value_of(hparams, "gate_steps"))
     gradient = jax.lax.cond(
         square >= mean + c * jnp.sqrt(variance),
         lambda: mean_gradient(along(params, at_w.ascent(), rho), forward),
@@ -407,7 +410,7 @@ def gradual_sam(
         Song et al., Decreased-overhead Gradual SAM (arXiv 2503.23430), 2025, algorithm 1.
     """
     domains = len(batch.x)
-    order, at_w, rho = random_order(batch.key, domains), forward(params), number(hparams, "rho")
+    order, at_w, rho = random_order(batch.key, domains), forward(params), value_of(hparams, "rho")
     radii = jnp.full_like(at_w.losses, 1)
     if penalty is not None:
         radii = domains * disam_jax.domain_weights(at_w.losses, hparams["lam"], penalty=penalty)
@@ -439,8 +442,8 @@ def flatness_aware(
 
     R0 is the rise of the loss and R1 rho times the largest norm of the gradient within rho of w. With
     r(v) = grad L(v + rho g / ||g||) - grad L(v), g the ascent gradient at v, their gradients are r(w) and, by a
-    difference quotient, r(w + rho r(w) / ||r(w)||): four gradients and no Hessian. fad_alpha = fad_beta = 1 is SAM, and
-    fad_alpha = 0 is GAM. The defaults and ranges are ours.
+    difference quotient, r(w + rho r(w) / ||r(w)||): four gradients and no Hessian. fad_alpha = fad_beta = 1 is SAM;
+    fad_alpha = 0 leaves the flatness of order one, that of GAM.
 
     Example:
         >>> forward = lambda w: Outputs(w**2 * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
@@ -454,7 +457,7 @@ def flatness_aware(
         Zhang et al., Gradient Norm Aware Minimization Seeks First-Order Flatness, CVPR 2023, appendix D.
     """
     del batch
-    rho, alpha, beta = (number(hparams, name) for name in ("rho", "fad_alpha", "fad_beta"))
+    rho, alpha, beta = (value_of(hparams, name) for name in ("rho", "fad_alpha", "fad_beta"))
 
     def rise(at: Params) -> tuple[FirstPass, Params]:
         found = first_pass(at, forward, hparams, penalty)
@@ -466,17 +469,18 @@ def flatness_aware(
     return _like(gradient, params), at_w.outputs.state, state
 
 
-# Those of the released code of F-SAM; it was tuned among 0.6, 0.9 and 0.95.
+# The ranges are ours. Defaults of F-SAM: those of the released code, whose scripts have decays of 0.6 to 0.95.
 FRIENDLY = {"sigma": Hyperparameter(1.0, -1.0, 0.0), "decay": Hyperparameter(0.9, -0.22, -0.02)}
-# The authors try 0.5, 0.7 and 1.
 LOOK = {"alpha": Hyperparameter(0.7, -0.3, 0.0)}
+# The released scripts have 0.5 and 0.6.
 EFFICIENT = {"esam_beta": Hyperparameter(0.6, -0.3, 0.0)}
 GATED = {
     "delta": Hyperparameter(0.9, -0.3, -0.02),
     "gate": Hyperparameter(1.0, -1.0, 0.5),
     # All steps of a run, whatever is drawn.
-    "gate_steps": Hyperparameter(5000.0, 3.6989700043360187, 3.6989700043360187, of_steps=True),
+    "gate_steps": Hyperparameter(DOMAINBED_STEPS, log10(DOMAINBED_STEPS), log10(DOMAINBED_STEPS), of_steps=True),
 }
+# The defaults are ours too.
 FLAT = {"fad_alpha": Hyperparameter(0.5, -1.0, 0.0), "fad_beta": Hyperparameter(1.0, -1.0, 0.0)}
 
 

@@ -19,6 +19,7 @@ from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
+from disam_jax.dg.methods.subset import check_subset
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.models.stages import CLASSIFIER
@@ -361,6 +362,8 @@ def check_fits(name: str, method: Method, config: TrainConfig, data: Domains) ->
     """
     if config.per_domain < method.min_per_domain:
         raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}")
+    if not config.perturbs_all and "rho" in method.hparams:
+        check_subset(name, method, config.per_domain, config.fraction)
     domains = len(data.domain_names)
     if domains - 1 < method.min_sources:
         raise InputError(
