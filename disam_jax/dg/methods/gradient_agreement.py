@@ -139,7 +139,7 @@ def fishr(outputs: Outputs, batch: Batch, hparams: HParams, state: MethodState) 
 def iga(
     params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState
 ) -> tuple[jax.Array, tuple[State, MethodState]]:
-    """Inter-environment gradient alignment: mean_i L_i + iga_penalty * sum_i |grad L_i - mean_j grad L_j|^2.
+    """Inter-environment gradient alignment: mean_i L_i + iga_penalty * sum_i norm(grad L_i - grad L)^2.
 
     Returns:
         Scalar, and the states of the network and of the method.
