@@ -24,17 +24,19 @@ class MethodError(InputError):
 
 
 class Batch(NamedTuple):
-    """The examples of one step: n of each of M source domains.
+    """The examples of one step: n of each of M source domains; or, merged, B of all of them.
 
     Attributes:
-        x: Inputs [M, n, ...], augmented: uint8 images, or float32.
-        y: Labels, int32 [M, n].
+        x: Inputs [M, n, ...], augmented: uint8 images, or float32. Merged, [B, ...].
+        y: Labels, int32 [M, n]. Merged, [B].
         key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
+        domain: Domain 0..M - 1 of each example of a merged batch, int32 [B]; None where examples are grouped.
     """
 
     x: jax.Array
     y: jax.Array
     key: jax.Array
+    domain: jax.Array | None = None
 
 
 class Outputs(NamedTuple):
@@ -42,15 +44,38 @@ class Outputs(NamedTuple):
 
     Attributes:
         losses: Mean cross-entropy of each domain, float32 [M].
-        logits: float32 [M, n, C], C classes.
-        features: Inputs of the last layer, float32 [M, n, F].
+        logits: float32 [M, n, C], C classes. Of a merged batch, [B, C].
+        features: Inputs of the last layer, float32 [M, n, F]. Of a merged batch, [B, F].
         state: Running statistics of the network after this batch.
+        weights: Number of examples of each domain in a merged batch, float32 [M], 0 for an absent domain, whose loss is
+            0; None where each has as many.
     """
 
     losses: jax.Array
     logits: jax.Array
     features: jax.Array
     state: State
+    weights: jax.Array | None = None
+
+
+def mean_of_domains(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The mean of domain losses: of a merged batch, with domain losses, that over its examples.
+
+    Args:
+        losses: float [M].
+        weights: As in `Outputs`.
+
+    Returns:
+        ``sum_i n_i L_i / sum_i n_i``, or ``sum_i L_i / M`` without weights; float [].
+
+    Example:
+        >>> losses = jnp.array([1.0, 4.0])
+        >>> float(mean_of_domains(losses, None)), float(mean_of_domains(losses, jnp.array([3.0, 1.0])))
+        (2.5, 1.75)
+    """
+    if weights is None:
+        return losses.mean()
+    return jnp.where(weights > 0, weights * losses, 0.0).sum() / weights.sum()
 
 
 class Forward(Protocol):
@@ -166,6 +191,7 @@ class Method:
         control: Whether this is a control experiment, which `--method all` leaves out.
         tuned: Whether its hyperparameters are searched.
         min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.
+        merged: Whether it takes merged batches, see `--batches`: it uses the domain losses of `forward(params)` alone.
         note: One line for the list of methods.
     """
 
@@ -177,6 +203,7 @@ class Method:
     control: bool = False
     tuned: bool = True
     min_per_domain: int = 1
+    merged: bool = False
     note: str = ""
 
 
@@ -185,7 +212,7 @@ def from_objective(objective: Objective) -> Gradient:
 
     Args:
         objective: `(outputs, batch, hparams, state) -> (value, state)`. The value is a scalar, or domain losses [M],
-            whose mean is minimised.
+            whose mean is minimised, see `mean_of_domains`.
 
     Returns:
         For `Method.gradient`.
@@ -202,7 +229,8 @@ def from_objective(objective: Objective) -> Gradient:
         def loss(params):
             outputs = forward(params)
             value, new_state = checked_objective(objective, outputs, batch, hparams, state)
-            return value.mean() if value.ndim else value, (outputs.state, new_state)
+            value = mean_of_domains(value, outputs.weights) if value.ndim else value
+            return value, (outputs.state, new_state)
 
         grads, (network_state, new_state) = jax.grad(loss, has_aux=True)(params)
         return grads, network_state, new_state
@@ -227,7 +255,7 @@ def no_update(
 
 # Not among `METHODS`, because it has a network of its own: see `peft.finetuning`.
 ZERO_SHOT = "Zero-shot"
-zero_shot = Method(no_update, tuned=False, note="CLIP without training, classes told apart by sentences")
+zero_shot = Method(no_update, tuned=False, merged=True, note="CLIP without training, classes told apart by sentences")
 
 
 # The contract, checked while a step is traced.

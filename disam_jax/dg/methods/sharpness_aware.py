@@ -51,7 +51,8 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
 
     Args:
         objective: `(outputs, batch, hparams, state) -> (value, state)`: domain losses [M], or a scalar, which knows of
-            no domains and takes no lam. The state that is kept is the one at w.
+            no domains and takes no lam. The state that is kept is the one at w. Domain losses of a merged batch count
+            as many times as there are examples, as `disam_jax.DomainLosses` says.
         ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`, `descent_lam`. Give `Method` the
             same.
 
@@ -75,6 +76,8 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
                     f"with lam, the objective must return domain losses {list(outputs.losses.shape)}, got a scalar: "
                     "return one value for each domain, or leave lam out of the hyperparameters"
                 )
+            if value.ndim and outputs.weights is not None:
+                return disam_jax.DomainLosses(value, outputs.weights), (outputs.state, new_state)
             return value, (outputs.state, new_state)
 
         lam = hparams.get("lam", 0.0)
@@ -198,7 +201,7 @@ def variant_methods(name: str, family: Family) -> dict[str, Method]:
         ['GSAM', 'GSAM+DISAM', 'GSAM+DISAM-std']
     """
     plain, hparams = _ascent(family, penalty=None), {**RHO, **family.hparams}
-    methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, note=family.note)}
+    methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, merged=True, note=family.note)}
     for penalty, lam in LAM.items():
         ascent = _ascent(family, penalty)
         with_disam = "DISAM" if name == "SAM" else f"{name}+DISAM"
@@ -207,6 +210,7 @@ def variant_methods(name: str, family: Family) -> dict[str, Method]:
             {**hparams, **lam},
             base=name,
             ascent=ascent,
+            merged=True,
             note=f"{name} with the domain-inspired perturbation, penalty {penalty}",
         )
     return methods
@@ -220,6 +224,7 @@ def _control(penalty: str) -> Method:
         base="SAM",
         ascent=ascent,
         control=True,
+        merged=True,
         note=f"DISAM with lam < 0, the wrong sign on purpose, penalty {penalty}",
     )
 
@@ -231,7 +236,7 @@ def _descent(strength: Mapping[str, Hyperparameter], note: str, control: bool = 
     ascent = _ascent(FAMILIES["SAM"], "std")
     hparams = {**RHO, **LAM["std"], **strength}
     gradient = sharpness_aware(ascent=ascent)
-    return Method(gradient, hparams, base="DISAM-std", ascent=ascent, control=control, note=note)
+    return Method(gradient, hparams, base="DISAM-std", ascent=ascent, control=control, merged=True, note=note)
 
 
 _DESCENTS = {

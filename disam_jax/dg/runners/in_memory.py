@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import keys, sampling
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
-from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
+from disam_jax.dg.runners.base import flops_of, found, in_order, last_steps, naming, swad_weights, weights
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_runs, put_once, split_batches
 from disam_jax.dg.runners.keep import Keeper
@@ -101,6 +102,7 @@ class InMemoryRunner:
         new: Arrays | None = None,
     ):
         self.config, self.seeds = config, tuple(seeds)
+        self._last = last_steps(config, np.asarray(arrays.train_counts))
         self.per_device: int | None = None
         # Of which XLA counts the operations on all devices.
         self._whole = Networks(network, new_network)
@@ -130,6 +132,7 @@ class InMemoryRunner:
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
             hparams={name: jnp.asarray([run.hparams[name] for run in runs], jnp.float32) for name in runs[0].hparams},
+            last=None if self._last is None else jnp.asarray(self._last[[run.target for run in runs]], jnp.int32),
         )
         return jax.device_put(specs, self.place(len(runs)))
 
@@ -234,13 +237,27 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
     rows = sampling.step_rows(
         spec.key, step, arrays.order[spec.place], arrays.train_counts, arrays.starts, sources, per_domain
     )
+    return take(spec, step, arrays, rows), arrays.labels[rows]
+
+
+def draw_merged(
+    spec: RunSpec, step: jax.Array, arrays: Arrays, merged: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inputs [B, ...], labels [B] and places of the source domains [B] of the merged batch of a step of one run."""
+    rows = merged[spec.place, spec.target, jnp.minimum(step, merged.shape[2] - 1)]
+    domains = arrays.domain_ids[rows]
+    return take(spec, step, arrays, rows), arrays.labels[rows], domains - (domains > spec.target).astype(jnp.int32)
+
+
+def take(spec: RunSpec, step: jax.Array, arrays: Arrays, rows: jax.Array) -> jax.Array:
+    """Inputs [*rows.shape, ...] of the batch of a step of one run."""
     flat = rows.reshape(-1)
     if arrays.views:
         chosen = sampling.step_views(spec.key, step, len(flat), len(arrays.views))
         inputs = take_views(arrays.views, flat, chosen)
     else:
         inputs = standardised(arrays.inputs[flat], spec, arrays)
-    return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
+    return inputs.reshape(*rows.shape, *inputs.shape[1:])
 
 
 def take_views(views: tuple[jax.Array, ...], rows: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -292,11 +309,17 @@ def sharpness_all(params: Any, state: Any, specs: RunSpec, shared: Shared, *, fi
 def step_all(states: RunState, specs: RunSpec, step: jax.Array, shared: Shared, *, fixed: Fixed) -> RunState:
     """A step of R runs, each on its own batch."""
     network = fixed.networks.given(shared).trained
-    options = {"network": network, "method": fixed.method, "config": fixed.config}
+    arrays = shared.arrays
+    one_step = functools.partial(
+        train_step, network=network, method=fixed.method, config=fixed.config, num_sources=len(arrays.counts) - 1
+    )
 
     def one(run: RunState, spec: RunSpec) -> RunState:
-        inputs, labels = draw(spec, step, shared.arrays, fixed.config.per_domain)
-        return train_step(run, spec, step, inputs, labels, **options)
+        if arrays.merged is None:
+            batch = draw(spec, step, arrays, fixed.config.per_domain)
+        else:
+            batch = draw_merged(spec, step, arrays, arrays.merged)
+        return one_step(run, spec, step, *batch)
 
     return jax.vmap(one)(states, specs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import disam_jax
 from disam_jax.dg.data.domains import Domains
@@ -24,7 +25,7 @@ from disam_jax.dg.progress import OnProgress
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import checkpoints, memory
-from disam_jax.dg.runners.base import NewClasses, Runner
+from disam_jax.dg.runners.base import NewClasses, Runner, last_steps
 from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.saving.blueprint import Blueprint, from_scratch
@@ -359,19 +360,65 @@ def prepare_sweep(
     check_config(config)
     check_size(plan)
     for name, method in methods.items():
-        if config.per_domain < method.min_per_domain:
+        if config.batches == "grouped" and config.per_domain < method.min_per_domain:
             raise InputError(
                 f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
             )
     check_batch(config, len(data.domain_names) - 1)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
+    check_merged(config, methods, splits[0].train_counts)
     probe = min(config.probe, int(splits[0].train_counts.min()))
-    notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
+    repeated = small_domains(data, splits[0], config.per_domain) if config.batches == "grouped" else []
+    notes = [*data.notes, *repeated]
     header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
     # The data go to the device when the first runner is made, if any is.
     make = functools.cache(lambda: runner_factory(data, config, splits, plan.seeds, probe, new))
     network_of = lambda name: (own_networks or {}).get(name, network)
     return Prepared(header, lambda name: make()(name, network_of(name), methods[name]))
+
+
+def check_merged(config: TrainConfig, methods: Mapping[str, Method], train_counts: np.ndarray) -> None:
+    """Checks that merged batches, if there are any, are for these methods and this data.
+
+    Args:
+        config: What all runs share.
+        methods: Methods by name.
+        train_counts: Size of the training split of each domain, int [D].
+
+    Raises:
+        InputError: If a method needs as many examples of each domain, or the configuration is for other data.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> config = TrainConfig(batches="merged", batch_size=4)
+        >>> check_merged(config, {"ERM": METHODS["ERM"]}, np.array([6, 3]))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: batch_size does not fit the data, got 4: write with_steps(config, data)
+    """
+    if config.batches != "merged":
+        return
+    refused = [name for name, method in methods.items() if not method.merged]
+    if refused:
+        raise InputError(
+            f"--batches merged is not for {', '.join(refused)}, which need{'s' * (len(refused) == 1)} as many examples "
+            "of each domain in a batch: leave it out of --method, or write --batches grouped"
+        )
+    if config.batch_size is None or config.batch_size > int((train_counts.sum() - train_counts).min()):
+        raise InputError(f"batch_size does not fit the data, got {config.batch_size}: write with_steps(config, data)")
+    last = last_steps(config, train_counts)
+    if last is None:
+        return
+    if int(last.max()) != config.steps:
+        raise InputError(
+            f"{config.epochs} epochs of this data are {last.max()} steps, got {config.steps}: write "
+            "with_steps(config, data)"
+        )
+    if config.averaging == "swad" and int(last.min()) < config.steps:
+        raise InputError(
+            f"--averaging swad averages over the same steps of all runs, but {config.epochs} --epochs are {last.min()} "
+            f"to {last.max()}, by the held-out domain: write --steps"
+        )
 
 
 def check_size(plan: Plan) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import disam_jax
 from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
@@ -37,6 +38,7 @@ class Arrays(NamedTuple):
         shift: float32 [S, D, ...], subtracted from the inputs if domain d is the target; None for images.
         scale: float32 [S, D, ...], by which they are then divided.
         views: K arrays like the inputs, of augmented images; a step draws one of them for each example.
+        merged: Rows of merged batches by seed, target and step, int32 [S, D, steps, B]; None where they are grouped.
     """
 
     inputs: jax.Array
@@ -50,6 +52,7 @@ class Arrays(NamedTuple):
     shift: jax.Array | None
     scale: jax.Array | None
     views: tuple[jax.Array, ...] = ()
+    merged: jax.Array | None = None
 
 
 class RunSpec(NamedTuple):
@@ -60,12 +63,14 @@ class RunSpec(NamedTuple):
         place: Place of the seed among the splits, int32 [].
         target: Held-out domain, int32 [].
         hparams: Values of the hyperparameters, float32 [] each.
+        last: Number of steps after which the run stands still, int32 []; None for those of the configuration.
     """
 
     key: jax.Array
     place: jax.Array
     target: jax.Array
     hparams: HParams
+    last: jax.Array | None = None
 
 
 class RunState(NamedTuple):
@@ -173,10 +178,12 @@ def train_step(
     step: jax.Array,
     inputs: jax.Array,
     labels: jax.Array,
+    domains: jax.Array | None = None,
     *,
     network: Network,
     method: Method,
     config: TrainConfig,
+    num_sources: int | None = None,
 ) -> RunState:
     """One optimizer step of one run.
 
@@ -184,23 +191,35 @@ def train_step(
         run: Run before the step.
         spec: Seed, target and hyperparameters of the run.
         step: Number of the step, counted from 0, int32 [].
-        inputs: n examples of each source domain, [M, n, ...]; images as uint8, not augmented.
-        labels: int32 [M, n].
+        inputs: n examples of each source domain, [M, n, ...], or B of all of them; images as uint8, not augmented.
+        labels: int32 [M, n] or [B].
+        domains: Source domain 0..M - 1 of each of B examples, int32 [B]; None where they are grouped.
         network: Network to train.
         method: Method that computes the gradient.
         config: Configuration that all runs share.
+        num_sources: Number M of source domains, which a merged batch does not tell.
 
     Returns:
-        The run after the step.
+        The run after the step; the run as it is if it has ended.
 
     Raises:
         MethodError: If the method breaks its contract, see `method_gradient`.
     """
     key = keys.step_key(spec.key, step)
     if config.augments_images:
-        flat = inputs.reshape(labels.size, *inputs.shape[2:])
+        flat = inputs.reshape(labels.size, *inputs.shape[labels.ndim :])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
-    batch = Batch(inputs, labels, keys.method_key(key))
+    batch = Batch(inputs, labels, keys.method_key(key), domains)
+
+    def of_merged(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
+        assert domains is not None
+        assert num_sources is not None
+        if x is not None or y is not None:
+            raise MethodError("forward of a merged batch takes the parameters alone: leave Method.merged out")
+        output = network.apply(params, run.state, batch.x, keys.dropout_key(key), True)
+        of_examples = example_losses(output.logits, batch.y)
+        losses, counts = disam_jax.mean_by_domain(of_examples, domains, num_sources)
+        return Outputs(losses, output.logits, output.features, output.state, jnp.asarray(counts))
 
     def forward(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
         x, y = batch.x if x is None else x, batch.y if y is None else y
@@ -215,12 +234,18 @@ def train_step(
         by_domain = lambda values: values.reshape(*y.shape, -1)
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
-    grads, state, method_state = method_gradient(method, run.params, batch, forward, spec.hparams, run.method_state)
-    updates, optimizer = make_optimizer(config, spec.hparams).update(grads, run.optimizer, run.params)
+    grads, state, method_state = method_gradient(
+        method, run.params, batch, forward if domains is None else of_merged, spec.hparams, run.method_state
+    )
+    descend = make_optimizer(config, spec.hparams, spec.last)
+    updates, optimizer = descend.update(grads, run.optimizer, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average
     if config.averaging == "ema":
         average = moving_average(average, (params, state), step, config.ema_decay)
     elif config.averaging == "swad":
         average = moving_average(average, (params, state), step % config.segment, 1.0)
-    return RunState(params, state, optimizer, method_state, average)
+    after = RunState(params, state, optimizer, method_state, average)
+    if spec.last is None:
+        return after
+    return jax.tree.map(lambda new, old: jnp.where(step < spec.last, new, old), after, run)
