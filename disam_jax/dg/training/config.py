@@ -456,4 +456,4 @@ def _scheduled(rate: jax.Array, config: TrainConfig, last: jax.Array | None) -> 
         return lambda count: rate * factor(count)
     # A run that ends earlier goes through the schedule as much faster.
     faster = config.steps / last.astype(np.float32)
-    return lambda count: rate * factor(count * faster)
+    return lambda count: rate * factor(count.astype(np.float32) * faster)
