@@ -92,7 +92,7 @@ def run_on_cluster(
     Raises:
         InputError: If the options, the data or the cluster cannot be used.
     """
-    from disam_jax.dg.sweep.cluster import finished
+    from disam_jax.dg.sweep.cluster import finished, of_each
     from disam_jax.dg.sweep.ledger import Ledger, Listeners
     from disam_jax.dg.sweep.models import ModelStore
     from disam_jax.dg.sweep.results_file import open_store
@@ -117,7 +117,7 @@ def run_on_cluster(
         models = ModelStore(options.out, options.save, blueprints.__getitem__)
         models.begin(plan.runs, header, tell.say)
         with open_store(options.out, header, options.overwrite, options.select) as store:
-            counts = list(client.run(device_count).values())
+            counts = of_each(client, device_count)
             ledger = Ledger(plan, header, store, models, described.passes, tell, side_by_side=len(counts))
             ledger.begin(options.keep_logits, options.out)
             new = [name for name, runs in ledger.missing.items() if runs and name not in store.programs]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import keys, sampling
-from disam_jax.dg.methods import Method
+from disam_jax.dg.methods import Method, no_state, no_update
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, last_steps, naming, swad_weights, weights
@@ -23,6 +24,9 @@ from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
 from disam_jax.dg.training.metrics import METRICS, Metric
 from disam_jax.dg.training.step import Arrays, RunSpec, RunState, sources_of, standardised, start, train_step
+
+# The hyperparameters of which a run's initial state is made.
+OF_OPTIMIZER = ("learning_rate", "weight_decay")
 
 
 class Shared(NamedTuple):
@@ -155,12 +159,24 @@ class InMemoryRunner:
         """The program for as many runs; it is compiled once."""
         number = len(runs)
         if number not in self._compiled:
-            specs, shared = self.specs(runs), self.shared_for(number)
-            states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(number))
-            with naming(runs):
+            specs, shared, where = self.specs(runs), self.shared_for(number), self.place(number)
+            states = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where, weak_type=leaf.weak_type),
+                jax.eval_shape(functools.partial(start_all, fixed=self._fixed), specs, shared),
+            )
+            # XLA compiles on one core: the program that starts the runs is made meanwhile.
+            with ThreadPoolExecutor(1) as meanwhile, naming(runs):
+                started = meanwhile.submit(self._begin, specs, shared)
                 lowered = self._segment.lower(states, specs, jnp.int32(0), shared, fixed=self._fixed)
                 self._compiled[number] = lowered.compile()
+                started.result()
         return self._compiled[number]
+
+    def _begin(self, specs: RunSpec, shared: Shared) -> RunState:
+        """R runs before their first step, by a program that all methods with the same kind of state share."""
+        fixed = self._fixed._replace(method=stand_in(self._fixed.method.state))
+        of_optimizer = {name: specs.hparams[name] for name in OF_OPTIMIZER}
+        return self._start(specs._replace(hparams=of_optimizer), shared, fixed=fixed)
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """See `Runner`: however many runs there are, so that a sweep that grows keeps its program."""
@@ -186,7 +202,7 @@ class InMemoryRunner:
     ) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
-        states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(len(runs)))
+        states = jax.device_put(self._begin(specs, shared), self.place(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
         keeper = Keeper(save, runs, self.config)
@@ -212,7 +228,9 @@ class InMemoryRunner:
             params, state = swad_weights(averages, points, [run.target for run in runs])
             measured = self._measure(params, state, specs, shared, fixed=self._fixed)
             points[-1] = on_host(measured, runs, self._examples)
-        sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)
+        # Methods do not differ in what is measured here, and share the program.
+        fixed = self._fixed._replace(method=stand_in(no_state))
+        sharpness = self._sharpness(params, state, specs._replace(hparams={}), shared, fixed=fixed)
         kept = keeper.kept(params, state, functools.partial(standardisation, specs, shared.arrays))
         return {**found(points, jax.device_get(sharpness), runs, self._examples), **kept}
 
@@ -221,6 +239,12 @@ class InMemoryRunner:
         labels, domain_ids, in_validation = self._on_host
         of_target = domain_ids == run.target
         return Examples(labels[of_target], in_validation[self.seeds.index(run.seed)][of_target])
+
+
+@functools.cache
+def stand_in(state: Callable[[int], Any]) -> Method:
+    """A method for programs in which nothing of a method counts but its initial state: the same one for each state."""
+    return Method(no_update, state=state)
 
 
 def standardisation(specs: RunSpec, arrays: Arrays) -> dict[str, Any]:

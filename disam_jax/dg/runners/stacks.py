@@ -38,8 +38,8 @@ def stacks(
     """
     for begin in range(first, last, length):
         taken = [next(stream) for _ in range(min(length, last - begin))]
-        merged = taken[0].y.ndim == 1
-        yield begin, tuple(_stacked(each, length) for each in zip(*taken, strict=True))[: 3 if merged else 2]
+        fields = 3 if taken[0].y.ndim == 1 else 2
+        yield begin, tuple(_stacked([batch[place] for batch in taken], length) for place in range(fields))
 
 
 def _stacked(parts: Sequence[np.ndarray], length: int) -> np.ndarray:

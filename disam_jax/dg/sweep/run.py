@@ -4,6 +4,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -304,8 +305,11 @@ def _settled_runner(runs: Sequence[Run], training: _Training, store: Store) -> t
     name = runs[0].method
     runner = training.make_runner(name)
     if name not in store.programs:
-        per_device = runner.runs_at_once(runs, training.most, training.budget)
-        store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
+        # The program whose operations are counted is compiled while that of the sweep is.
+        with ThreadPoolExecutor(1) as meanwhile:
+            flops = meanwhile.submit(runner.flops, runs[0])
+            per_device = runner.runs_at_once(runs, training.most, training.budget)
+            store.program(name, {"runs_at_once": per_device, "flops": flops.result()})
     per_device = runner.per_device = store.programs[name]["runs_at_once"]
     return runner, per_device
 
