@@ -3,13 +3,21 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.verdict.plan import DATA, DataSet
 
-# Seeds on which the best rho of each method is found, then a rule for each budget; and those that judge the rules.
+# Seeds on which the best rho of each method is found, then a rule for each budget; those that judge the rules; and
+# those on which the rules meet other optimizers, schedules and batch sizes; and those of one example in larger batches.
 SEEDS: Mapping[str, Sequence[int]] = MappingProxyType(
-    {"reach": range(40, 43), "search": range(40, 42), "confirmation": range(200, 220)}
+    {
+        "reach": range(40, 43),
+        "rates": range(40, 41),
+        "search": range(40, 42),
+        "confirmation": range(200, 220),
+        "elsewhere": range(220, 225),
+        "larger": range(240, 260),
+    }
 )
 
 
@@ -61,7 +69,7 @@ class Way(NamedTuple):
         fraction: Part of the examples that DISAM's two passes see.
         begin: Part of the training before it begins.
         times: Factor on the rho of full DISAM, which is the best of `Setting.rhos` on the seeds of the search.
-        penalty: "std", with lam 0.7, or "variance", with lam 1.
+        penalty: "std", with lam 0.7, "variance", with lam 1, or "" for none: SAM.
         whole: Whether the perturbation is measured in the norm of the whole batch's gradient, not of the part's.
         decay: Last part of the training in which the learning rate falls linearly to 0; 0 for a constant rate.
         cosine: Whether it falls as a cosine over the whole training instead.
@@ -130,15 +138,78 @@ SEARCHED: tuple[Way, ...] = (
 BUDGETS = (1.02, 1.05, 1.1, 1.25)
 
 
-def numbers(setting: Setting, rho: float, way: Way | None = None) -> dict[str, float]:
+class Change(NamedTuple):
+    """Another setting than that in which the rules were chosen.
+
+    Attributes:
+        setting: Fields of `Setting` that differ.
+        way: Fields of `Way` that differ, in every run.
+    """
+
+    setting: Mapping[str, Any] = MappingProxyType({})
+    way: Mapping[str, Any] = MappingProxyType({})
+
+
+# The other optimizer, the rates that ERM tries with it, and for each data set that of the lowest validation loss.
+OTHER_OPTIMIZER: Mapping[str, str] = MappingProxyType({"sgd": "adam", "adam": "sgd"})
+RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
+OTHER_RATES: Mapping[str, float] = MappingProxyType(
+    {
+        "digits": 1e-2,
+        "digits-rotated": 2e-2,
+        "PACS96": 1e-3,
+        "PACS160": 2e-2,
+        "OfficeCaltech10": 2e-2,
+        "RSSCN7": 1e-2,
+    }
+)
+ELSEWHERE: Mapping[str, Change] = MappingProxyType(
+    {
+        "other-optimizer": Change(),
+        "constant": Change(way={"decay": 0.0}),
+        "cosine": Change(way={"cosine": True}),
+        **{f"batch-{number}": Change(setting={"per_domain": number}) for number in (8, 32, 64)},
+    }
+)
+
+# Chosen by `rules.choose` on the runs of the search, and the step before with the highest score.
+RULES: Mapping[float, Way] = MappingProxyType(
+    {
+        1.02: Way(0.0625, begin=0.9, times=8.0),
+        1.05: Way(0.0625, begin=0.5, times=2.0, whole=True),
+        1.1: Way(0.0625, times=4.0),
+        1.25: Way(0.0625, times=4.0),
+    }
+)
+BEFORE = Way(begin=0.5, times=0.5, before=True)
+
+# In larger batches: one example of each domain, at rho / sqrt(fraction).
+LARGER: Mapping[str, Way] = MappingProxyType({"batch-32": Way(1 / 32, times=round(32**0.5, 2))})
+
+
+def confirmed() -> list[Way]:
+    """The rules, each once, and the step before."""
+    return list(dict.fromkeys([*RULES.values(), BEFORE]))
+
+
+def budgets_of(way: Way) -> list[float]:
+    """The budgets whose rule a way is.
+
+    Example:
+        >>> [budgets_of(way) for way in RULES.values() if not budgets_of(way)]
+        []
+    """
+    return [budget for budget, rule in RULES.items() if rule == way]
+
+
+def numbers(setting: Setting, rho: float, way: Way) -> dict[str, float]:
     """What distinguishes a run from the others of its seed and target.
 
     Args:
         setting: How all runs are trained.
         rho: Length of the perturbation.
-        way: How DISAM is had; None for the whole of the examples from the first step on, without a penalty: SAM.
+        way: How DISAM is had.
     """
-    way = way or Way(penalty="")
     return {
         "rho": rho * way.times,
         "std": 0.0,

@@ -7,6 +7,7 @@ follow from that.
 
 from disam_jax.dg.methods.alignment import coral, coral_penalty
 from disam_jax.dg.methods.base import (
+    DOMAINBED_COMMIT,
     ZERO_SHOT,
     Batch,
     Forward,
@@ -16,6 +17,7 @@ from disam_jax.dg.methods.base import (
     MethodError,
     MethodState,
     Outputs,
+    Start,
     count_steps,
     from_objective,
     mean_of_domains,
@@ -26,11 +28,30 @@ from disam_jax.dg.methods.base import (
     zero_shot,
 )
 from disam_jax.dg.methods.erm import mean_loss
-from disam_jax.dg.methods.objectives import annealed, group_dro, irm, irm_penalty, mixup, mixup_pairs, sd, vrex
+from disam_jax.dg.methods.objectives import (
+    annealed,
+    annealing_ends,
+    group_dro,
+    irm,
+    irm_penalty,
+    mixup,
+    mixup_pairs,
+    sd,
+    vrex,
+)
 from disam_jax.dg.methods.registry import METHODS, find_methods
+from disam_jax.dg.methods.sam_family import (
+    efficient_sam,
+    flatness_aware,
+    friendly_sam,
+    gated_sam,
+    gradual_sam,
+    look_sam,
+)
 from disam_jax.dg.methods.sharpness_aware import RHO, Family, domain_losses, sharpness_aware, variant_methods
 
 __all__ = [
+    "DOMAINBED_COMMIT",
     "METHODS",
     "RHO",
     "ZERO_SHOT",
@@ -43,16 +64,24 @@ __all__ = [
     "MethodError",
     "MethodState",
     "Outputs",
+    "Start",
     "annealed",
+    "annealing_ends",
     "coral",
     "coral_penalty",
     "count_steps",
     "domain_losses",
+    "efficient_sam",
     "find_methods",
+    "flatness_aware",
+    "friendly_sam",
     "from_objective",
+    "gated_sam",
+    "gradual_sam",
     "group_dro",
     "irm",
     "irm_penalty",
+    "look_sam",
     "mean_loss",
     "mean_of_domains",
     "method_gradient",

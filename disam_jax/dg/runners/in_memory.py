@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import keys, sampling
-from disam_jax.dg.methods import Method, no_state, no_update
+from disam_jax.dg.methods import Method, Start, no_state, no_update
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
 from disam_jax.dg.runners.base import flops_of, found, in_order, last_steps, naming, swad_weights, weights
@@ -20,6 +20,7 @@ from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_ru
 from disam_jax.dg.runners.keep import Keeper
 from disam_jax.dg.runners.kept_logits import Examples, forget, on_host
 from disam_jax.dg.runners.memory import fitting, program_bytes
+from disam_jax.dg.training.averaging import SWAD
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
 from disam_jax.dg.training.metrics import METRICS, Metric
@@ -57,7 +58,8 @@ class Networks(NamedTuple):
 
     def without_weights(self) -> "Networks":
         """The functions alone, which can be compared and hashed."""
-        return Networks(self.trained._replace(weights=()), self.new and self.new._replace(weights=()))
+        bare = lambda network: network and network._replace(weights=(), with_dropout=None)
+        return Networks(bare(self.trained), bare(self.new))
 
 
 class Fixed(NamedTuple):
@@ -174,7 +176,7 @@ class InMemoryRunner:
 
     def _begin(self, specs: RunSpec, shared: Shared) -> RunState:
         """R runs before their first step, by a program that all methods with the same kind of state share."""
-        fixed = self._fixed._replace(method=stand_in(self._fixed.method.state))
+        fixed = self._fixed._replace(method=stand_in(self._fixed.method.state, self._fixed.method.init))
         of_optimizer = {name: specs.hparams[name] for name in OF_OPTIMIZER}
         return self._start(specs._replace(hparams=of_optimizer), shared, fixed=fixed)
 
@@ -216,7 +218,7 @@ class InMemoryRunner:
             points.append(on_host(measured, runs, self._examples))
             forget(points, runs)
             keeper.after(place, points[-1])
-            if self.config.averaging == "swad" and first < self.config.steps:
+            if self.config.averaging in SWAD and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
             last = min(first + self.config.segment, self.config.steps)
             if checkpoints is not None and checkpoints.due(last):
@@ -225,7 +227,7 @@ class InMemoryRunner:
                 on_segment()
         params, state = weights(states, self.config)
         if averages:
-            params, state = swad_weights(averages, points, [run.target for run in runs])
+            params, state = swad_weights(averages, points, [run.target for run in runs], self.config)
             measured = self._measure(params, state, specs, shared, fixed=self._fixed)
             points[-1] = on_host(measured, runs, self._examples)
         # Methods do not differ in what is measured here, and share the program.
@@ -242,9 +244,9 @@ class InMemoryRunner:
 
 
 @functools.cache
-def stand_in(state: Callable[[int], Any]) -> Method:
+def stand_in(state: Callable[[int], Any], init: Callable[[Start], Any] | None = None) -> Method:
     """A method for programs in which nothing of a method counts but its initial state: the same one for each state."""
-    return Method(no_update, state=state)
+    return Method(no_update, state=state, init=init)
 
 
 def standardisation(specs: RunSpec, arrays: Arrays) -> dict[str, Any]:

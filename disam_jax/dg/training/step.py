@@ -5,6 +5,7 @@ split, batches, augmentation and dropout are drawn from keys made of seed and ta
 methods and hyperparameters differ in nothing else.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +18,10 @@ from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
-from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
+from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, Start, method_gradient
+from disam_jax.dg.methods.subset import on_subset, unperturbed
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.training.averaging import moving_average
+from disam_jax.dg.training.averaging import SWAD, moving_average
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
 
 
@@ -162,9 +164,32 @@ def start(spec: RunSpec, network: Network, method: Method, config: TrainConfig, 
         params,
         state,
         make_optimizer(config, spec.hparams).init(params),
-        method.state(num_sources),
+        method.state(num_sources) if method.init is None else method.init(Start(num_sources, params)),
         None if config.averaging == "none" else (params, state),
     )
+
+
+def restarted(state: Any, initial: Any) -> Any:
+    """The state of an optimizer that is made new. The schedule of the learning rate keeps its place.
+
+    Args:
+        state: State of the optimizer.
+        initial: State that it starts with.
+
+    Returns:
+        The initial state, with the steps that schedules have counted.
+
+    Example:
+        >>> optimizer = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda step: 0.5**step))
+        >>> initial = optimizer.init(jnp.zeros(1))
+        >>> _, state = optimizer.update(jnp.ones(1), initial)
+        >>> trace, schedule = restarted(state, initial)
+        >>> trace.trace.tolist(), int(schedule.count)
+        ([0.0], 1)
+    """
+    is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    keep = lambda now, new: now if is_schedule(now) else new
+    return jax.tree.map(keep, state, initial, is_leaf=is_schedule)
 
 
 def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -209,7 +234,7 @@ def train_step(
     if config.augments_images:
         flat = inputs.reshape(labels.size, *inputs.shape[labels.ndim :])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
-    batch = Batch(inputs, labels, keys.method_key(key), domains)
+    batch = Batch(inputs, labels, keys.method_key(key), step, domains)
 
     def of_merged(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
         assert domains is not None
@@ -234,16 +259,22 @@ def train_step(
         by_domain = lambda values: values.reshape(*y.shape, -1)
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
-    grads, state, method_state = method_gradient(
-        method, run.params, batch, forward if domains is None else of_merged, spec.hparams, run.method_state
-    )
-    descend = make_optimizer(config, spec.hparams, spec.last)
-    updates, optimizer = descend.update(grads, run.optimizer, run.params)
+    given = run.params, batch, forward if domains is None else of_merged, spec.hparams, run.method_state
+    if config.perturbs_all or "rho" not in method.hparams:
+        grads, state, method_state = method_gradient(method, *given)
+    else:
+        when = {"step": step, "begin": config.begin_step, "fraction": config.fraction}
+        grads, state, method_state = on_subset(method, unperturbed(method), *given, **when)
+    descend, before = make_optimizer(config, spec.hparams, spec.last), run.optimizer
+    if method.restart is not None:
+        now = step.astype(jnp.float32) == method.restart(spec.hparams)
+        before = jax.tree.map(functools.partial(jnp.where, now), restarted(before, descend.init(run.params)), before)
+    updates, optimizer = descend.update(grads, before, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average
     if config.averaging == "ema":
         average = moving_average(average, (params, state), step, config.ema_decay)
-    elif config.averaging == "swad":
+    elif config.averaging in SWAD:
         average = moving_average(average, (params, state), step % config.segment, 1.0)
     after = RunState(params, state, optimizer, method_state, average)
     if spec.last is None:

@@ -282,6 +282,7 @@ def test_images_from_files_are_trained_on_as_from_memory_and_go_on_from_a_checkp
         ({"batch_size": 14}, ["erm"], "batch_size does not fit the data, got 14"),
         ({"batch_size": None}, ["erm"], "batch_size does not fit the data, got None"),
         ({"batches": "grouped"}, ["erm"], "--batch-size is for merged batches: write --batches merged too"),
+        ({"fraction": 0.5}, ["disam"], "--fraction and --begin are for --batches grouped"),
         ({"batches": "other"}, ["erm"], "--batches must be one of grouped, merged, got other"),
     ],
 )
