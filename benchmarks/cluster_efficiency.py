@@ -47,6 +47,7 @@ def main():
     parser.add_argument("--out", type=Path, help="file for the table")
     options = parser.parse_args()
     lines = [f"| workers | chunks of {options.seconds:g} s | efficiency, median (least, most) |", "|---:|---:|---:|"]
+    print("\n".join(lines), flush=True)
     for workers in options.workers:
         with local_cluster([{}] * workers) as client:
             found = sorted(

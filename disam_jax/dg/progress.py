@@ -44,6 +44,7 @@ class TimeToGo:
         missing: For each method, the number of runs to train.
         passes: For each method, the number of forward and backward passes in a step.
         clock: Seconds since some moment; one that nobody can set back.
+        side_by_side: Number of processes that train; each compiles the programs for itself.
 
     Example:
         >>> left = TimeToGo({"ERM": 20, "SAM": 10}, {"ERM": 1, "SAM": 2}, clock=lambda: 0.0)
@@ -54,13 +55,14 @@ class TimeToGo:
     """
 
     def __init__(
-        self, missing: Mapping[str, int], passes: Mapping[str, float], clock: Callable[[], float] = time.monotonic
+        self,
+        missing: Mapping[str, int],
+        passes: Mapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
+        side_by_side: int = 1,
     ):
-        self.missing, self.passes, self.clock = (
-            {name: number for name, number in missing.items() if number},
-            passes,
-            clock,
-        )
+        self.missing = {name: number for name, number in missing.items() if number}
+        self.passes, self.clock, self.side_by_side = passes, clock, side_by_side
         self._compiled: dict[str, float] = {}
         self._trained: dict[str, tuple[float, int]] = {}
         self._told = clock()
@@ -69,6 +71,11 @@ class TimeToGo:
         """Takes note of the time in which something was compiled for a method."""
         self._compiled[method] = self._compiled.get(method, 0.0) + seconds
         self._told = self.clock()
+
+    def compiled_first(self, method: str, seconds: float) -> None:
+        """The same for the first of several processes; what the others take, they take at the same time."""
+        if method not in self._compiled:
+            self.compiled(method, seconds)
 
     def trained(self, method: str, runs: int, seconds: float) -> None:
         """Takes note of the time in which runs of a method were trained. The last ones tell most: the first compile."""
@@ -84,7 +91,7 @@ class TimeToGo:
         of_a_pass = sum(seconds / self.passes[name] for name, seconds in each.items()) / len(each)
         training = sum(number * each.get(name, of_a_pass * self.passes[name]) for name, number in self.missing.items())
         compiling = sum(self._compiled.values()) / max(1, len(self._compiled)) * len(self._to_compile())
-        return max(0.0, training + compiling - (self.clock() - self._told))
+        return max(0.0, training / self.side_by_side + compiling - (self.clock() - self._told))
 
     def text(self) -> str:
         """How long the rest takes; nothing before any run was trained, or when all are."""

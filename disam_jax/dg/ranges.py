@@ -73,6 +73,8 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "holdout": Range(LEAST, 1.0 - 2.0**-24, "between 0 and 1"),
         "hidden": _whole(1, 1_000_000),
         "per_domain": _whole(1, 1_000_000),
+        "batch_size": _whole(1, 1_000_000),
+        "epochs": _whole(1, 1_000_000),
         "probe": _whole(1, 1_000_000_000),
         "block": _whole(1, 1_000_000_000),
         "seeds": _whole(2, 10_000),

@@ -46,6 +46,7 @@ INTERNAL_MODULES = {
     "disam_jax.dg.saving",
     "disam_jax.dg.sweep.beforehand",
     "disam_jax.dg.sweep.cluster",
+    "disam_jax.dg.sweep.ledger",
     "disam_jax.dg.sweep.lock",
     "disam_jax.dg.sweep.logits_files",
     "disam_jax.dg.sweep.merge",

@@ -41,6 +41,7 @@ def check(options: "Compare") -> None:
         raise InputError(f"--draws {options.draws} is for random draws: write --candidates 2 or more, without --grid")
     if options.eval_every is not None and is_given(options, "evaluations"):
         raise InputError("--eval-every and --evaluations exclude each other: one says when, the other how many times")
+    check_epochs(options)
     parse_seeds(options.seeds)
     check_training(options)
     check_cluster(options)
@@ -95,6 +96,24 @@ def check_cluster(options: "Compare") -> None:
         raise InputError(missing("orbax-checkpoint"))
     if given and importlib.util.find_spec("distributed") is None:
         raise InputError(missing("distributed"))
+
+
+def check_epochs(options: "Compare") -> None:
+    """Checks that one thing says how long runs are trained, and that it is counted before classes are left out.
+
+    Raises:
+        InputError: If not.
+
+    Example:
+        >>> from disam_jax.dg.cli.options import Compare
+        >>> check_epochs(Compare(batches="merged", epochs=3))
+    """
+    if options.epochs is None:
+        return
+    if options.steps is not None:
+        raise InputError("--epochs and --steps exclude each other: each of them says how long runs are trained")
+    if options.open_class:
+        raise InputError("--epochs counts the examples of all classes, and --open-class trains on some: write --steps")
 
 
 def check_logs(names: Sequence[str]) -> None:

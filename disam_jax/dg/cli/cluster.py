@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from disam_jax.dg.errors import InputError
-from disam_jax.dg.progress import TimeLeft
 from disam_jax.dg.reading import shown
 
 if TYPE_CHECKING:
@@ -38,12 +37,14 @@ class Described(NamedTuple):
         header: From `make_header`.
         plan: All runs.
         most: Largest number of runs on each device.
+        passes: For each method, the number of forward and backward passes in a step.
         machine: Of the worker, for the record.
     """
 
     header: dict[str, Any]
     plan: "Plan"
     most: int
+    passes: dict[str, float]
     machine: dict[str, Any]
 
 
@@ -91,91 +92,99 @@ def run_on_cluster(
     Raises:
         InputError: If the options, the data or the cluster cannot be used.
     """
-    from disam_jax.dg.runners.base import by_seed_and_target, in_order
-    from disam_jax.dg.sweep.cluster import finished
-    from disam_jax.dg.sweep.logits_files import size_line
+    from disam_jax.dg.sweep.cluster import finished, of_each
+    from disam_jax.dg.sweep.ledger import Ledger, Listeners
     from disam_jax.dg.sweep.models import ModelStore
     from disam_jax.dg.sweep.results_file import open_store
-    from disam_jax.dg.sweep.run import check_size, chunk_line, missing_line, start_line
+    from disam_jax.dg.sweep.run import check_size
     from disam_jax.dg.sweep.shards import with_options
 
-    everywhere, show, say = with_full_paths(options), told.show, told.say
+    everywhere = with_full_paths(options)
+    tell = Listeners(told.show, told.say, told.log, told.estimate, log)
     # Who trained the runs is in the record, and makes no difference to the tables.
     command = with_options(command, dict.fromkeys(("--workers", "--scheduler", "--scheduler-file")))
     with cluster_of(options) as (client, devices):
-        show("reading the data on a worker", 0, 1)
-        ((_, described),) = finished(client, describe, [(everywhere, command, shard, devices, versions())], say)
+        tell.show("reading the data on a worker", 0, 1)
+        ((_, described),) = finished(client, describe, [(everywhere, command, shard, devices, versions())], tell.say)
         header, plan = described.header, described.plan
         check_size(plan)
-        seconds: dict[str, list[float]] = {name: [] for name in plan.candidates}
+        same = (header["data"]["fingerprint"], versions())
+        blueprints: dict[str, Blueprint] = {}
+        if options.save != "none":
+            of_methods = [(everywhere, name, *same) for name in plan.candidates]
+            found = finished(client, blueprint_of, of_methods, tell.say)
+            blueprints = {of_methods[number][1]: each for number, each in found}
+        models = ModelStore(options.out, options.save, blueprints.__getitem__)
+        models.begin(plan.runs, header, tell.say)
         with open_store(options.out, header, options.overwrite, options.select) as store:
-            if store.aside is not None:
-                say(f"the earlier results are in {store.aside} now")
-            done, total = len(store.records), len(plan.runs)
-            missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in plan.candidates}
-            say(start_line(header, {name: len(runs) for name, runs in missing.items()}))
-            if options.keep_logits:
-                line = size_line([run for runs in missing.values() for run in runs], header, options.out)
-                if line:
-                    say(line)
-            same = (header["data"]["fingerprint"], versions())
-            new = [name for name in missing if missing[name] and name not in store.programs]
-            asked = [(everywhere, missing[name], described.most, *same) for name in new]
-            settled = {new[number]: program for number, program in finished(client, settle, asked, say)}
+            counts = of_each(client, device_count)
+            ledger = Ledger(plan, header, store, models, described.passes, tell, side_by_side=len(counts))
+            ledger.begin(options.keep_logits, options.out)
+            new = [name for name, runs in ledger.missing.items() if runs and name not in store.programs]
+            asked = [(everywhere, ledger.missing[name], described.most, *same) for name in new]
+            settled = {new[number]: program for number, program in finished(client, settle, asked, tell.say)}
             # In the order of the tables, whichever came first.
-            for name in missing:
-                if name in settled:
-                    store.program(name, settled[name])
-            per_worker = min(client.run(device_count).values())
-            deal = by_seed_and_target if header["data"]["streamed"] else in_order
-            blueprints: dict[str, Blueprint] = {}
-            if options.save != "none":
-                of_methods = [(everywhere, name, *same) for name in plan.candidates]
-                found = finished(client, blueprint_of, of_methods, say)
-                blueprints = {of_methods[number][1]: each for number, each in found}
-            models = ModelStore(options.out, options.save, blueprints.__getitem__)
-            if options.save != "none" and plan.runs:
-                say(models.begin(plan.runs, header))
-
-            def tasks_of(runs: Mapping[str, "Sequence[Run]"]) -> list[tuple[Any, ...]]:
-                """Arguments of `train_chunk` for runs of each method."""
-                tasks = []
-                for name, of_method in runs.items():
-                    if of_method:
-                        per_device = store.programs[name]["runs_at_once"]
-                        size = per_device * max(1, min(per_worker, described.most // per_device))
-                        tasks += [(everywhere, per_device, chunk, *same) for chunk in deal(of_method, size)]
-                return tasks
-
-            left = TimeLeft(done, total)
-            tasks = tasks_of(missing)
-            for number, (measured, took) in finished(client, train_chunk, tasks, say):
-                chunk = tasks[number][2]
+            for name in new:
+                store.program(name, settled[name])
+            tasks_of = functools.partial(
+                chunks_of, store.programs, min(counts), described.most, header["data"]["streamed"]
+            )
+            for chunk, trained in chunks_on(client, tasks_of(ledger.missing), everywhere, same, tell.say):
                 name = chunk[0].method
-                store.chunk(name, chunk, measured, took)
-                log([store.records[run[:4]] for run in chunk], header)
-                models.write(chunk, measured, plan.runs_of(name), store)
-                seconds[name].append(took / len(chunk))
-                done += len(chunk)
-                show(f"training {name}", done, total)
-                told.log(chunk_line(name, done, total, left.text(done)))
-            again = {name: models.missing(plan.runs_of(name), store) for name in plan.candidates}
-            for name, runs in again.items():
-                if runs:
-                    say(missing_line(name, len(runs)))
-            tasks = tasks_of(again)
-            for number, (measured, _) in finished(client, train_chunk, tasks, say):
-                chunk = tasks[number][2]
-                models.write(chunk, measured, plan.runs_of(chunk[0].method), store)
+                ledger.left.compiled_first(name, trained.compiling)
+                ledger.keep(chunk, trained.measured, trained.seconds, trained=len(chunk))
+                ledger.say_kept(name, f"training {name}")
+            again = {name: ledger.without_model(name) for name in plan.candidates}
+            for chunk, trained in chunks_on(client, tasks_of(again), everywhere, same, tell.say):
+                ledger.keep_models(chunk, trained.measured)
             results = store.results(plan.runs)
-            cost = {
-                name: {
-                    "flops": store.programs.get(name, {}).get("flops"),
-                    "seconds_per_run": sum(seconds[name]) / len(seconds[name]) if seconds[name] else None,
-                }
-                for name in plan.candidates
-            }
-    return results, cost, described.machine
+    return results, ledger.cost(), described.machine
+
+
+def chunks_of(
+    programs: Mapping[str, Mapping[str, Any]],
+    devices: int,
+    most: int,
+    streamed: bool,
+    runs: Mapping[str, "Sequence[Run]"],
+) -> list[tuple[int, "Sequence[Run]"]]:
+    """Runs of each method as chunks for workers.
+
+    Args:
+        programs: What is settled for the program of each method.
+        devices: Number of devices of every worker.
+        most: Largest number of runs on each device.
+        streamed: Whether the runs of a chunk must have seed and target in common.
+        runs: Runs of each method, perhaps none.
+
+    Returns:
+        Number of runs of a device, and runs, for each chunk.
+    """
+    from disam_jax.dg.runners.base import by_seed_and_target, in_order
+
+    deal = by_seed_and_target if streamed else in_order
+    found: list[tuple[int, Sequence[Run]]] = []
+    for name, of_method in runs.items():
+        if of_method:
+            per_device = programs[name]["runs_at_once"]
+            size = per_device * max(1, min(devices, most // per_device))
+            found += [(per_device, chunk) for chunk in deal(of_method, size)]
+    return found
+
+
+def chunks_on(
+    client: Any,
+    chunks: Sequence[tuple[int, "Sequence[Run]"]],
+    options: "Compare",
+    same: tuple[str, dict[str, str]],
+    say: "Say",
+) -> Iterator[tuple["Sequence[Run]", "Trained"]]:
+    """Trains chunks on the workers of a cluster, and yields each with what came of it, as they come."""
+    from disam_jax.dg.sweep.cluster import finished
+
+    tasks = [(options, per_device, chunk, *same) for per_device, chunk in chunks]
+    for number, trained in finished(client, train_chunk, tasks, say):
+        yield chunks[number][1], trained
 
 
 def describe_on_cluster(options: "Compare", command: str, shard: "Shard | None", say: "Say") -> Described:
@@ -256,6 +265,7 @@ def describe(
 ) -> Described:
     """The header and the plan of a sweep."""
     from disam_jax.dg.report.environment import machine
+    from disam_jax.dg.sweep.beforehand import passes_of
     from disam_jax.dg.sweep.run import most_on_a_device
 
     check_versions(of_client)
@@ -263,7 +273,8 @@ def describe(
         mine = kept(options)
         header = mine.prepare(command, shard).header
         most = most_on_a_device(mine.work.config, options.runs_at_once, devices or device_count())
-        return Described(header, replace(mine.work.plan, shard=shard), most, machine())
+        passes = {name: passes_of(method) for name, method in mine.work.runs.methods.items()}
+        return Described(header, replace(mine.work.plan, shard=shard), most, passes, machine())
 
 
 def device_count() -> int:
@@ -311,27 +322,39 @@ def blueprint_of(options: "Compare", method: str, fingerprint: str, of_client: d
         return mine.work.runs.blueprint(method)
 
 
+class Trained(NamedTuple):
+    """What came of a chunk.
+
+    Attributes:
+        measured: What was measured, and kept where models are saved.
+        seconds: Time in which it was trained.
+        compiling: Seconds in which its program was made before.
+    """
+
+    measured: dict[str, Any]
+    seconds: float
+    compiling: float
+
+
 def train_chunk(
     options: "Compare", per_device: int, chunk: "Sequence[Run]", fingerprint: str, of_client: dict[str, str]
-) -> tuple[dict[str, Any], float]:
-    """Trains and measures a chunk of runs of a method.
-
-    Returns:
-        What was measured, and kept where models are saved; and the seconds that it took.
-    """
+) -> Trained:
+    """Trains and measures a chunk of runs of a method."""
     from disam_jax.dg.sweep.run import chunk_size
 
     with one_runner(options, chunk[0].method, per_device, fingerprint, of_client) as (runner, _):
         size = chunk_size(per_device, len(chunk), len(chunk), device_count())
-        measured, seconds = [], 0.0
+        measured, seconds, compiling = [], 0.0, 0.0
         for first in range(0, len(chunk), size):
             those = list(chunk[first : first + size])
             filled = those + [those[-1]] * (size - len(those))
+            began = time.perf_counter()
             runner.compile(filled)
+            compiling += time.perf_counter() - began
             began = time.perf_counter()
             measured.append(cut(runner.train(filled, save=options.save), len(those)))
             seconds += time.perf_counter() - began
-        return joined(measured), seconds
+        return Trained(joined(measured), seconds, compiling)
 
 
 def check_data(mine: Kept, fingerprint: str) -> None:

@@ -16,16 +16,17 @@ from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.results import SAVES
 from disam_jax.dg.sweep.model_selection import CRITERIA
 from disam_jax.dg.training.averaging import AVERAGING
-from disam_jax.dg.training.config import OPTIMIZERS, FineTuneConfig, TrainConfig
+from disam_jax.dg.training.config import BATCHES, OPTIMIZERS, FineTuneConfig, TrainConfig
 from disam_jax.dg.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    Model = Peft = Criterion = Average = OptimizerName = LogName = ScheduleName = Save = str
+    Model = Peft = Criterion = Average = Batches = OptimizerName = LogName = ScheduleName = Save = str
 else:
     Model = literal_type_from_choices(MODELS)
     Peft = literal_type_from_choices(FINETUNING)
     Criterion = literal_type_from_choices(CRITERIA)
     Average = literal_type_from_choices(AVERAGING)
+    Batches = literal_type_from_choices(BATCHES)
     OptimizerName = literal_type_from_choices(OPTIMIZERS)
     LogName = literal_type_from_choices(LOGS)
     ScheduleName = literal_type_from_choices(SCHEDULES)
@@ -300,6 +301,19 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Keep models, in the folder models of --out: of every run the last step, or of each method, target and seed the
     one candidate and point that the accuracy on the source domains' validation splits chooses. The same command
     later, with another --save, trains no more than the runs whose model is missing. For predict and evaluate."""
+
+    batches: Batches = TrainConfig.batches
+    """What a batch is: as many examples of each source domain, drawn with replacement as in DomainBed; or merged, a
+    fixed number of examples of all source domains together, shuffled in each epoch as the DISAM paper trains. For ERM
+    and the sharpness-aware methods."""
+
+    batch_size: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: --per-domain of each source domain)")
+    ] = None
+    """Examples in a merged batch."""
+
+    epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: by --steps)")] = None
+    """Train for N epochs of merged batches, in the place of --steps."""
 
     averaging: Average = TrainConfig.averaging
     """Average of the weights along training, on top of every method."""

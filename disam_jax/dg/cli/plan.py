@@ -59,8 +59,8 @@ def run_dry(options: "Compare", command: str, shard: "Shard | None") -> None:
     """
     from disam_jax.dg.cli.progress import progress
     from disam_jax.dg.report.formats import print_lines
+    from disam_jax.dg.sweep.ledger import start_line
     from disam_jax.dg.sweep.results_file import read_fitting
-    from disam_jax.dg.sweep.run import start_line
 
     with progress() as told:
         of_cluster = options.scheduler or options.scheduler_file

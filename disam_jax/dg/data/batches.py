@@ -21,13 +21,14 @@ from disam_jax.dg.errors import InputError
 class Batch(NamedTuple):
     """Examples of M source domains, n of each.
 
-    Grouped, the leading axes are [M, n]; flat, they are [M * n], one domain after the other.
+    Grouped, the leading axes are [M, n]; flat, they are [M * n], one domain after the other. Merged, they are [B], and
+    the domains have unequally many, in any order.
 
     Attributes:
-        x: [M, n, ...] or [M * n, ...], float32, or uint8 images.
-        y: int32 [M, n] or [M * n], classes.
-        domain: int32 [M, n] or [M * n], the place 0..M-1 of the example's domain in `sources`, not its index in the
-            data set: what `disam_jax.mean_by_domain` takes with `num_domains=M`.
+        x: [M, n, ...], [M * n, ...] or [B, ...], float32, or uint8 images.
+        y: int32 [M, n], [M * n] or [B], classes.
+        domain: int32 [M, n], [M * n] or [B], the place 0..M-1 of the example's domain in `sources`, not its index
+            in the data set: what `disam_jax.mean_by_domain` takes with `num_domains=M`.
     """
 
     x: Any
@@ -184,7 +185,8 @@ class MemoryBatches(ResumableBatches):
         target: index of the held-out domain.
         per_domain: n.
         steps: number of batches.
-        form: "grouped" or "flat".
+        form: "grouped", "flat" or "merged".
+        batch_size: B of merged batches: all training examples of the sources, shuffled anew in each epoch.
 
     Raises:
         ValueError: if these do not fit together.
@@ -210,14 +212,19 @@ class MemoryBatches(ResumableBatches):
         per_domain: int,
         steps: int,
         form: str = "grouped",
+        batch_size: int | None = None,
     ):
-        plan = Plan(data.counts, split, tuple(sources), seed, target, per_domain, steps, form)
+        plan = Plan(data.counts, split, tuple(sources), seed, target, per_domain, steps, form, batch_size)
         names = data.domain_names
         super().__init__(plan, fingerprint(plan, data.labels, data.inputs.shape[1:], data.inputs.dtype, names))
         self._key = run_key(seed, target)
         self._data = (jnp.asarray(data.inputs), jnp.asarray(data.labels), *plan.arrays())
+        self._rows = plan.rows() if batch_size is not None else None
 
     def _load(self, step: int) -> Batch:
+        if self._rows is not None:
+            inputs, labels, rows = *self._data[:2], self._rows[step]
+            return Batch(inputs[rows], labels[rows], jnp.asarray(self.plan.domains(rows)))
         return _gather(self._key, np.int32(step), *self._data, per_domain=self.plan.per_domain, form=self.plan.form)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ are the same, a program on the device can draw them itself, and a run can be tak
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,56 @@ import numpy as np
 from disam_jax.dg.data.keys import augmentation_key, rows_key, run_key, step_key
 from disam_jax.dg.data.splits import Split
 
-FORMS = ("grouped", "flat")
+FORMS = ("grouped", "flat", "merged")
+
+
+def steps_of_epochs(train_counts: Any, target: Any, batch_size: int, epochs: int = 1) -> Any:
+    """Number of steps in which the training examples of the source domains are seen, each at most once an epoch.
+
+    An epoch is as many whole batches as there are; the examples that are left over are other ones in each epoch.
+
+    Args:
+        train_counts: Size of the training split of each domain, int [D], numpy or jax.
+        target: Index of the held-out domain.
+        batch_size: B.
+        epochs: E.
+
+    Returns:
+        ``E * floor(sum_{d != target} n_d / B)``.
+
+    Example:
+        >>> int(steps_of_epochs(np.array([6, 5, 9]), target=1, batch_size=4, epochs=2))
+        6
+    """
+    return epochs * ((train_counts.sum() - train_counts[target]) // batch_size)
+
+
+def merged_rows(members: np.ndarray, seed: int, target: int, batch_size: int, steps: int) -> np.ndarray:
+    """Rows of merged batches: every epoch shuffles all examples anew and deals them out without replacement.
+
+    The rows are a function of seed, target and step, as in `draw_rows`.
+
+    Args:
+        members: Rows of the training splits of all sources, int [K], K at least B.
+        seed: Seed of the run.
+        target: Index of the held-out domain.
+        batch_size: B.
+        steps: Number of batches.
+
+    Returns:
+        int32 [steps, B].
+
+    Example:
+        >>> rows = merged_rows(np.array([2, 4, 6, 8, 9]), seed=0, target=1, batch_size=2, steps=4)
+        >>> rows.shape, len(set(rows[:2].flat)), len(set(rows[2:].flat))
+        ((4, 2), 4, 4)
+    """
+    each = len(members) // batch_size
+    epochs = -(-steps // each)
+    # The legacy generator, because its numbers are promised to stay what they are.
+    orders = [np.random.RandomState((seed, target, epoch)).permutation(len(members)) for epoch in range(epochs)]
+    dealt = [members[order[: each * batch_size]].reshape(each, batch_size) for order in orders]
+    return np.concatenate(dealt)[:steps].astype(np.int32)
 
 
 def draw_rows(
@@ -103,7 +153,8 @@ class Plan:
         target: index of the held-out domain.
         per_domain: n.
         steps: number of batches.
-        form: "grouped" or "flat".
+        form: "grouped", "flat", or "merged" for batches of `batch_size` examples of all sources.
+        batch_size: B of merged batches, in which domains have unequally many examples; `per_domain` is not used then.
 
     Raises:
         ValueError: if these do not fit together.
@@ -117,6 +168,7 @@ class Plan:
     per_domain: int
     steps: int
     form: str = "grouped"
+    batch_size: int | None = None
 
     def __post_init__(self):
         if self.form not in FORMS:
@@ -141,6 +193,18 @@ class Plan:
         for domain in self.sources:
             if self.split.train_counts[domain] < 1:
                 raise ValueError(f"domain {domain} has no training example")
+        if (self.batch_size is None) != (self.form != "merged"):
+            raise ValueError(f"batch_size is for the form merged, got {self.batch_size} with {self.form}")
+        if self.batch_size is not None and not 1 <= self.batch_size <= len(self.members()):
+            raise ValueError(
+                f"batch_size must be in 1..{len(self.members())}, the number of training examples of the sources, got "
+                f"{self.batch_size}"
+            )
+
+    def members(self) -> np.ndarray:
+        """Rows of the training splits of all sources, domain after domain in their order, int [K]."""
+        starts, of_train = np.cumsum(self.counts) - self.counts, self.split.train_counts
+        return np.concatenate([self.split.order[starts[d] : starts[d] + of_train[d]] for d in sorted(self.sources)])
 
     def arrays(self) -> tuple[jax.Array, ...]:
         """What `draw_rows` takes after the key, but for `per_domain`."""
@@ -149,14 +213,22 @@ class Plan:
         return tuple(jnp.asarray(x, jnp.int32) for x in given)
 
     def rows(self) -> np.ndarray:
-        """The rows of all steps on the host, int32 [steps, M, n]."""
+        """The rows of all steps on the host, int32 [steps, M, n], or [steps, B] of merged batches."""
+        if self.batch_size is not None:
+            return merged_rows(self.members(), self.seed, self.target, self.batch_size, self.steps)
         return np.asarray(_all_rows(run_key(self.seed, self.target), *self.arrays(), self.steps, self.per_domain))
 
+    def domains(self, rows: np.ndarray) -> np.ndarray:
+        """The place in `sources` of the domain of each row, int32 of the same shape."""
+        place = np.zeros(len(self.counts), np.int32)
+        place[list(self.sources)] = np.arange(len(self.sources), dtype=np.int32)
+        return place[np.searchsorted(np.cumsum(self.counts), rows, side="right")]
+
     def views(self, number: int) -> np.ndarray:
-        """Which of `number` views each example of every batch is, on the host, int32 [steps, M, n]."""
-        examples = len(self.sources) * self.per_domain
-        chosen = _all_views(run_key(self.seed, self.target), self.steps, examples, number)
-        return np.asarray(chosen).reshape(self.steps, len(self.sources), self.per_domain)
+        """Which of `number` views each example of every batch is, on the host, int32 of the shape of `rows`."""
+        shape = (len(self.sources), self.per_domain) if self.batch_size is None else (self.batch_size,)
+        chosen = _all_views(run_key(self.seed, self.target), self.steps, math.prod(shape), number)
+        return np.asarray(chosen).reshape(self.steps, *shape)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -190,7 +262,8 @@ def fingerprint(plan: Plan, labels: np.ndarray, shape: Sequence[int], dtype: Any
         >>> prints[0] == prints[1], prints[0] == prints[2]
         (True, False)
     """
-    numbers = [*plan.sources, plan.seed, plan.target, plan.per_domain, *shape]
+    batch = plan.per_domain if plan.batch_size is None else plan.batch_size
+    numbers = [*plan.sources, plan.seed, plan.target, batch, *shape]
     text = json.dumps([[int(x) for x in numbers], plan.form, np.dtype(dtype).name, list(names)])
     digest = hashlib.blake2b(text.encode(), digest_size=8)
     for array in (plan.counts, *plan.split, labels):

@@ -72,7 +72,8 @@ class StreamingBatches(_Ahead):
         target: index of the held-out domain.
         per_domain: n.
         steps: number of batches.
-        form: "grouped" or "flat".
+        form: "grouped", "flat" or "merged".
+        batch_size: B of merged batches.
         image_size: S, pixels on each side to which images are scaled.
         threads: number of threads, each of which decodes a batch at a time.
         prefetch: number of batches that are decoded ahead, M n S S 3 bytes each.
@@ -95,6 +96,7 @@ class StreamingBatches(_Ahead):
         per_domain: int,
         steps: int,
         form: str = "grouped",
+        batch_size: int | None = None,
         *,
         image_size: int = 64,
         threads: int = 4,
@@ -102,15 +104,15 @@ class StreamingBatches(_Ahead):
     ):
         _check_positive(image_size=image_size)
         counts = np.array([len(domain) for domain in listing.images], np.int32)
-        plan = Plan(counts, split, tuple(sources), seed, target, per_domain, steps, form)
+        plan = Plan(counts, split, tuple(sources), seed, target, per_domain, steps, form, batch_size)
         images = _Images(listing, image_size)
         shape = (image_size, image_size, 3)
         identity = fingerprint(plan, images.labels, shape, np.uint8, listing.domain_names)
-        super().__init__(plan, identity, functools.partial(_batch, images, plan.rows(), form), threads, prefetch)
+        super().__init__(plan, identity, functools.partial(_batch, images, plan, plan.rows()), threads, prefetch)
 
 
 class MappedBatches(_Ahead):
-    """Grouped batches of activations that stay on disk, those that `MemoryBatches` has of the same arrays.
+    """Grouped or merged batches of activations that stay on disk, those that `MemoryBatches` has of the same arrays.
 
     Args:
         data: activations, mapped into memory; of their views one is drawn for each example, if there are any.
@@ -120,6 +122,8 @@ class MappedBatches(_Ahead):
         target: index of the held-out domain.
         per_domain: n.
         steps: number of batches.
+        form: "grouped" or "merged".
+        batch_size: B of merged batches.
         threads: number of threads, each of which reads a batch at a time.
         prefetch: number of batches that are read ahead.
 
@@ -136,15 +140,17 @@ class MappedBatches(_Ahead):
         target: int,
         per_domain: int,
         steps: int,
+        form: str = "grouped",
+        batch_size: int | None = None,
         *,
         threads: int = 4,
         prefetch: int = 8,
     ):
-        plan = Plan(data.counts, split, tuple(sources), seed, target, per_domain, steps)
+        plan = Plan(data.counts, split, tuple(sources), seed, target, per_domain, steps, form, batch_size)
         arrays = data.views or (data.inputs,)
         chosen = plan.views(len(arrays))
         identity = fingerprint(plan, data.labels, data.inputs.shape[1:], data.inputs.dtype, data.domain_names)
-        make = functools.partial(_mapped_batch, arrays, data.labels, plan.rows(), chosen)
+        make = functools.partial(_mapped_batch, arrays, data.labels, plan, plan.rows(), chosen)
         super().__init__(plan, identity, make, threads, prefetch)
 
 
@@ -164,18 +170,24 @@ class _Images:
         return out.reshape(*rows.shape, *out.shape[1:])
 
 
-def _batch(images: _Images, rows: np.ndarray, form: str, step: int) -> Batch:
-    return arrange(images.read(rows[step]), images.labels[rows[step]], form)
+def _arranged(x: np.ndarray, labels: np.ndarray, plan: Plan, rows: np.ndarray) -> Batch:
+    if plan.form == "merged":
+        return Batch(x, labels[rows], plan.domains(rows))
+    return arrange(x, labels[rows], plan.form)
+
+
+def _batch(images: _Images, plan: Plan, rows: np.ndarray, step: int) -> Batch:
+    return _arranged(images.read(rows[step]), images.labels, plan, rows[step])
 
 
 def _mapped_batch(
-    arrays: Sequence[np.ndarray], labels: np.ndarray, rows: np.ndarray, chosen: np.ndarray, step: int
+    arrays: Sequence[np.ndarray], labels: np.ndarray, plan: Plan, rows: np.ndarray, chosen: np.ndarray, step: int
 ) -> Batch:
     rows, chosen = rows[step], chosen[step]
     x = np.empty((*rows.shape, *arrays[0].shape[1:]), arrays[0].dtype)
     for number, array in enumerate(arrays):
         x[chosen == number] = array[rows[chosen == number]]
-    return arrange(x, labels[rows], "grouped")
+    return _arranged(x, labels, plan, rows)
 
 
 def _ahead(make: Callable[[int], T], first: int, last: int, threads: int, prefetch: int) -> Generator[T]:

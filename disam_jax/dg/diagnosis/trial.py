@@ -391,7 +391,7 @@ class _OnDisk:
 
     def stacks(
         self, run: Run, specs: RunSpec, split: Split, length: int
-    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
         """The batches of a trial, see `runners.stacks`."""
         del specs
         with batches_of(run, self.data, split, self.config, self.threads, length) as stream:

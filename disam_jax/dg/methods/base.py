@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from disam_jax import DomainLosses
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.network import Params, State
 
@@ -27,20 +28,22 @@ class MethodError(InputError):
 
 
 class Batch(NamedTuple):
-    """The examples of one step: n of each of M source domains.
+    """The examples of one step: n of each of M source domains; or, merged, B of all of them.
 
     Attributes:
-        x: Inputs [M, n, ...], augmented: uint8 images, or float32.
-        y: Labels, int32 [M, n].
+        x: Inputs [M, n, ...], augmented: uint8 images, or float32. Merged, [B, ...].
+        y: Labels, int32 [M, n]. Merged, [B].
         key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
         step: Number of the step, counted from 0, or from `--begin` for a method that perturbs, int32 []. Runs that
             train side by side share it, so that a `jax.lax.cond` on it computes one of its branches.
+        domain: Domain 0..M - 1 of each example of a merged batch, int32 [B]; None where examples are grouped.
     """
 
     x: jax.Array
     y: jax.Array
     key: jax.Array
     step: jax.Array | int = 0
+    domain: jax.Array | None = None
 
 
 class Outputs(NamedTuple):
@@ -48,11 +51,13 @@ class Outputs(NamedTuple):
 
     Attributes:
         losses: Mean cross-entropy of each domain, float32 [M].
-        logits: float32 [M, n, C], C classes.
-        features: Inputs of the last layer, float32 [M, n, F].
+        logits: float32 [M, n, C], C classes. Of a merged batch, [B, C].
+        features: Inputs of the last layer, float32 [M, n, F]. Of a merged batch, [B, F].
         state: Running statistics of the network after this batch.
         head: Last layer with the parameters of this pass: features [M, n, F] -> logits [M, n, C]. None for a network
             that cannot be split there, see `Network.head`.
+        weights: Number of examples of each domain in a merged batch, float32 [M], 0 for an absent domain, whose loss is
+            0; None where each has as many.
     """
 
     losses: jax.Array
@@ -60,6 +65,27 @@ class Outputs(NamedTuple):
     features: jax.Array
     state: State
     head: Callable[[jax.Array], jax.Array] | None = None
+    weights: jax.Array | None = None
+
+
+def mean_of_domains(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The mean of domain losses: of a merged batch, with domain losses, that over its examples.
+
+    Args:
+        losses: float [M].
+        weights: As in `Outputs`.
+
+    Returns:
+        ``sum_i n_i L_i / sum_i n_i``, or ``sum_i L_i / M`` without weights; float [].
+
+    Example:
+        >>> losses = jnp.array([1.0, 4.0])
+        >>> float(mean_of_domains(losses, None)), float(mean_of_domains(losses, jnp.array([3.0, 1.0])))
+        (2.5, 1.75)
+    """
+    if weights is None:
+        return losses.mean()
+    return jnp.where(weights > 0, weights * losses, 0.0).sum() / weights.sum()
 
 
 class Start(NamedTuple):
@@ -104,7 +130,8 @@ Objective = Callable[[Outputs, Batch, HParams, MethodState], tuple[jax.Array, Me
 # hyperparameters -> step before which the optimizer's state is made new, float []
 Restart = Callable[[HParams], jax.Array]
 # (params, batch, forward, hparams, state) -> (scalar or domain losses [M], (state of the network, state of the method))
-Loss = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[jax.Array, tuple[State, MethodState]]]
+Value = jax.Array | DomainLosses
+Loss = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[Value, tuple[State, MethodState]]]
 # hyperparameters -> further options of `disam_jax.value_and_grad`
 Ascent = Callable[[HParams], Mapping[str, Any]]
 
@@ -244,6 +271,7 @@ class Method:
         control: Whether this is a control experiment, which `--method all` leaves out.
         tuned: Whether its hyperparameters are searched.
         min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.
+        merged: Whether it takes merged batches, see `--batches`: it uses the domain losses of `forward(params)` alone.
         note: One line for the list of methods.
         min_sources: Smallest number of source domains: 2 for a method that compares them.
         init: `Start` -> initial state, in place of `state`: for a method that owns parameters, or remembers the first
@@ -267,6 +295,7 @@ class Method:
     control: bool = False
     tuned: bool = True
     min_per_domain: int = 1
+    merged: bool = False
     note: str = ""
     min_sources: int = 1
     init: Callable[[Start], MethodState] | None = None
@@ -328,6 +357,8 @@ class GradientOfLoss:
 
         def mean(params):
             value, states = self.loss(params, batch, forward, hparams, state)
+            if isinstance(value, DomainLosses):
+                return mean_of_domains(*value), states
             return value.mean() if value.ndim else value, states
 
         grads, (network_state, new_state) = jax.grad(mean, has_aux=True)(params)
@@ -368,6 +399,8 @@ def loss_of(objective: Objective) -> Loss:
     def loss(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
         outputs = forward(params)
         value, new_state = checked_objective(objective, outputs, batch, hparams, state)
+        if value.ndim and outputs.weights is not None:
+            return DomainLosses(value, outputs.weights), (outputs.state, new_state)
         return value, (outputs.state, new_state)
 
     return loss
@@ -378,7 +411,7 @@ def from_objective(objective: Objective) -> GradientOfLoss:
 
     Args:
         objective: `(outputs, batch, hparams, state) -> (value, state)`. The value is a scalar, or domain losses [M],
-            whose mean is minimised.
+            whose mean is minimised, see `mean_of_domains`.
 
     Returns:
         For `Method.gradient`.
@@ -410,7 +443,7 @@ def no_update(
 
 # Not among `METHODS`, because it has a network of its own: see `peft.finetuning`.
 ZERO_SHOT = "Zero-shot"
-zero_shot = Method(no_update, tuned=False, note="CLIP without training, classes told apart by sentences")
+zero_shot = Method(no_update, tuned=False, merged=True, note="CLIP without training, classes told apart by sentences")
 
 
 # The contract, checked while a step is traced.

@@ -2,11 +2,11 @@
 
 import jax
 
-from disam_jax.dg.methods.base import Batch, HParams, Method, MethodState, Outputs, from_objective
+from disam_jax.dg.methods.base import Batch, HParams, Method, MethodState, Outputs, from_objective, mean_of_domains
 
 
 def mean_loss(outputs: Outputs, batch: Batch, hparams: HParams, state: MethodState) -> tuple[jax.Array, MethodState]:
-    """Empirical risk minimisation: (1 / M) sum_i L_i.
+    """Empirical risk minimisation: (1 / M) sum_i L_i; of a merged batch, the mean over its examples.
 
     Example:
         >>> import jax.numpy as jnp
@@ -19,13 +19,14 @@ def mean_loss(outputs: Outputs, batch: Batch, hparams: HParams, state: MethodSta
         Vapnik, Statistical Learning Theory, Wiley 1998.
     """
     del batch, hparams
-    return outputs.losses.mean(), state
+    return mean_of_domains(outputs.losses, outputs.weights), state
 
 
 METHODS = {
     "ERM": Method(
         from_objective(mean_loss),
         base=None,
+        merged=True,
         note="empirical risk minimisation",
         formula="L = mean_i L_i",
         source="Vapnik, Statistical Learning Theory, 1998",

@@ -52,7 +52,8 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
 
     Args:
         objective: `(outputs, batch, hparams, state) -> (value, state)`: domain losses [M], or a scalar, which knows of
-            no domains and takes no lam. The state that is kept is the one at w.
+            no domains and takes no lam. The state that is kept is the one at w. Domain losses of a merged batch count
+            as many times as there are examples, as `disam_jax.DomainLosses` says.
         ascent: Hyperparameters -> further options: `adaptive`, `penalty`, `variant`, `descent_lam`. Give `Method` the
             same.
 
@@ -91,7 +92,7 @@ def at_perturbed(loss: Loss, ascent: Ascent = no_options) -> Gradient:
     def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
         def losses(params):
             value, states = loss(params, batch, forward, hparams, state)
-            if not value.ndim and "lam" in hparams:
+            if "lam" in hparams and not isinstance(value, disam_jax.DomainLosses) and not value.ndim:
                 raise MethodError(
                     f"with lam, the objective must return domain losses [{len(batch.y)}], got a scalar: "
                     "return one value for each domain, or leave lam out of the hyperparameters"
@@ -253,7 +254,9 @@ def variant_methods(name: str, family: Family) -> dict[str, Method]:
     """
     plain, hparams = _ascent(family, penalty=None), {**RHO, **family.hparams}
     told = {"formula": family.formula, "source": family.source, "cost": 2.0}
-    methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, note=family.note, **told)}
+    methods = {
+        name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, merged=True, note=family.note, **told)
+    }
     for penalty, lam in LAM.items():
         ascent = _ascent(family, penalty)
         with_disam = "DISAM" if name == "SAM" else f"{name}+DISAM"
@@ -262,6 +265,7 @@ def variant_methods(name: str, family: Family) -> dict[str, Method]:
             {**hparams, **lam},
             base=name,
             ascent=ascent,
+            merged=True,
             note=f"{name} with the domain-inspired perturbation, penalty {penalty}",
             formula=f"as {name}, with g = grad (L - lam * {PENALTIES[penalty]})",
             source=f"{SOURCE}; {family.source}",
@@ -280,6 +284,7 @@ def _control(penalty: str) -> Method:
         base="SAM",
         ascent=ascent,
         control=True,
+        merged=True,
         note=f"DISAM with lam < 0, the wrong sign on purpose, penalty {penalty}",
         formula=f"as SAM, with g = grad (L - lam * {PENALTIES[penalty]}) and lam < 0",
         source=SOURCE,
@@ -300,6 +305,7 @@ def _descent(strength: Mapping[str, Hyperparameter], note: str, control: bool = 
         base="DISAM-std",
         ascent=ascent,
         control=control,
+        merged=True,
         note=note,
         formula=f"as DISAM-std, with grad (L - descent_lam * {PENALTIES['std']}) at w + e",
         source=f"this package, after {SOURCE}",

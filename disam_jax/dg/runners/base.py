@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from disam_jax.dg.data import sampling
 from disam_jax.dg.data.domains import Domains
+from disam_jax.dg.data.splits import Split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import MethodError
 from disam_jax.dg.models.network import Network
@@ -174,6 +176,37 @@ def found(
     if points[-1].logits is not None:
         more["logits"] = [kept_of(points, place, run, examples(run)) for place, run in enumerate(runs)]
     return {**arrays, **more}
+
+
+def plan_of(config: TrainConfig, counts: np.ndarray, split: Split, seed: int, target: int) -> sampling.Plan:
+    """What decides the rows of all batches of the runs of a seed and a target.
+
+    Args:
+        config: Configuration that all runs share.
+        counts: Number of examples of each domain, int [D].
+        split: Split of the seed.
+        seed: Seed of the runs.
+        target: Index of the held-out domain.
+
+    Returns:
+        Plan of `config.steps` batches.
+    """
+    sources = tuple(domain for domain in range(len(counts)) if domain != target)
+    form = "grouped" if config.batch_size is None else "merged"
+    return sampling.Plan(counts, split, sources, seed, target, config.per_domain, config.steps, form, config.batch_size)
+
+
+def last_steps(config: TrainConfig, train_counts: np.ndarray) -> np.ndarray | None:
+    """Number of steps of a run for each held-out domain, int [D]; None where all have those of the configuration.
+
+    Example:
+        >>> last_steps(TrainConfig(batches="merged", batch_size=4, epochs=2), np.array([6, 5, 9])).tolist()
+        [6, 6, 4]
+    """
+    if config.epochs is None or config.batch_size is None:
+        return None
+    size, epochs = config.batch_size, config.epochs
+    return np.array([sampling.steps_of_epochs(train_counts, d, size, epochs) for d in range(len(train_counts))])
 
 
 def weights(states: RunState, config: TrainConfig) -> tuple[Any, Any]:

@@ -117,6 +117,13 @@ def check_batch(config: TrainConfig, sources: int) -> None:
     devices = jax.device_count()
     if devices == 1:
         raise InputError("--data-parallel deals a batch over several devices, and jax has one: leave it out")
+    if config.batch_size is not None:
+        if config.batch_size % devices:
+            raise InputError(
+                f"--data-parallel must deal {config.batch_size} examples over {devices} devices evenly: write "
+                f"--batch-size {-(-config.batch_size // devices) * devices}"
+            )
+        return
     if config.per_domain * sources % devices:
         step = devices // math.gcd(devices, sources)
         raise InputError(

@@ -2,17 +2,19 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disam_jax.dg.data import keys, sampling
-from disam_jax.dg.methods import Method
+from disam_jax.dg.methods import Method, Start, no_state, no_update
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.results import Run
-from disam_jax.dg.runners.base import flops_of, found, in_order, naming, swad_weights, weights
+from disam_jax.dg.runners.base import flops_of, found, in_order, last_steps, naming, swad_weights, weights
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_runs, put_once, split_batches
 from disam_jax.dg.runners.keep import Keeper
@@ -23,6 +25,9 @@ from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
 from disam_jax.dg.training.metrics import METRICS, Metric
 from disam_jax.dg.training.step import Arrays, RunSpec, RunState, sources_of, standardised, start, train_step
+
+# The hyperparameters of which a run's initial state is made.
+OF_OPTIMIZER = ("learning_rate", "weight_decay")
 
 
 class Shared(NamedTuple):
@@ -103,6 +108,7 @@ class InMemoryRunner:
         new: Arrays | None = None,
     ):
         self.config, self.seeds = config, tuple(seeds)
+        self._last = last_steps(config, np.asarray(arrays.train_counts))
         self.per_device: int | None = None
         # Of which XLA counts the operations on all devices.
         self._whole = Networks(network, new_network)
@@ -132,6 +138,7 @@ class InMemoryRunner:
             place=jnp.asarray([self.seeds.index(run.seed) for run in runs], jnp.int32),
             target=targets,
             hparams={name: jnp.asarray([run.hparams[name] for run in runs], jnp.float32) for name in runs[0].hparams},
+            last=None if self._last is None else jnp.asarray(self._last[[run.target for run in runs]], jnp.int32),
         )
         return jax.device_put(specs, self.place(len(runs)))
 
@@ -154,12 +161,24 @@ class InMemoryRunner:
         """The program for as many runs; it is compiled once."""
         number = len(runs)
         if number not in self._compiled:
-            specs, shared = self.specs(runs), self.shared_for(number)
-            states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(number))
-            with naming(runs):
+            specs, shared, where = self.specs(runs), self.shared_for(number), self.place(number)
+            states = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where, weak_type=leaf.weak_type),
+                jax.eval_shape(functools.partial(start_all, fixed=self._fixed), specs, shared),
+            )
+            # XLA compiles on one core: the program that starts the runs is made meanwhile.
+            with ThreadPoolExecutor(1) as meanwhile, naming(runs):
+                started = meanwhile.submit(self._begin, specs, shared)
                 lowered = self._segment.lower(states, specs, jnp.int32(0), shared, fixed=self._fixed)
                 self._compiled[number] = lowered.compile()
+                started.result()
         return self._compiled[number]
+
+    def _begin(self, specs: RunSpec, shared: Shared) -> RunState:
+        """R runs before their first step, by a program that all methods with the same kind of state share."""
+        fixed = self._fixed._replace(method=stand_in(self._fixed.method.state, self._fixed.method.init))
+        of_optimizer = {name: specs.hparams[name] for name in OF_OPTIMIZER}
+        return self._start(specs._replace(hparams=of_optimizer), shared, fixed=fixed)
 
     def runs_at_once(self, runs: Sequence[Run], most: int, budget: int) -> int:
         """See `Runner`: however many runs there are, so that a sweep that grows keeps its program."""
@@ -185,7 +204,7 @@ class InMemoryRunner:
     ) -> dict[str, Any]:
         """See `Runner`."""
         specs, compiled, shared = self.specs(runs), self.compile(runs), self.shared_for(len(runs))
-        states = jax.device_put(self._start(specs, shared, fixed=self._fixed), self.place(len(runs)))
+        states = jax.device_put(self._begin(specs, shared), self.place(len(runs)))
         points: list[Metrics] = []
         averages: list[Any] = []
         keeper = Keeper(save, runs, self.config)
@@ -211,7 +230,9 @@ class InMemoryRunner:
             params, state = swad_weights(averages, points, [run.target for run in runs], self.config)
             measured = self._measure(params, state, specs, shared, fixed=self._fixed)
             points[-1] = on_host(measured, runs, self._examples)
-        sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)
+        # Methods do not differ in what is measured here, and share the program.
+        fixed = self._fixed._replace(method=stand_in(no_state))
+        sharpness = self._sharpness(params, state, specs._replace(hparams={}), shared, fixed=fixed)
         kept = keeper.kept(params, state, functools.partial(standardisation, specs, shared.arrays))
         return {**found(points, jax.device_get(sharpness), runs, self._examples), **kept}
 
@@ -220,6 +241,12 @@ class InMemoryRunner:
         labels, domain_ids, in_validation = self._on_host
         of_target = domain_ids == run.target
         return Examples(labels[of_target], in_validation[self.seeds.index(run.seed)][of_target])
+
+
+@functools.cache
+def stand_in(state: Callable[[int], Any], init: Callable[[Start], Any] | None = None) -> Method:
+    """A method for programs in which nothing of a method counts but its initial state: the same one for each state."""
+    return Method(no_update, state=state, init=init)
 
 
 def standardisation(specs: RunSpec, arrays: Arrays) -> dict[str, Any]:
@@ -236,13 +263,27 @@ def draw(spec: RunSpec, step: jax.Array, arrays: Arrays, per_domain: int) -> tup
     rows = sampling.step_rows(
         spec.key, step, arrays.order[spec.place], arrays.train_counts, arrays.starts, sources, per_domain
     )
+    return take(spec, step, arrays, rows), arrays.labels[rows]
+
+
+def draw_merged(
+    spec: RunSpec, step: jax.Array, arrays: Arrays, merged: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inputs [B, ...], labels [B] and places of the source domains [B] of the merged batch of a step of one run."""
+    rows = merged[spec.place, spec.target, jnp.minimum(step, merged.shape[2] - 1)]
+    domains = arrays.domain_ids[rows]
+    return take(spec, step, arrays, rows), arrays.labels[rows], domains - (domains > spec.target).astype(jnp.int32)
+
+
+def take(spec: RunSpec, step: jax.Array, arrays: Arrays, rows: jax.Array) -> jax.Array:
+    """Inputs [*rows.shape, ...] of the batch of a step of one run."""
     flat = rows.reshape(-1)
     if arrays.views:
         chosen = sampling.step_views(spec.key, step, len(flat), len(arrays.views))
         inputs = take_views(arrays.views, flat, chosen)
     else:
         inputs = standardised(arrays.inputs[flat], spec, arrays)
-    return inputs.reshape(*rows.shape, *inputs.shape[1:]), arrays.labels[rows]
+    return inputs.reshape(*rows.shape, *inputs.shape[1:])
 
 
 def take_views(views: tuple[jax.Array, ...], rows: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -297,11 +338,17 @@ def sharpness_all(params: Any, state: Any, specs: RunSpec, shared: Shared, *, fi
 def step_all(states: RunState, specs: RunSpec, step: jax.Array, shared: Shared, *, fixed: Fixed) -> RunState:
     """A step of R runs, each on its own batch."""
     network = fixed.networks.given(shared).trained
-    options = {"network": network, "method": fixed.method, "config": fixed.config}
+    arrays = shared.arrays
+    one_step = functools.partial(
+        train_step, network=network, method=fixed.method, config=fixed.config, num_sources=len(arrays.counts) - 1
+    )
 
     def one(run: RunState, spec: RunSpec) -> RunState:
-        inputs, labels = draw(spec, step, shared.arrays, fixed.config.per_domain)
-        return train_step(run, spec, step, inputs, labels, **options)
+        if arrays.merged is None:
+            batch = draw(spec, step, arrays, fixed.config.per_domain)
+        else:
+            batch = draw_merged(spec, step, arrays, arrays.merged)
+        return one_step(run, spec, step, *batch)
 
     return jax.vmap(one)(states, specs)
 

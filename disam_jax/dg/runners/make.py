@@ -3,16 +3,30 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import jax.numpy as jnp
+import numpy as np
+
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import is_streamed
 from disam_jax.dg.data.splits import Split, whole
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
-from disam_jax.dg.runners.base import NewClasses, Runner
+from disam_jax.dg.runners.base import NewClasses, Runner, plan_of
 from disam_jax.dg.runners.in_memory import InMemoryRunner
 from disam_jax.dg.runners.streaming import StreamingRunner
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.step import make_arrays
+
+
+def merged_tables(data: Domains, config: TrainConfig, splits: Sequence[Split], seeds: Sequence[int]) -> np.ndarray:
+    """The rows of all merged batches of S seeds and D held-out domains, int32 [S, D, steps, B]."""
+    domains = range(len(data.counts))
+    plans = (
+        plan_of(config, data.counts, split, seed, target)
+        for seed, split in zip(seeds, splits, strict=True)
+        for target in domains
+    )
+    return np.stack([plan.rows() for plan in plans]).reshape(len(seeds), len(domains), config.steps, -1)
 
 
 class MakeRunner(Protocol):
@@ -63,6 +77,8 @@ def runner_factory(
             network, method, own, on_disk, splits, seeds, probe, new_network(name), images
         )
     arrays = make_arrays(data, splits, config.standardise)
+    if config.batch_size is not None:
+        arrays = arrays._replace(merged=jnp.asarray(merged_tables(data, config, splits, seeds)))
     examples = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
     return lambda name, network, method, own=config: InMemoryRunner(
         network, method, own, arrays, seeds, probe, new_network(name), examples

@@ -1,6 +1,6 @@
 """Stacks of batches: what a runner puts on the device together when images stay in their files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def stack_length(segment: int, batch_bytes: int) -> int:
 
 def stacks(
     stream: Iterator[batches.Batch], first: int, last: int, length: int
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
     """The next batches of a stream, stacked.
 
     Args:
@@ -33,13 +33,17 @@ def stacks(
         length: Number K of batches in a stack.
 
     Yields:
-        Step of the first batch of the stack, and its images [K, M, n, ...] and labels [K, M, n]. The last stack is
-        filled up with zeros.
+        Step of the first batch of the stack, and its images [K, M, n, ...] and labels [K, M, n]; of merged batches
+        images [K, B, ...], labels and domains [K, B]. The last stack is filled up with zeros.
     """
     for begin in range(first, last, length):
         taken = [next(stream) for _ in range(min(length, last - begin))]
-        images = np.zeros((length, *taken[0].x.shape), taken[0].x.dtype)
-        labels = np.zeros((length, *taken[0].y.shape), np.int32)
-        for place, batch in enumerate(taken):
-            images[place], labels[place] = batch.x, batch.y
-        yield begin, (images, labels)
+        fields = 3 if taken[0].y.ndim == 1 else 2
+        yield begin, tuple(_stacked([batch[place] for batch in taken], length) for place in range(fields))
+
+
+def _stacked(parts: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Arrays as one, filled up with zeros, [length, ...]."""
+    found = np.zeros((length, *parts[0].shape), parts[0].dtype)
+    found[: len(parts)] = parts
+    return found

@@ -23,7 +23,16 @@ from disam_jax.dg.data.streaming import Block, MappedBatches, StreamingBatches, 
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.results import Run
-from disam_jax.dg.runners.base import by_seed_and_target, flops_of, found, naming, swad_weights, weights
+from disam_jax.dg.runners.base import (
+    by_seed_and_target,
+    flops_of,
+    found,
+    last_steps,
+    naming,
+    plan_of,
+    swad_weights,
+    weights,
+)
 from disam_jax.dg.runners.checkpoints import Checkpoints, Halfway
 from disam_jax.dg.runners.devices import devices_of, everywhere, groups, layout, put_once, split_batches
 from disam_jax.dg.runners.keep import Keeper
@@ -37,7 +46,7 @@ from disam_jax.dg.training.metrics import METRICS, extra_metrics, measure_exampl
 from disam_jax.dg.training.step import RunSpec, RunState, start, train_step
 
 # The runs of a chunk differ in nothing but their hyperparameters.
-OVER_RUNS = RunSpec._make((None, None, None, 0))
+OVER_RUNS: Any = RunSpec._make((None, None, None, 0, None))
 
 
 class Compiled(NamedTuple):
@@ -91,9 +100,12 @@ class StreamingRunner:
         self.threads = threads or os.cpu_count() or 1
         self.splits = dict(zip(seeds, splits, strict=True))
         domains = len(data.counts)
-        self.batch = (domains - 1, config.per_domain, *data.inputs.shape[1:])
+        # The axes of a batch before those of an image.
+        self.leading = (domains - 1, config.per_domain) if config.batch_size is None else (config.batch_size,)
+        self.image = data.inputs.shape[1:]
         self.dtype = data.inputs.dtype
-        self.length = stack_length(config.segment, math.prod(self.batch) * self.dtype.itemsize)
+        self.length = stack_length(config.segment, math.prod((*self.leading, *self.image)) * self.dtype.itemsize)
+        self._last = last_steps(config, splits[0].train_counts)
         self.block = min(config.block, len(data.labels))
         self.weights = (network.weights, new_network.weights if new_network else ())
         self.new = new
@@ -101,14 +113,14 @@ class StreamingRunner:
         if config.data_parallel:
             network, new_network = split_batches(network), new_network and split_batches(new_network)
         fixed = {"method": method, "config": config}
-        example = jax.ShapeDtypeStruct(self.batch[2:], self.dtype)
+        example = jax.ShapeDtypeStruct(self.image, self.dtype)
         begin = functools.partial(start, **fixed, num_sources=domains - 1, example=example)
         sums = functools.partial(block_sums, groups=2 * domains, keep_logits=config.keep_logits)
         # What follows the weights has no axis of runs but for the run's own and its hyperparameters.
         self._start = jax.jit(with_weights(network, begin, (OVER_RUNS,)))
-        self._advance = functools.partial(advance, network=network, **fixed)
-        step = functools.partial(train_step, **fixed)
-        self._step = with_weights(whole, step, (0, OVER_RUNS, None, None, None))
+        self._advance = functools.partial(advance, network=network, **fixed, num_sources=domains - 1)
+        step = functools.partial(train_step, **fixed, num_sources=domains - 1)
+        self._step = with_weights(whole, step, (0, OVER_RUNS, *(None,) * (1 + len(self._of_batch))))
         self._evaluate = with_weights(network, sums, (0, 0, OVER_RUNS, None, None, None))
         self._probe = with_weights(network, functools.partial(measure_probe, **fixed), (0, 0, OVER_RUNS, None, None))
         sharpness = functools.partial(each_domain, functools.partial(sharpness_of, config=config))
@@ -134,8 +146,17 @@ class StreamingRunner:
             place=jnp.int32(list(self.splits).index(run.seed)),
             target=jnp.int32(run.target),
             hparams={name: jnp.asarray([each.hparams[name] for each in runs], jnp.float32) for name in run.hparams},
+            last=None if self._last is None else jnp.int32(self._last[run.target]),
         )
-        return jax.device_put(specs, RunSpec._make((everywhere, everywhere, everywhere, apart)))
+        hparams = jax.device_put(specs.hparams, apart)
+        return jax.device_put(specs._replace(hparams={}), everywhere)._replace(hparams=hparams)
+
+    @property
+    def _of_batch(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Images and labels of a batch, and the domains of a merged one."""
+        integers = jax.ShapeDtypeStruct(self.leading, np.int32)
+        images = jax.ShapeDtypeStruct((*self.leading, *self.image), self.dtype)
+        return (images, integers) if self.config.batch_size is None else (images, integers, integers)
 
     def place(self, number: int) -> tuple[Sharding, Sharding]:
         """Where arrays of R runs lie, and what they share."""
@@ -164,11 +185,11 @@ class StreamingRunner:
                 jax.eval_shape(self._start, own, specs),
             )
             params, state = weights(states, self.config)
-            image, per_domain = self.batch[2:], (self.batch[0] + 1, self.probe)
+            image, per_domain = self.image, (len(self.data.counts), self.probe)
             integers = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere)
             images = lambda *shape: jax.ShapeDtypeStruct((*shape, *image), self.dtype, sharding=everywhere)
-            leading = (self.length, *self.batch[:2])
-            stack = (integers(), integers(), images(*leading), integers(*leading))
+            leading = (self.length, *self.leading)
+            stack = (integers(), integers(), images(*leading), *(integers(*leading),) * (len(self._of_batch) - 1))
             block = (images(self.block), integers(self.block), integers(self.block))
             probe = (images(*per_domain), integers(*per_domain))
             # The states must come out as they went in, for the next stack.
@@ -192,9 +213,9 @@ class StreamingRunner:
         states = jax.eval_shape(self._start, self.weights[0], self.specs(runs))
         devices = self._groups(len(runs))
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // devices
-        pixels = math.prod(self.batch[2:]) * self.dtype.itemsize
-        waiting = max(self.length * math.prod(self.batch[:2]), self.block)
-        probe = (self.batch[0] + 1) * self.probe
+        pixels = math.prod(self.image) * self.dtype.itemsize
+        waiting = max(self.length * math.prod(self.leading), self.block)
+        probe = len(self.data.counts) * self.probe
         used = max(program_bytes(program) for program in programs if program is not None)
         return used + held + pixels * (waiting + probe)
 
@@ -213,10 +234,8 @@ class StreamingRunner:
         """Floating-point operations of one training step of one run, as XLA counts them; None where it does not."""
         specs = self.specs([run])
         states = jax.eval_shape(self._start, self.weights[0], specs)
-        images = jax.ShapeDtypeStruct(self.batch, self.dtype)
-        labels = jax.ShapeDtypeStruct(self.batch[:2], np.int32)
         with naming([run]):
-            return flops_of(jax.jit(self._step), self.weights[0], states, specs, jnp.int32(0), images, labels)
+            return flops_of(jax.jit(self._step), self.weights[0], states, specs, jnp.int32(0), *self._of_batch)
 
     def train(
         self,
@@ -247,11 +266,12 @@ class StreamingRunner:
                     forget(points, runs)
                     keeper.after(place, points[-1])
                 last = min(first + config.segment, config.steps)
-                for step, stack in stacks(stream, max(first, begin), last, self.length):
+                trained = last if self._last is None else min(last, int(self._last[run.target]))
+                for step, stack in stacks(stream, max(first, begin), trained, self.length):
                     waiting = jax.device_put(stack, everywhere)
                     # One stack on the device, one that waits: decoding must not run away from training.
                     jax.block_until_ready(states)
-                    states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(last), *waiting)
+                    states = compiled.advance(own, states, specs, jnp.int32(step), jnp.int32(trained), *waiting)
                     done = step + self.length
                     if checkpoints is not None and done < last and checkpoints.due(done):
                         checkpoints.save(Halfway(done, states, points, averages, keeper.so_far()))
@@ -397,12 +417,12 @@ def batches_of(
     Returns:
         A stream of `config.steps` batches.
     """
-    sources = tuple(domain for domain in range(len(data.counts)) if domain != run.target)
-    plan = (split, sources, run.seed, run.target, config.per_domain, config.steps)
+    plan = plan_of(config, data.counts, split, run.seed, run.target)
     ahead = {"threads": threads, "prefetch": max(prefetch, threads)}
+    of_run = (split, plan.sources, run.seed, run.target, config.per_domain, config.steps, plan.form, plan.batch_size)
     if isinstance(data, CachedFeatures):
-        return MappedBatches(data, *plan, **ahead)
-    return StreamingBatches(data.listing, *plan, image_size=data.image_size, **ahead)
+        return MappedBatches(data, *of_run, **ahead)
+    return StreamingBatches(data.listing, *of_run, image_size=data.image_size, **ahead)
 
 
 def blocks_of(rows: np.ndarray, data: StreamedImages | CachedFeatures, block: int, threads: int) -> Iterator[Block]:
@@ -444,10 +464,12 @@ def advance(
     last: jax.Array,
     inputs: jax.Array,
     labels: jax.Array,
+    domains: jax.Array | None = None,
     *,
     network: Network,
     method: Method,
     config: TrainConfig,
+    num_sources: int | None = None,
 ) -> RunState:
     """Trains R runs over a stack of batches.
 
@@ -457,24 +479,30 @@ def advance(
         specs: Seed, target and hyperparameters of the runs, see `OVER_RUNS`.
         first: Step of the first batch, int32 [].
         last: Step at which the segment ends, int32 []; batches from there on are skipped.
-        inputs: uint8 images or floating-point activations, [K, M, n, ...].
-        labels: int32 [K, M, n].
+        inputs: uint8 images or floating-point activations, [K, M, n, ...], or [K, B, ...] of merged batches.
+        labels: int32 [K, M, n], or [K, B].
+        domains: Source domain of each example of merged batches, int32 [K, B].
         network: Network to train.
         method: Method that computes the gradients.
         config: Configuration that all runs share.
+        num_sources: Number M of source domains, which merged batches do not tell.
 
     Returns:
         The states after the stack.
     """
-    one = functools.partial(train_step, network=network.given(own), method=method, config=config)
+    one = functools.partial(
+        train_step, network=network.given(own), method=method, config=config, num_sources=num_sources
+    )
+    batches = (inputs, labels) if domains is None else (inputs, labels, domains)
+    axes = (0, OVER_RUNS, None, *(None,) * len(batches))
 
-    def body(runs: RunState, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[RunState, None]:
+    def body(runs: RunState, batch: tuple[jax.Array, ...]) -> tuple[RunState, None]:
         step = batch[0]
-        step_all = lambda runs: jax.vmap(one, in_axes=(0, OVER_RUNS, None, None, None))(runs, specs, *batch)
+        step_all = lambda runs: jax.vmap(one, in_axes=axes)(runs, specs, *batch)
         return jax.lax.cond(step < last, step_all, lambda runs: runs, runs), None
 
     steps = first + jnp.arange(len(labels), dtype=jnp.int32)
-    return jax.lax.scan(body, states, (steps, inputs, labels))[0]
+    return jax.lax.scan(body, states, (steps, *batches))[0]
 
 
 def block_sums(

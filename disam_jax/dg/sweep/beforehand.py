@@ -63,7 +63,8 @@ def examples_of(config: TrainConfig, method: Method, sources: int, examples: int
         >>> examples_of(config, METHODS["SAM"], sources=2, examples=100)  # 10 * 8 * 2 * 3 + 2 * 100
         680
     """
-    trained = round(config.steps * config.per_domain * sources * passes_of(method) * OF_A_GRADIENT)
+    batch = config.batch_size or config.per_domain * sources
+    trained = round(config.steps * batch * passes_of(method) * OF_A_GRADIENT)
     return trained + len(config.measured_at) * examples
 
 

@@ -9,18 +9,27 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.reading import exists, reason, shown
+
+T = TypeVar("T")
 
 # How often the workers are counted.
 LOOK_SECONDS = 5.0
 # A task that so many workers died of is not given to another one.
 MOST_DEATHS = 10
 START_SECONDS = 120.0
+# A scheduler that does not answer for so long is gone. It computes nothing, so that it is never long busy.
+GONE_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+GOES_ON = "what was finished is kept, and the same command goes on from there"
+GONE = f"the scheduler is gone: start it again; {GOES_ON}"
 SILENT_SECONDS = 300
 # Makes several devices of a CPU.
 OF_CORES = "--xla_force_host_platform_device_count"
@@ -142,9 +151,10 @@ def running_cluster(address: str | None, file: Path | None) -> Iterator[Any]:
         opened.enter_context(engine())
         given = {"address": address} if file is None else {"scheduler_file": str(file)}
         try:
-            client = opened.enter_context(Client(**given, timeout=START_SECONDS))
+            client = Client(**given, timeout=START_SECONDS)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot reach the scheduler of {where}: {reason(error)}") from error
+        opened.callback(_close, client)
         try:
             client.wait_for_workers(1, timeout=START_SECONDS)
         except TimeoutError as error:
@@ -161,8 +171,10 @@ def engine() -> Iterator[None]:
     Its alarms are kept from the user, who is told in lines of our own what they mean.
     """
     import dask
+    import distributed  # noqa: F401, it sets the levels of some loggers when it is imported
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in [each for each in logging.root.manager.loggerDict if each.split(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     patient = {"distributed.comm.timeouts.connect": SILENT_SECONDS, "distributed.comm.timeouts.tcp": SILENT_SECONDS}
     with dask.config.set({**patient, "distributed.scheduler.worker-ttl": f"{4 * SILENT_SECONDS}s"}):
         yield
@@ -190,7 +202,6 @@ def finished(
 
     from distributed import KilledWorker, wait
 
-    goes_on = "what was finished is kept, and the same command goes on from there"
     left = iter(enumerate(tasks))
     pending: dict[Any, int] = {}
     known, room = _workers(client)
@@ -203,7 +214,8 @@ def finished(
                 break
         if not pending:
             return
-        with contextlib.suppress(TimeoutError):
+        # Tasks are cancelled where the connection to the scheduler is lost, which is asked for next.
+        with contextlib.suppress(TimeoutError, CancelledError, FutureCancelledError):
             wait(list(pending), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
         here, room = _workers(client)
         for _ in known - here:
@@ -224,14 +236,68 @@ def finished(
             except KilledWorker as error:
                 raise InputError(
                     "several workers died while they trained one chunk: it may take more memory than they have, so ask "
-                    f"for fewer --runs-at-once; {goes_on}"
+                    f"for fewer --runs-at-once; {GOES_ON}"
                 ) from error
             except (CancelledError, FutureCancelledError) as error:
-                raise InputError(f"the scheduler is gone: start it again; {goes_on}") from error
+                raise InputError(GONE) from error
             except ModuleNotFoundError as error:
                 name = shown(error.name)
-                raise InputError(f"a worker has no package {name}: install it there; {goes_on}") from error
+                raise InputError(f"a worker has no package {name}: install it there; {GOES_ON}") from error
             yield number, result
+
+
+def of_each(client: Any, function: Callable[[], Any]) -> list[Any]:
+    """What a function returns on each worker.
+
+    Raises:
+        InputError: If the scheduler is gone.
+    """
+    with reaching(client):
+        return list(within(GONE_SECONDS, lambda: client.run(function)).values())
+
+
+@contextlib.contextmanager
+def reaching(client: Any) -> Iterator[None]:
+    """For what asks the scheduler of a client.
+
+    Raises:
+        InputError: If it is gone.
+    """
+    # A client that has lost its connection tries for long to have it again, and has given up its tasks already.
+    if client.status != "running":
+        raise InputError(GONE)
+    try:
+        yield
+    except OSError as error:
+        raise InputError(GONE) from error
+
+
+def _close(client: Any) -> None:
+    """Closes a client, also one whose scheduler does not answer."""
+    with contextlib.suppress(OSError):
+        within(CLOSE_SECONDS, client.close)
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """What a function returns, if it does so in time. The engine's own timeouts wait until what they cancel has ended.
+
+    Raises:
+        TimeoutError: If it does not; it is left behind.
+
+    Example:
+        >>> within(60.0, lambda: 3)
+        3
+    """
+    found: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return found.result(timeout=seconds)
 
 
 def _workers(client: Any) -> tuple[set[str], int]:
@@ -240,13 +306,9 @@ def _workers(client: Any) -> tuple[set[str], int]:
     A task waits at each, so that no worker waits for the client. It would be lost to the others, though, at a worker of
     several threads, which takes it for begun.
     """
-    try:
+    with reaching(client):
         # Not what the client remembers, `scheduler_info`: it forgets the workers each time that it asks by itself.
-        workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
-    except OSError as error:
-        raise InputError(
-            f"the scheduler cannot be reached any more: {reason(error)}; what was finished is kept, and the same "
-            "command goes on from there"
-        ) from error
+        identity = lambda: client.sync(client.scheduler.identity, n_workers=-1)
+        workers = within(GONE_SECONDS, identity)["workers"]
     room = sum(2 if each["nthreads"] == 1 else 1 for each in workers.values())
     return {f"{each['id']} {address}" for address, each in workers.items()}, max(1, room)

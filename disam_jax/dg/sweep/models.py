@@ -114,19 +114,19 @@ class ModelStore:
             whole = {**record, "tensors": {"frozen": self._frozen[run.method]}}
             write_model(self.folder, self.name(run, store), whole, tensors)
 
-    def begin(self, runs: Sequence[Run], header: Mapping[str, Any]) -> str:
-        """Checks, before anything takes long, that the models of runs can be written.
+    def begin(self, runs: Sequence[Run], header: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Checks, before anything takes long, that the models of runs can be written, and says how much they take.
 
         Args:
-            runs: Runs of the plan, at least one.
+            runs: Runs of the plan.
             header: Header of the results.
-
-        Returns:
-            How much they take on disk, in a line.
+            say: Called with how much they take on disk, in a line, if any are kept.
 
         Raises:
             InputError: If a file stands in the way that is none of ours, or the disk has less room.
         """
+        if self.save == "none" or not runs:
+            return
         if exists(self.folder) and not is_folder(self.folder):
             raise InputError(f"--save writes to the folder {shown(self.folder)}, where a file is: move it")
         domains = list(header["data"]["domains"])
@@ -149,7 +149,7 @@ class ModelStore:
                 "free: make room, or take --save best or none"
             )
         frozen = f", {in_bytes(sum(shared.values()))} of them weights that no run trains" if any(shared) else ""
-        return f"--save {self.save}: {len(files)} models take {in_bytes(needed)} in {shown(self.folder)}{frozen}"
+        say(f"--save {self.save}: {len(files)} models take {in_bytes(needed)} in {shown(self.folder)}{frozen}")
 
 
 def copy_models(save: str, folders: Sequence[Path], out: Path, runs: Sequence[Run], store: Store) -> None:

@@ -1,10 +1,10 @@
 """Sweeps: thousands of paired runs, chunk by chunk, on disk as they come."""
 
 import functools
-import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,20 +23,21 @@ from disam_jax.dg.methods.subset import check_subset
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.models.stages import CLASSIFIER
-from disam_jax.dg.progress import OnProgress, TimeToGo
+from disam_jax.dg.progress import OnProgress
 from disam_jax.dg.ranges import MOST_RUNS
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners import checkpoints, memory
-from disam_jax.dg.runners.base import NewClasses, Runner
+from disam_jax.dg.runners.base import NewClasses, Runner, last_steps
 from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
 from disam_jax.dg.runners.varied import FIXED, VariedRunner, fixed_of
 from disam_jax.dg.saving.blueprint import Blueprint, from_scratch
 from disam_jax.dg.sweep.beforehand import passes_of
-from disam_jax.dg.sweep.logits_files import size_line
+from disam_jax.dg.sweep.ledger import Ledger, Listeners, nobody
 from disam_jax.dg.sweep.models import ModelStore
-from disam_jax.dg.sweep.results_file import SCHEMA, open_store, planned
+from disam_jax.dg.sweep.results_file import SCHEMA, Store, open_store
 from disam_jax.dg.sweep.shards import Shard, in_shard
+from disam_jax.dg.training.averaging import SWAD
 from disam_jax.dg.training.config import TrainConfig, check_config
 from disam_jax.dg.training.metrics import extra_metrics
 
@@ -213,87 +214,121 @@ def run_sweep(
         ['flops', 'seconds_per_run']
     """
     header, make_runner = prepare_sweep(data, network, config, methods, plan, command, own_networks, new)
-    budget = memory.free_bytes() // 2 if memory_budget is None else memory_budget
-    most = runs_at_once or default_runs_at_once(config)
-    say, say_chunk, tell = (each or (lambda _: None) for each in (on_line, on_chunk, on_estimate))
-    total = len(plan.runs)
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    tell = Listeners(
+        on_progress or nobody, on_line or nobody, on_chunk or nobody, on_estimate or nobody, on_records or nobody
+    )
     plain = functools.cache(lambda: from_scratch(network, config, data))
     models = ModelStore(out, save, blueprint or (lambda _: plain()))
-    if save != "none" and plan.runs:
-        say(models.begin(plan.runs, header))
-
+    models.begin(plan.runs, header, tell.say)
     with open_store(out, header, overwrite, select) as store:
-        if store.aside is not None:
-            say(f"the earlier results are in {store.aside} now")
-        missing = {name: [run for run in plan.runs_of(name) if not store.has(run)] for name in methods}
-        to_train = {name: len(runs) for name, runs in missing.items()}
-        say(start_line(header, to_train))
-        if config.keep_logits and (line := size_line([run for runs in missing.values() for run in runs], header, out)):
-            say(line)
-        done = total - sum(to_train.values())
-        left = TimeToGo(to_train, {name: passes_of(method) for name, method in methods.items()})
-
-        def show(what: str, done: float, total: float) -> None:
-            tell(left.text())
-            (on_progress or (lambda *_: None))(what, done, total)
-
-        # Models are looked for when all runs of a method are there, since these decide which has one.
-        for name, again in itertools.product(methods, (False, True)):
-            runs = models.missing(plan.runs_of(name), store) if again else missing[name]
-            if not runs:
-                continue
-            if again:
-                say(missing_line(name, len(runs)))
-            began = time.perf_counter()
-            show(f"compiling {name}", done, total)
-            runner = make_runner(name)
-            if name not in store.programs:
-                per_device = runner.runs_at_once(runs, most, budget)
-                store.program(name, {"runs_at_once": per_device, "flops": runner.flops(runs[0])})
-            runner.per_device = store.programs[name]["runs_at_once"]
-            together = max(map(len, runner.chunks(runs, len(runs))))
-            size = chunk_size(runner.per_device, together, most, groups(config))
-            for chunk in runner.chunks(runs, size):
-                # The last chunk is filled up with a run that is not written down, so that it fits the program.
-                filled = chunk + [chunk[-1]] * (size - len(chunk))
-                show(f"compiling {name}", done, total)
-                runner.compile(filled)
-                left.compiled(name, time.perf_counter() - began)
-                new_runs = 0 if again else len(chunk)
-                step = new_runs / len(config.measured_at)
-                what = f"training {name}, {size} at once"
-                began = time.perf_counter()
-                saved = None
-                if checkpoint_every is not None:
-                    saved = checkpoints.checkpoints_of(out, header, filled, checkpoint_every, save, say)
-                measured = runner.train(filled, counting(show, what, done, step, total), saved, save)
-                took = time.perf_counter() - began
-                if not again:
-                    seconds[name].append(took / len(filled))
-                    store.chunk(name, chunk, measured, took)
-                    if on_records is not None:
-                        on_records([store.records[run[:4]] for run in chunk], header)
-                    left.trained(name, len(chunk), took)
-                models.write(chunk, measured, plan.runs_of(name), store)
-                if saved is not None:
-                    saved.remove()
-                done += new_runs
-                show(what, done, total)
-                if not again:
-                    say_chunk(chunk_line(name, done, total, left.text()))
-                began = time.perf_counter()
+        ledger = Ledger(
+            plan, header, store, models, {name: passes_of(method) for name, method in methods.items()}, tell
+        )
+        ledger.begin(config.keep_logits, out)
+        training = _Training(
+            config,
+            make_runner,
+            runs_at_once or default_runs_at_once(config),
+            memory.free_bytes() // 2 if memory_budget is None else memory_budget,
+            out,
+            checkpoint_every,
+            save,
+        )
+        for name in methods:
+            _train_runs(ledger.missing[name], training, ledger)
+            _train_runs(ledger.without_model(name), training, ledger, again=True)
         # What a kill left between the end of a chunk and that of its checkpoints.
         shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)
         results = store.results(plan.runs)
-        cost = {
-            name: {
-                "flops": store.programs[name]["flops"],
-                "seconds_per_run": float(np.mean(seconds[name])) if seconds[name] else None,
-            }
-            for name in methods
-        }
-    return results, cost
+    return results, ledger.cost()
+
+
+class _Training(NamedTuple):
+    """How the runs of a sweep are trained in this process.
+
+    Attributes:
+        config: What all runs share.
+        make_runner: Makes the runner of a method, by name.
+        most: Largest number of runs in a chunk, on all devices.
+        budget: Bytes on each device that a program may take.
+        out: Folder of the results.
+        checkpoint_every: Number of steps after which a chunk is saved; None for never.
+        save: Which models are kept, a key of `SAVES`.
+    """
+
+    config: TrainConfig
+    make_runner: Callable[[str], Runner]
+    most: int
+    budget: int
+    out: Path
+    checkpoint_every: int | None
+    save: str
+
+
+def _train_runs(runs: Sequence[Run], training: _Training, ledger: Ledger, again: bool = False) -> None:
+    """Trains runs of one method, chunk by chunk, each of which is on disk before the next one starts.
+
+    Args:
+        runs: Runs of one method, perhaps none.
+        training: How they are trained.
+        ledger: Account of the sweep.
+        again: Whether the runs are in the results already, and only their models are missing.
+    """
+    if not runs:
+        return
+    name, began = runs[0].method, time.perf_counter()
+    ledger.show(f"compiling {name}")
+    runner, per_device = _settled_runner(runs, training, ledger.store)
+    together = max(map(len, runner.chunks(runs, len(runs))))
+    size = chunk_size(per_device, together, training.most, groups(training.config))
+    for chunk in runner.chunks(runs, size):
+        # The last chunk is filled up with a run that is not written down, so that it fits the program.
+        filled = chunk + [chunk[-1]] * (size - len(chunk))
+        ledger.show(f"compiling {name}")
+        runner.compile(filled)
+        ledger.left.compiled(name, time.perf_counter() - began)
+        new_runs = 0 if again else len(chunk)
+        what = f"training {name}, {size} at once"
+        show_more = ledger.counting(what, new_runs / len(training.config.measured_at))
+        saved = _checkpoints_for(filled, training, ledger)
+        began = time.perf_counter()
+        measured = runner.train(filled, show_more, saved, training.save)
+        if again:
+            ledger.keep_models(chunk, measured)
+        else:
+            ledger.keep(chunk, measured, time.perf_counter() - began, trained=size)
+        if saved is not None:
+            saved.remove()
+        if again:
+            ledger.show(what)
+        else:
+            ledger.say_kept(name, what)
+        began = time.perf_counter()
+
+
+def _settled_runner(runs: Sequence[Run], training: _Training, store: Store) -> tuple[Runner, int]:
+    """The runner of a method, and how many runs its program has on each device: settled in the folder, or now."""
+    name = runs[0].method
+    runner = training.make_runner(name)
+    if name not in store.programs:
+        # Where a method has several programs, the runner of this one is made before two threads ask for it.
+        runner.chunks(runs[:1], 1)
+        # The program whose operations are counted is compiled while that of the sweep is.
+        with ThreadPoolExecutor(1) as meanwhile:
+            flops = meanwhile.submit(runner.flops, runs[0])
+            per_device = runner.runs_at_once(runs, training.most, training.budget)
+            store.program(name, {"runs_at_once": per_device, "flops": flops.result()})
+    per_device = runner.per_device = store.programs[name]["runs_at_once"]
+    return runner, per_device
+
+
+def _checkpoints_for(filled: Sequence[Run], training: _Training, ledger: Ledger) -> checkpoints.Checkpoints | None:
+    """Where a chunk is saved along training, if it is."""
+    if training.checkpoint_every is None:
+        return None
+    return checkpoints.checkpoints_of(
+        training.out, ledger.header, filled, training.checkpoint_every, training.save, ledger.tell.say
+    )
 
 
 class Prepared(NamedTuple):
@@ -342,8 +377,12 @@ def prepare_sweep(
             check_batch(replace(config, per_domain=per_domain), len(data.domain_names) - 1)
             check_dropout(network, dropout, config)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
+    check_merged(config, methods, splits[0].train_counts)
+    if config.batches == "merged" and any(varies(plan, name) for name in methods):
+        raise InputError("--search per-domain is for --batches grouped: leave one of them out")
     probe = min(config.probe, int(splits[0].train_counts.min()))
-    notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
+    repeated = small_domains(data, splits[0], config.per_domain) if config.batches == "grouped" else []
+    notes = [*data.notes, *repeated]
     header = make_header(data, config, methods, plan, notes, command, None if new is None else new.data)
     # The data go to the device when the first runner is made, if any is.
     make = functools.cache(lambda: runner_factory(data, config, splits, plan.seeds, probe, new))
@@ -426,7 +465,7 @@ def check_fits(name: str, method: Method, config: TrainConfig, data: Domains) ->
         ...
         disam_jax.dg.errors.InputError: --method MMD needs 2 source domains, got 1: leave it out, or take more domains
     """
-    if config.per_domain < method.min_per_domain:
+    if config.batches == "grouped" and config.per_domain < method.min_per_domain:
         raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}")
     if not config.perturbs_all and "rho" in method.hparams:
         check_subset(name, method, config.per_domain, config.fraction)
@@ -435,6 +474,52 @@ def check_fits(name: str, method: Method, config: TrainConfig, data: Domains) ->
         raise InputError(
             f"--method {name} needs {method.min_sources} source domains, got {domains - 1}: leave it out, or take more "
             "domains"
+        )
+
+
+def check_merged(config: TrainConfig, methods: Mapping[str, Method], train_counts: np.ndarray) -> None:
+    """Checks that merged batches, if there are any, are for these methods and this data.
+
+    Args:
+        config: What all runs share.
+        methods: Methods by name.
+        train_counts: Size of the training split of each domain, int [D].
+
+    Raises:
+        InputError: If a method needs as many examples of each domain, or the configuration is for other data.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> config = TrainConfig(batches="merged", batch_size=4)
+        >>> check_merged(config, {"ERM": METHODS["ERM"]}, np.array([6, 3]))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: batch_size does not fit the data, got 4: write with_steps(config, data)
+    """
+    if config.batches != "merged":
+        return
+    refused = [name for name, method in methods.items() if not method.merged]
+    if refused:
+        raise InputError(
+            f"--batches merged is not for {', '.join(refused)}, which need{'s' * (len(refused) == 1)} as many examples "
+            "of each domain in a batch: leave it out of --method, or write --batches grouped"
+        )
+    if not config.perturbs_all:
+        raise InputError("--fraction and --begin are for --batches grouped: leave them or --batches merged out")
+    if config.batch_size is None or config.batch_size > int((train_counts.sum() - train_counts).min()):
+        raise InputError(f"batch_size does not fit the data, got {config.batch_size}: write with_steps(config, data)")
+    last = last_steps(config, train_counts)
+    if last is None:
+        return
+    if int(last.max()) != config.steps:
+        raise InputError(
+            f"{config.epochs} epochs of this data are {last.max()} steps, got {config.steps}: write "
+            "with_steps(config, data)"
+        )
+    if config.averaging in SWAD and int(last.min()) < config.steps:
+        raise InputError(
+            f"--averaging {config.averaging} averages over the same steps of all runs, but {config.epochs} --epochs "
+            f"are {last.min()} to {last.max()}, by the held-out domain: write --steps"
         )
 
 
@@ -453,101 +538,6 @@ def check_size(plan: Plan) -> None:
     number = sum(map(len, plan.candidates.values())) * len(plan.targets) * len(plan.seeds)
     if number > MOST_RUNS:
         raise InputError(f"these are {number:,} runs: take fewer --candidates, --seeds or methods")
-
-
-def start_line(header: Mapping[str, Any], missing: Mapping[str, int]) -> str:
-    """What will be run, in a line.
-
-    Args:
-        header: From `make_header`.
-        missing: For each method, the number of its runs that are not finished; those of the shard, if it is one.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> header = {"data": {"name": "toy"}, "targets": ["photo"], "seeds": [0, 1, 2], "planned": 6}
-        >>> header |= {"methods": {"ERM": {}, "SAM": {}}, "candidates": {"ERM": [{}], "SAM": [{}]}}
-        >>> start_line(header, {"ERM": 3, "SAM": 3})
-        'toy: 2 methods x 1 target x 3 seeds = 6 runs in 2 programs, of ERM, SAM; targets photo'
-        >>> start_line(header, {"ERM": 0, "SAM": 1}).split("; ")[-1]
-        '5 are finished, 1 is left, in 1 program'
-    """
-    total = len(planned(header)) if "shard" in header else header["planned"]
-    left, programs = sum(missing.values()), counted(sum(map(bool, missing.values())), "program")
-    all_left = f" in {programs}" if left == header["planned"] else ""
-    parts = [
-        f"{header['data']['name']}: {product(header)} = {counted(header['planned'], 'run')}{all_left}, "
-        f"of {', '.join(header['methods'])}",
-        f"targets {', '.join(header['targets'])}",
-    ]
-    if "shard" in header:
-        parts.append(f"{total} of them are in shard {Shard(*header['shard'])}" + f", in {programs}" * (left == total))
-    if left < total:
-        are = "is" if left == 1 else "are"
-        parts.append(f"{total - left} are finished" + (f", {left} {are} left, in {programs}" if left else ""))
-    return "; ".join(parts)
-
-
-def product(header: Mapping[str, Any]) -> str:
-    """What the number of runs is the product of.
-
-    Example:
-        >>> header = {"targets": ["photo"], "seeds": [0, 1], "candidates": {"ERM": [{}], "SAM": [{}, {}]}}
-        >>> product(header)
-        '3 candidates of 2 methods x 1 target x 2 seeds'
-    """
-    numbers = [len(each) for each in header["candidates"].values()]
-    methods = counted(len(numbers), "method")
-    if len({*numbers}) > 1:
-        methods = f"{sum(numbers)} candidates of {methods}"
-    elif numbers[0] > 1:
-        methods += f" x {numbers[0]} candidates"
-    return f"{methods} x {counted(len(header['targets']), 'target')} x {counted(len(header['seeds']), 'seed')}"
-
-
-def counted(number: int, what: str) -> str:
-    """A number with its noun.
-
-    Example:
-        >>> counted(1, "seed"), counted(2, "seed")
-        ('1 seed', '2 seeds')
-    """
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def missing_line(method: str, number: int) -> str:
-    """How many models are made again, in a line.
-
-    Example:
-        >>> missing_line("SAM", 2)
-        'the models of 2 runs of SAM are not there: these runs are trained again'
-    """
-    return f"the models of {number} runs of {method} are not there: these runs are trained again"
-
-
-def chunk_line(method: str, done: int, total: int, left: str) -> str:
-    """How far a sweep has come, in a line.
-
-    Example:
-        >>> chunk_line("SAM", 120, 180, "about 20 s left")
-        '120 of 180 runs are finished, the last of SAM, about 20 s left'
-    """
-    return f"{done} of {total} runs are finished, the last of {method}" + (f", {left}" if left else "")
-
-
-def counting(show: OnProgress, what: str, done: float, step: float, total: float) -> Callable[[], None]:
-    """A function that shows `step` more at each call.
-
-    Example:
-        >>> one_more = counting(print, "training SAM", done=2.0, step=0.5, total=4.0)
-        >>> one_more()
-        training SAM 2.5 4.0
-        >>> one_more()
-        training SAM 3.0 4.0
-    """
-    count = itertools.count(1)
-    return lambda: show(what, done + step * next(count), total)
 
 
 def chunk_size(per_device: int, together: int, most: int, devices: int) -> int:

@@ -7,10 +7,13 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.registry import DATASETS
+from disam_jax.dg.data.sampling import steps_of_epochs
+from disam_jax.dg.data.splits import split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import HParams, Hyperparameter
 from disam_jax.dg.models.registry import MODELS
@@ -72,6 +75,11 @@ class TrainConfig:
         per_domain: Number of examples of each source domain in a batch.
         fraction: Share of each domain's examples on which methods with a rho perturb; the others do without.
         begin: Step from which on they do; below 1, its share of all steps.
+        batches: What a batch is, a key of `BATCHES`.
+        batch_size: Number of examples in a merged batch; None where batches are grouped.
+        epochs: Number of times that a run sees its training examples in merged batches. `steps` are then those of the
+            held-out domain that leaves the most examples; the runs of others end earlier and stand still. None: as
+            many as `steps` make.
         hidden: Number of units in the hidden layer of the multilayer perceptron.
         dropout: Probability of dropout before the last layer.
         norm: Normalisation of the small convolutional network: "none", "batch" or "group".
@@ -106,6 +114,9 @@ class TrainConfig:
     per_domain: int = 16
     fraction: float = 1.0
     begin: float = 0.0
+    batches: str = "grouped"
+    batch_size: int | None = None
+    epochs: int | None = None
     hidden: int = 64
     dropout: float = 0.0
     norm: str = "none"
@@ -181,12 +192,24 @@ class TrainConfig:
         return record
 
 
+# What a batch is, by name.
+BATCHES: Mapping[str, str] = MappingProxyType(
+    {
+        "grouped": "as many examples of each source domain, drawn with replacement as in DomainBed",
+        "merged": "a fixed number of examples of all source domains, shuffled in each epoch, as the DISAM paper trains",
+    }
+)
+
 # Attributes of `TrainConfig` that results files have only where they differ from these values.
 ADDED: Mapping[str, Any] = MappingProxyType(
     {
         each.name: each.default
         for each in fields(TrainConfig)
-        if each.name in ("fraction", "begin", "schedule", "warmup", "eval_every", "dtype", "remat", "data_parallel")
+        if each.name
+        in (
+            *("fraction", "begin", "schedule", "warmup", "eval_every", "dtype", "remat", "data_parallel"),
+            *("batches", "batch_size", "epochs"),
+        )
     }
 )
 
@@ -247,7 +270,8 @@ def make_config(
         TrainConfig. There are at most as many `evaluations` as `steps`, and as many as `eval_every` makes, if given.
 
     Raises:
-        InputError: If a value is out of its range, or the optimizer, the schedule or the averaging is unknown.
+        InputError: If a value is out of its range, or the optimizer, the schedule or the averaging is unknown, or a
+            merged batch has more examples than there are.
 
     Example:
         >>> from disam_jax.dg.data.digits import load_digits
@@ -265,13 +289,74 @@ def make_config(
         rate = by_data.learning_rate if entry.learning_rate is None else entry.learning_rate
         config = replace(config, optimizer=optimizer, learning_rate=rate)
     given = {name: value for name, value in values.items() if value is not None}
-    config = replace(config, model=model, **given)
+    config = with_steps(replace(config, model=model, **given), data)
     check_config(config)
     if config.eval_every is not None:
         every = min(config.eval_every, config.steps)
         return replace(config, eval_every=every, evaluations=-(-config.steps // every))
     return replace(config, evaluations=min(config.evaluations, config.steps))
     return config
+
+
+def with_steps(config: TrainConfig, data: Domains) -> TrainConfig:
+    """The configuration with the size of its merged batches and the steps of its epochs, if it has any.
+
+    Args:
+        config: Configuration.
+        data: Data set.
+
+    Returns:
+        Configuration. A merged batch has by default as many examples as a grouped one.
+
+    Raises:
+        InputError: If a batch has more examples than the sources of a held-out domain.
+
+    Example:
+        >>> from disam_jax.dg.testing import toy
+        >>> with_steps(TrainConfig(batches="merged", batch_size=4, epochs=3), toy()).steps
+        9
+    """
+    if config.batches != "merged":
+        return config
+    for name in ("batch_size", "epochs"):
+        if (value := getattr(config, name)) is not None:
+            check_range(name, value)
+    size = config.batch_size or config.per_domain * (len(data.domain_names) - 1)
+    counts = split(data, 0, config.holdout).train_counts
+    least = int(counts.sum() - counts.max())
+    if size > least:
+        without = data.domain_names[int(counts.argmax())]
+        raise InputError(
+            f"--batch-size must be at most {least}, the number of examples to train on without {without}, got {size}"
+        )
+    config = replace(config, batch_size=size)
+    if config.epochs is None:
+        return config
+    steps = [int(steps_of_epochs(counts, target, size, config.epochs)) for target in range(len(counts))]
+    return replace(config, steps=max(steps))
+
+
+def check_batches(config: TrainConfig) -> None:
+    """Checks that the batches have what their kind needs, and nothing else.
+
+    Raises:
+        InputError: naming the option of the command line.
+
+    Example:
+        >>> check_batches(TrainConfig(epochs=3))
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --epochs is for merged batches: write --batches merged too, or --steps
+    """
+    if config.batches not in BATCHES:
+        raise InputError(f"--batches must be one of {', '.join(BATCHES)}, got {config.batches}")
+    if config.batches == "merged":
+        return
+    for name, instead in (("batch_size", "--per-domain"), ("epochs", "--steps")):
+        if getattr(config, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for merged batches: write --batches merged too, or {instead}"
+            )
 
 
 def check_config(config: TrainConfig) -> None:
@@ -290,6 +375,7 @@ def check_config(config: TrainConfig) -> None:
         value = getattr(config, name, None)
         if value is not None:
             check_range(name, value)
+    check_batches(config)
     find_optimizer(config.optimizer)
     for name, known in (("averaging", AVERAGING), ("schedule", SCHEDULES)):
         if getattr(config, name) not in known:
@@ -363,12 +449,15 @@ def find_optimizer(name: str) -> Optimizer:
     return OPTIMIZERS[name]
 
 
-def make_optimizer(config: TrainConfig, hparams: HParams) -> optax.GradientTransformation:
+def make_optimizer(
+    config: TrainConfig, hparams: HParams, last: jax.Array | None = None
+) -> optax.GradientTransformation:
     """The optimizer behind every method.
 
     Args:
         config: Configuration, of which the optimizer is used.
         hparams: "learning_rate" and "weight_decay", which may be traced.
+        last: Number of steps of this run, int32 [], over which the schedule goes; None for those of the configuration.
 
     Returns:
         Weight decay added to the gradient, then stochastic gradient descent or Adam, as PyTorch's and DomainBed's are.
@@ -382,12 +471,16 @@ def make_optimizer(config: TrainConfig, hparams: HParams) -> optax.GradientTrans
         >>> updates.tolist()
         [-1.5]
     """
-    descend = OPTIMIZERS[config.optimizer].make(_scheduled(hparams["learning_rate"], config), config)
+    descend = OPTIMIZERS[config.optimizer].make(_scheduled(hparams["learning_rate"], config, last), config)
     return optax.chain(optax.add_decayed_weights(hparams["weight_decay"]), descend)
 
 
-def _scheduled(rate: jax.Array, config: TrainConfig) -> Any:
+def _scheduled(rate: jax.Array, config: TrainConfig, last: jax.Array | None) -> Any:
     if config.schedule == "constant" and not config.warmup:
         return rate
     factor = rate_factor(config.schedule, config.steps, config.warmup_steps)
-    return lambda count: rate * factor(count)
+    if last is None:
+        return lambda count: rate * factor(count)
+    # A run that ends earlier goes through the schedule as much faster.
+    faster = config.steps / last.astype(np.float32)
+    return lambda count: rate * factor(count.astype(np.float32) * faster)

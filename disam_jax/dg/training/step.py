@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import disam_jax
 from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
@@ -40,6 +41,7 @@ class Arrays(NamedTuple):
         shift: float32 [S, D, ...], subtracted from the inputs if domain d is the target; None for images.
         scale: float32 [S, D, ...], by which they are then divided.
         views: K arrays like the inputs, of augmented images; a step draws one of them for each example.
+        merged: Rows of merged batches by seed, target and step, int32 [S, D, steps, B]; None where they are grouped.
     """
 
     inputs: jax.Array
@@ -53,6 +55,7 @@ class Arrays(NamedTuple):
     shift: jax.Array | None
     scale: jax.Array | None
     views: tuple[jax.Array, ...] = ()
+    merged: jax.Array | None = None
 
 
 class RunSpec(NamedTuple):
@@ -63,12 +66,14 @@ class RunSpec(NamedTuple):
         place: Place of the seed among the splits, int32 [].
         target: Held-out domain, int32 [].
         hparams: Values of the hyperparameters, float32 [] each.
+        last: Number of steps after which the run stands still, int32 []; None for those of the configuration.
     """
 
     key: jax.Array
     place: jax.Array
     target: jax.Array
     hparams: HParams
+    last: jax.Array | None = None
 
 
 class RunState(NamedTuple):
@@ -228,10 +233,12 @@ def train_step(
     step: jax.Array,
     inputs: jax.Array,
     labels: jax.Array,
+    domains: jax.Array | None = None,
     *,
     network: Network,
     method: Method,
     config: TrainConfig,
+    num_sources: int | None = None,
 ) -> RunState:
     """One optimizer step of one run.
 
@@ -239,23 +246,35 @@ def train_step(
         run: Run before the step.
         spec: Seed, target and hyperparameters of the run.
         step: Number of the step, counted from 0, int32 [].
-        inputs: n examples of each source domain, [M, n, ...]; images as uint8, not augmented.
-        labels: int32 [M, n].
+        inputs: n examples of each source domain, [M, n, ...], or B of all of them; images as uint8, not augmented.
+        labels: int32 [M, n] or [B].
+        domains: Source domain 0..M - 1 of each of B examples, int32 [B]; None where they are grouped.
         network: Network to train.
         method: Method that computes the gradient.
         config: Configuration that all runs share.
+        num_sources: Number M of source domains, which a merged batch does not tell.
 
     Returns:
-        The run after the step.
+        The run after the step; the run as it is if it has ended.
 
     Raises:
         MethodError: If the method breaks its contract, see `method_gradient`.
     """
     key = keys.step_key(spec.key, step)
     if config.augments_images:
-        flat = inputs.reshape(labels.size, *inputs.shape[2:])
+        flat = inputs.reshape(labels.size, *inputs.shape[labels.ndim :])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
-    batch = Batch(inputs, labels, keys.method_key(key), step)
+    batch = Batch(inputs, labels, keys.method_key(key), step, domains)
+
+    def of_merged(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
+        assert domains is not None
+        assert num_sources is not None
+        if x is not None or y is not None:
+            raise MethodError("forward of a merged batch takes the parameters alone: leave Method.merged out")
+        output = network.apply(params, run.state, batch.x, keys.dropout_key(key), True)
+        of_examples = example_losses(output.logits, batch.y)
+        losses, counts = disam_jax.mean_by_domain(of_examples, domains, num_sources)
+        return Outputs(losses, output.logits, output.features, output.state, weights=jnp.asarray(counts))
 
     def forward(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
         x, y = batch.x if x is None else x, batch.y if y is None else y
@@ -282,13 +301,13 @@ def train_step(
             None if flat_head is None else head,
         )
 
-    given = run.params, batch, forward, spec.hparams, run.method_state
+    given = run.params, batch, forward if domains is None else of_merged, spec.hparams, run.method_state
     if config.perturbs_all or "rho" not in method.hparams:
         grads, state, method_state = method_gradient(method, *given)
     else:
         when = {"step": step, "begin": config.begin_step, "fraction": config.fraction}
         grads, state, method_state = on_subset(method, unperturbed(method), *given, **when)
-    descend, before = make_optimizer(config, spec.hparams), run.optimizer
+    descend, before = make_optimizer(config, spec.hparams, spec.last), run.optimizer
     if method.restart is not None:
         now = step.astype(jnp.float32) == method.restart(spec.hparams)
         before = jax.tree.map(functools.partial(jnp.where, now), restarted(before, descend.init(run.params)), before)
@@ -299,4 +318,7 @@ def train_step(
         average = moving_average(average, (params, state), step, config.ema_decay)
     elif config.averaging in SWAD:
         average = moving_average(average, (params, state), step % config.segment, 1.0)
-    return RunState(params, state, optimizer, method_state, average)
+    after = RunState(params, state, optimizer, method_state, average)
+    if spec.last is None:
+        return after
+    return jax.tree.map(lambda new, old: jnp.where(step < spec.last, new, old), after, run)

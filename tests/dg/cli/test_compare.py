@@ -252,6 +252,8 @@ NUMBERS = {
     "--candidates": (1, int),
     "--dropout": (0.0, float),
     "--per-domain": (1, int),
+    "--batch-size": (1, int),
+    "--epochs": (1, int),
     "--steps": (1, int),
     "--evaluations": (1, int),
     "--eval-every": (1, int),

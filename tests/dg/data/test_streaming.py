@@ -59,13 +59,14 @@ def threads_end(within=10.0):
 
 @pytest.mark.parametrize("form", sampling.FORMS)
 def test_batches_from_files_are_those_from_memory(listing, form):
-    stream = make_stream(listing, form=form)
+    options = {"form": form, "batch_size": 7 if form == "merged" else None}
+    stream = make_stream(listing, **options)
     assert isinstance(stream, batches.Batches)
     assert len(stream) == 20
     given = list(stream)
     assert given[0].x.dtype == np.uint8
     assert given[0].x.std() > 20
-    for old, new in zip(make_memory(listing, form=form), given, strict=True):
+    for old, new in zip(make_memory(listing, **options), given, strict=True):
         assert_same(old, new)
     assert threads_end()
 

@@ -1,10 +1,13 @@
 """Models that are kept: another process builds the same network, and evaluates to the numbers of the tables."""
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from support import save_image
+from timeless import timeless
 
 from disam_jax.dg import load_model
 from disam_jax.dg.cli import main as cli
@@ -188,6 +192,27 @@ def test_a_disk_without_room_is_said_before_anything_is_trained(tmp_path, monkey
         InputError, match=r"--save best takes 416 bytes in .*models, where 100 bytes are free: make room"
     ):
         sweep(tmp_path, save="best")
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_while_a_model_is_written_loses_nothing(tmp_path):
+    # A model of 128 KB at least, which is more than the results take.
+    config = dataclasses.replace(CONFIG, hidden=4096)
+    sweep(tmp_path / "whole", config=config, save="best")
+    (soft, hard), handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        with pytest.raises(InputError, match=r"cannot write the model to .*models: .*; what was finished"):
+            sweep(tmp_path / "out", config=config, save="best")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    # The runs of the chunk are in the results, and nothing half written is left.
+    assert len(load_results(tmp_path / "out").runs) == 4
+    assert models_in(tmp_path / "out") == []
+    sweep(tmp_path / "out", config=config, save="best")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "whole")
 
 
 def test_models_are_moved_aside_with_their_results(tmp_path):

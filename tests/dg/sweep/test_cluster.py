@@ -206,6 +206,49 @@ def test_a_cluster_that_runs_already_is_used_from_another_folder(tmp_path, one):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_scheduler_that_is_gone_is_told_in_time(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(cluster, "GONE_SECONDS", 3.0)
+    monkeypatch.setattr(cluster, "CLOSE_SECONDS", 3.0)
+    (tmp_path / "cluster").mkdir()
+    done, times = [], []
+
+    def train(file, scheduler):
+        with cluster.running_cluster(None, file) as client:
+            for number, _ in cluster.finished(client, time.sleep, [(0.1,)] * 1000, done.append):
+                done.append(number)
+                if len(done) == 3:
+                    scheduler.send_signal(how)
+                    times.append(time.monotonic())
+
+    with running(tmp_path / "cluster") as (file, scheduler):
+        with pytest.raises(InputError, match="the scheduler is gone: start it again; what was finished is kept"):
+            train(file, scheduler)
+        assert time.monotonic() - times[0] < 60.0
+    assert 3 <= len(done) < 1000
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_ends_the_client_and_loses_nothing(tmp_path, one):
+    (tmp_path / "cluster").mkdir()
+    with (
+        running(tmp_path / "cluster") as (file, scheduler),
+        started(tmp_path, *COMMAND, "--scheduler-file", file, "--out", "out") as child,
+    ):
+        wait_for(lambda: chunks(tmp_path) >= 1, child, tmp_path)
+        scheduler.send_signal(signal.SIGKILL)
+        assert ended(child, tmp_path) == 2, printed(tmp_path)
+    there = chunks(tmp_path)
+    assert all(line.startswith("disam-jax: ") for line in printed(tmp_path).splitlines()), printed(tmp_path)
+    assert printed(tmp_path).splitlines()[-1] == f"disam-jax: error: {cluster.GONE}"
+    assert 1 <= there < 16 // os.cpu_count()
+    with started(tmp_path, *COMMAND, "--out", "out") as child:
+        assert ended(child, tmp_path) == 0, printed(tmp_path)
+    assert f"{there * os.cpu_count()} are finished" in printed(tmp_path)
+    assert same_files(tmp_path, one)
+
+
+@pytest.mark.slow
 def test_a_worker_of_another_version_is_named(tmp_path):
     (tmp_path / "cluster").mkdir()
     with (
