@@ -68,7 +68,7 @@ class Outputs(NamedTuple):
     weights: jax.Array | None = None
 
 
-def mean_of_domains(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
+def mean_of_domains(losses: jax.Array, weights: jax.typing.ArrayLike | None) -> jax.Array:
     """The mean of domain losses: of a merged batch, with domain losses, that over its examples.
 
     Args:
@@ -358,7 +358,7 @@ class GradientOfLoss:
         def mean(params):
             value, states = self.loss(params, batch, forward, hparams, state)
             if isinstance(value, DomainLosses):
-                return mean_of_domains(*value), states
+                return mean_of_domains(value.values, value.weights), states
             return value.mean() if value.ndim else value, states
 
         grads, (network_state, new_state) = jax.grad(mean, has_aux=True)(params)
