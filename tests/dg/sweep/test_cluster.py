@@ -238,13 +238,13 @@ def test_a_scheduler_that_is_killed_ends_the_client_and_loses_nothing(tmp_path, 
         wait_for(lambda: chunks(tmp_path) >= 1, child, tmp_path)
         scheduler.send_signal(signal.SIGKILL)
         assert ended(child, tmp_path) == 2, printed(tmp_path)
-    there = chunks(tmp_path)
+    there = len(results_file.load_results(tmp_path / "out").runs)
     assert all(line.startswith("disam-jax: ") for line in printed(tmp_path).splitlines()), printed(tmp_path)
     assert printed(tmp_path).splitlines()[-1] == f"disam-jax: error: {cluster.GONE}"
-    assert 1 <= there < 16 // os.cpu_count()
+    assert 1 <= there < 16
     with started(tmp_path, *COMMAND, "--out", "out") as child:
         assert ended(child, tmp_path) == 0, printed(tmp_path)
-    assert f"{there * os.cpu_count()} are finished" in printed(tmp_path)
+    assert f"{there} are finished" in printed(tmp_path)
     assert same_files(tmp_path, one)
 
 
