@@ -3,31 +3,46 @@
 import argparse
 from pathlib import Path
 
-from benchmarks.fast.plan import SEEDS, SETTINGS
+from benchmarks.fast.plan import BUDGETS, ELSEWHERE, SEARCHED, SEEDS, SETTINGS
+from benchmarks.fast.rules import choose, score
 from benchmarks.fast.run import run
+from benchmarks.fast.tables import page, runs_of_phase
 from disam_jax.dg.data.array_cache import cache_folder
 
 RESULTS = Path(__file__).parents[1] / "results" / "fast"
 
 
+def rules(folder: Path) -> list[str]:
+    """The rule of each budget by the runs of the search, and the best step before."""
+    runs = runs_of_phase(folder, "search")
+    before = max((way for way in SEARCHED if way.before), key=lambda way: score(runs, way))
+    found = {str(budget): choose(runs, budget) for budget in BUDGETS} | {"the step before": before}
+    return [f"{name}: {way.title}, score {score(runs, way):.2f}, {way}" for name, way in found.items()]
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fast", description=__doc__)
-    parser.add_argument("phase", choices=SEEDS)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fast",
+        description="A phase of PROTOCOL.md trains what is not there yet; `rules` says which rules the search chooses; "
+        "`tables` makes the page.",
+    )
+    parser.add_argument("what", choices=(*SEEDS, "rules", "tables"))
     parser.add_argument("--data", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--folder", type=Path, default=Path(), help="of the data sets that `disam-jax data` makes")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds of the phase")
+    parser.add_argument("--changes", nargs="+", choices=ELSEWHERE, default=list(ELSEWHERE), help="of `elsewhere`")
     parser.add_argument("--out", type=Path, default=RESULTS, help="of the results")
     parser.add_argument("--work", type=Path, default=cache_folder() / "fast", help="of features and unfinished runs")
     options = parser.parse_args(arguments)
-    for name in options.data:
-        run(
-            name,
-            options.phase,
-            options.folder,
-            options.out,
-            options.work,
-            seeds=list(SEEDS[options.phase])[: options.seeds],
-        )
+    if options.what == "rules":
+        print("\n".join(rules(options.out)))
+    elif options.what == "tables":
+        (options.out / "README.md").write_text(page(options.out))
+    else:
+        seeds = list(SEEDS[options.what])[: options.seeds]
+        for name in options.data:
+            for change in options.changes if options.what == "elsewhere" else [""]:
+                run(name, options.what, options.folder, options.out, options.work, change=change, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,19 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.verdict.plan import DATA, DataSet
 
-# Seeds on which the best rho of each method is found, then a rule for each budget; and those that judge the rules.
+# Seeds on which the best rho of each method is found, then a rule for each budget; those that judge the rules; and
+# those on which the rules meet other optimizers, schedules and batch sizes.
 SEEDS: Mapping[str, Sequence[int]] = MappingProxyType(
-    {"reach": range(40, 43), "search": range(40, 42), "confirmation": range(200, 220)}
+    {
+        "reach": range(40, 43),
+        "search": range(40, 42),
+        "confirmation": range(200, 220),
+        "elsewhere": range(220, 225),
+    }
 )
 
 
@@ -61,7 +67,7 @@ class Way(NamedTuple):
         fraction: Part of the examples that DISAM's two passes see.
         begin: Part of the training before it begins.
         times: Factor on the rho of full DISAM, which is the best of `Setting.rhos` on the seeds of the search.
-        penalty: "std", with lam 0.7, or "variance", with lam 1.
+        penalty: "std", with lam 0.7, "variance", with lam 1, or "" for none: SAM.
         whole: Whether the perturbation is measured in the norm of the whole batch's gradient, not of the part's.
         decay: Last part of the training in which the learning rate falls linearly to 0; 0 for a constant rate.
         cosine: Whether it falls as a cosine over the whole training instead.
@@ -130,15 +136,57 @@ SEARCHED: tuple[Way, ...] = (
 BUDGETS = (1.02, 1.05, 1.1, 1.25)
 
 
-def numbers(setting: Setting, rho: float, way: Way | None = None) -> dict[str, float]:
+class Change(NamedTuple):
+    """Another setting than that in which the rules were chosen.
+
+    Attributes:
+        setting: Fields of `Setting` that differ.
+        way: Fields of `Way` that differ, in every run.
+    """
+
+    setting: Mapping[str, Any] = MappingProxyType({})
+    way: Mapping[str, Any] = MappingProxyType({})
+
+
+# The other optimizer and its rate: of 1, 2, 5 x 10^n, that with ERM's lowest validation loss on a seed of the search.
+OTHER_OPTIMIZER: Mapping[str, tuple[str, float]] = MappingProxyType({})
+ELSEWHERE: Mapping[str, Change] = MappingProxyType(
+    {
+        "other-optimizer": Change(),
+        "constant": Change(way={"decay": 0.0}),
+        "cosine": Change(way={"cosine": True}),
+        **{f"batch-{number}": Change(setting={"per_domain": number}) for number in (8, 32, 64)},
+    }
+)
+
+# Chosen by `rules.choose` on the runs of the search, and the step before with the highest score.
+RULES: Mapping[float, Way] = MappingProxyType({})
+BEFORE = Way(before=True)
+
+
+def confirmed() -> list[Way]:
+    """The rules, each once, and the step before."""
+    return list(dict.fromkeys([*RULES.values(), BEFORE]))
+
+
+def budgets_of(way: Way) -> list[float]:
+    """The budgets whose rule a way is.
+
+    Example:
+        >>> [budgets_of(way) for way in RULES.values() if not budgets_of(way)]
+        []
+    """
+    return [budget for budget, rule in RULES.items() if rule == way]
+
+
+def numbers(setting: Setting, rho: float, way: Way) -> dict[str, float]:
     """What distinguishes a run from the others of its seed and target.
 
     Args:
         setting: How all runs are trained.
         rho: Length of the perturbation.
-        way: How DISAM is had; None for the whole of the examples from the first step on, without a penalty: SAM.
+        way: How DISAM is had.
     """
-    way = way or Way(penalty="")
     return {
         "rho": rho * way.times,
         "std": 0.0,

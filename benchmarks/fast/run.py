@@ -9,7 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.fast.plan import PENALTIES, SEARCHED, SEEDS, SETTINGS, Setting, Way, numbers
+from benchmarks.fast.plan import (
+    ELSEWHERE,
+    OTHER_OPTIMIZER,
+    PENALTIES,
+    SEARCHED,
+    SEEDS,
+    SETTINGS,
+    Change,
+    Setting,
+    Way,
+    confirmed,
+    numbers,
+)
 from benchmarks.fast.trainer import FIELDS, Fixed, train
 from benchmarks.verdict.inputs import for_target, load
 from benchmarks.verdict.raw import written_whole
@@ -20,8 +32,6 @@ from disam_jax.dg.report.environment import machine, versions
 from disam_jax.dg.training.step import make_arrays
 
 HOLDOUT = 0.2
-# Those with the data set's best rho, which every comparison needs.
-REFERENCES = ("ERM", "SAM", *PENALTIES)
 
 
 class Raw(NamedTuple):
@@ -72,39 +82,46 @@ def best_rhos(reach: Raw) -> dict[str, float]:
     A user cannot choose so. It makes the methods that the cheaper ways are compared with as good as they can be.
     """
     found = {}
-    for name in REFERENCES[1:]:
+    for name in ("SAM", *PENALTIES):
         accuracy = reach.of(name, "accuracy").mean((1, 2))
         rhos = [rho for each, rho in zip(reach.names, reach.rhos, strict=True) if each == name]
         found[name] = float(rhos[int(np.nanargmax(accuracy))])
     return found
 
 
-def references(setting: Setting, rhos: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """ERM, SAM and full DISAM at their best rhos, with the schedule of all."""
-    return {
-        "ERM": numbers(setting, 0.0),
-        "SAM": numbers(setting, rhos["SAM"]),
-        **{name: numbers(setting, rhos[name], Way(penalty=name)) for name in PENALTIES},
-    }
+def changed(name: str, change: str) -> Setting:
+    """The setting of a data set with a change of `ELSEWHERE`, or without one."""
+    setting = SETTINGS[name]
+    if change == "other-optimizer":
+        optimizer, rate = OTHER_OPTIMIZER[name]
+        return setting._replace(optimizer=optimizer, learning_rate=rate)
+    return setting._replace(**ELSEWHERE[change].setting) if change else setting
 
 
-def runs_of(setting: Setting, phase: str, rhos: Mapping[str, float]) -> list[tuple[str, dict[str, float]]]:
-    """Names and numbers of the runs of a phase.
+def runs_of(
+    setting: Setting, phase: str, rhos: Mapping[str, float], change: Change | None = None
+) -> list[tuple[str, dict[str, float]]]:
+    """Names and numbers of the runs of a phase: ERM, SAM, full DISAM, and the ways of the phase at these rhos.
 
     Args:
         setting: How all are trained.
         phase: Key of `SEEDS`.
-        rhos: Best rhos; not used by "reach".
+        rhos: Best rhos; not used by "reach", which tries those of the setting.
+        change: What differs in every way.
     """
+    change = change or Change()
+    of = lambda rho, way: numbers(setting, rho, way._replace(**change.way))
+    # Without a penalty, DISAM is SAM.
+    full = {"SAM": Way(penalty=""), **{name: Way(penalty=name) for name in PENALTIES}}
     if phase == "reach":
         return [
-            ("ERM", numbers(setting, 0.0)),
-            *(("SAM", numbers(setting, rho)) for rho in setting.rhos),
-            *((name, numbers(setting, rho, Way(penalty=name))) for name in PENALTIES for rho in setting.rhos),
+            ("ERM", of(0.0, full["SAM"])),
+            *((name, of(rho, way)) for name, way in full.items() for rho in setting.rhos),
         ]
     return [
-        *references(setting, rhos).items(),
-        *((way.title, numbers(setting, rhos[way.penalty], way)) for way in SEARCHED),
+        ("ERM", of(0.0, full["SAM"])),
+        *((name, of(rhos[name], way)) for name, way in full.items()),
+        *((way.title, of(rhos[way.penalty], way)) for way in (SEARCHED if phase == "search" else confirmed())),
     ]
 
 
@@ -115,7 +132,7 @@ def run(
     out: Path,
     work: Path,
     *,
-    setting: Setting | None = None,
+    change: str = "",
     seeds: Sequence[int] | None = None,
     say: Callable[[str], None] = print,
 ) -> Raw:
@@ -127,21 +144,22 @@ def run(
         folder: Folder of the data sets.
         out: Folder for the results, which has those of the phase "reach" unless that is the phase.
         work: Folder for features and for the runs of a data set that is not finished.
-        setting: How runs are trained; that of `SETTINGS` by default.
+        change: Key of `ELSEWHERE`, in what the runs differ from the setting of the data set.
         seeds: Seeds; those of the phase by default.
         say: Called with lines of text.
 
     Returns:
         The runs, which are in `path_of(out, phase, name)` as well.
     """
-    setting = setting or SETTINGS[name]
+    setting, title = changed(name, change), f"{name}-{change}" if change else name
     seeds = tuple(SEEDS[phase] if seeds is None else seeds)
     rhos = {} if phase == "reach" else best_rhos(read(path_of(out, "reach", name)))
     named = [
-        (title, {**values, "learning_rate": setting.learning_rate}) for title, values in runs_of(setting, phase, rhos)
+        (way, {**values, "learning_rate": setting.learning_rate})
+        for way, values in runs_of(setting, phase, rhos, ELSEWHERE.get(change))
     ]
     names, each = zip(*named, strict=True)
-    path = path_of(out, phase, name)
+    path = path_of(out, phase, title)
     if path.exists() and (found := read(path)).names == names and found.seeds == seeds:
         return found
     data = load(setting.data, folder, work / "features", say)
@@ -153,13 +171,13 @@ def run(
         network = network or network_of(setting.hidden, seen)
         arrays = make_arrays(seen, tuple(split(seen, seed, HOLDOUT) for seed in seeds), setting.data.standardise)
         for place, seed in enumerate(seeds):
-            part = work / phase / name / f"{target}-{seed}.npy"
+            part = work / phase / title / f"{target}-{seed}.npy"
             if not part.exists():
                 found = train(list(each), seed, place, target, arrays, Fixed(network, setting))
                 with written_whole(part) as file:
                     np.save(file, found)
             values[:, place, target] = np.load(part)
-        say(f"{name}, {phase}: {domain} is done, {time.perf_counter() - began:.0f} s so far")
+        say(f"{title}, {phase}: {domain} is done, {time.perf_counter() - began:.0f} s so far")
     rho = np.array([each["rho"] for _, each in named])
     with written_whole(path) as file:
         np.savez_compressed(
@@ -174,6 +192,7 @@ def run(
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": name,
+        "change": change,
         "rhos": rhos,
         "runs": int(np.prod(values.shape[:3])),
         "seconds": round(time.perf_counter() - began, 1),
