@@ -19,9 +19,13 @@ version = release = disam_jax.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "myst_nb",
     "api_coverage",
+    "api_tables",
+    "descriptions",
     "docstrings",
+    "formulas",
     "gathered",
     "mathml",
     "registries",
@@ -32,6 +36,8 @@ html_theme = "furo"
 html_title = "disam_jax"
 html_static_path = ["_static"]
 html_css_files = ["disam.css"]
+html_js_files = ["copy.js"]
+html_favicon = "_static/favicon.svg"
 html_show_sphinx = False
 html_copy_source = False
 pygments_dark_style = "github-dark"
