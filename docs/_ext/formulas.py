@@ -28,7 +28,7 @@ NAMES = {
     "TP": r"\text{TP}",
     "FP": r"\text{FP}",
     "FN": r"\text{FN}",
-    "descent_lam": r"\text{descent\_lam}",
+    "descent_lam": r"\text{descent_lam}",
 }
 SHARES = re.compile(r"a_[ijd]")
 SIGNS = {"<-": r"\leftarrow ", "<=": r"\le ", "!=": r"\ne ", "*": r"\, ", ".": r"\cdot "}

@@ -254,7 +254,7 @@ def _match(names: tuple[str, ...], folders: list[Path], what: str, others: str |
         if name is None:
             meant = near(path.name, names)
             advice = "move it elsewhere" if meant is None else f"{how_they_differ(path.name, meant)}; rename or move it"
-            raise InputError(f"{shown(path)} is no {what}: {advice}")
+            raise InputError(f"{shown(path)} is not a {what}: {advice}")
         if name in found:
             raise InputError(f"{shown(path)} and {shown(found[name])} are the same {what}: move one elsewhere")
         found[name] = path

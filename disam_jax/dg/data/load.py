@@ -125,11 +125,11 @@ def open_data(
             return stream_images(listing, image_size)
         return (folder.load_features if features else folder.load_images)(listing, image_size, on_progress)
     if stream:
-        raise InputError(f"{shown(name_or_path)} is no folder of images and fits: leave out --stream")
+        raise InputError(f"{shown(name_or_path)} is not a folder of images and fits: leave out --stream")
     _check_data_dir(name_or_path, data_dir)
     for option, given in (("split files", split_files), ("list of duplicates", duplicates)):
         if given is not None:
-            raise InputError(f"{shown(name_or_path)} is no folder of images and has no {option}, got {shown(given)}")
+            raise InputError(f"{shown(name_or_path)} is not a folder of images and has no {option}, got {shown(given)}")
     if entry is not None and entry.load is not None:
         _check_complete(name_or_path, allow_missing_classes)
         return entry.load()
@@ -208,7 +208,7 @@ def _check_data_dir(name_or_path: str, data_dir: Path | None) -> None:
 
 def _check_complete(name_or_path: str, allow_missing_classes: bool) -> None:
     if allow_missing_classes:
-        raise InputError(f"{shown(name_or_path)} is no .npz file: leave out --allow-missing-classes")
+        raise InputError(f"{shown(name_or_path)} is not an .npz file: leave out --allow-missing-classes")
 
 
 def expand(path: Path) -> Path:

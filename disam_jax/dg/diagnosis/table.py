@@ -85,7 +85,7 @@ def read_tables(paths: Sequence[Path]) -> dict[str, Table]:
         for where, row in _rows(path):
             key = tuple(row[name] for name in TEXTS)
             if key in rows:
-                raise InputError(f"{where}: {', '.join(map(brief, key))} is there twice")
+                raise InputError(f"{where}: {', '.join(map(brief, key))} appears twice")
             rows[key] = [_number(row[name], name, where) for name in (*GAINS, *Signals._fields)]
     tables = {}
     for method in dict.fromkeys(key[3] for key in rows):

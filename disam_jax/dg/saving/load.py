@@ -193,7 +193,7 @@ def load(path: str | Path) -> SavedModel:
 
 
 def _how(path: Path) -> str:
-    return f"and {shown(path)} is no model: give NAME.json or NAME.safetensors of a folder models that --save wrote"
+    return f"and {shown(path)} is not a model: give NAME.json or NAME.safetensors of a folder models that --save wrote"
 
 
 def check_fit(wanted: Mapping[str, Any], found: Tensors, file: Path, record: Mapping[str, Any]) -> None:

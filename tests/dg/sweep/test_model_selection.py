@@ -135,7 +135,7 @@ def test_errors():
     with pytest.raises(ValueError, match="criterion must be one of validation, oracle, last, got 'best'"):
         select(results, "best")
     twice = dataclasses.replace(results, runs=(*results.runs[:-1], results.runs[0]))
-    with pytest.raises(ValueError, match="is there twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         select(twice, "last")
 
 
