@@ -289,7 +289,7 @@ def value_and_grad(
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
 ) -> GradFn:
-    """DISAM in the place of ``jax.value_and_grad``, for any loop and any optimizer.
+    """Replaces ``jax.value_and_grad`` by DISAM, for any loop and any optimizer.
 
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
     at w. Two forward and two backward passes, whatever the number of domains.

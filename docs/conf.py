@@ -41,6 +41,8 @@ html_favicon = "_static/favicon.svg"
 html_show_sphinx = False
 html_copy_source = False
 pygments_dark_style = "github-dark"
+# Quotes and ellipses; an option such as --data keeps its two hyphens.
+smartquotes_action = "qe"
 
 # MathML, which browsers draw by themselves: no script and no font from another host, and it works offline.
 html_math_renderer = "mathml"

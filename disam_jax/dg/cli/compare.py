@@ -254,7 +254,7 @@ def config_of(options: "TrainingOptions", data: "Domains") -> "TrainConfig":
 
 
 def finetune_of(options: "TrainingOptions") -> "FineTuneConfig | None":
-    """What is trained of a pretrained model, if the options name one.
+    """Which part of a pretrained model is trained, and how, if the options name one.
 
     Raises:
         InputError: If that model cannot be fine-tuned so.

@@ -17,7 +17,7 @@ HOW_TO_GET = "domainbed/scripts/download.py in https://github.com/facebookresear
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a benchmark's images lie and what its domains and classes are called.
+    """Where a benchmark's images are, and the names of its domains and classes.
 
     Attributes:
         name: the benchmark's.
@@ -138,7 +138,7 @@ DATASETS = {
 
 
 def layouts() -> dict[str, Layout]:
-    """The data sets of images that have a name, those of other packages too.
+    """The registered data sets of images, including those of other packages.
 
     Example:
         >>> list(layouts())

@@ -255,7 +255,7 @@ def check_apart(out: Path, listing: folder.ImageIndex) -> None:
 
 
 def pixel_bytes(listing: folder.ImageIndex, image_size: int) -> int:
-    """What the images take in memory once they are scaled, one byte for each colour of a pixel.
+    """Memory of the scaled images, one byte for each colour of a pixel.
 
     Example:
         >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
@@ -302,7 +302,7 @@ def stream_images(listing: folder.ImageIndex, image_size: int) -> StreamedImages
 
 
 def fingerprint(data: Domains) -> str:
-    """A hash of what a run sees of the data: its arrays and the names of its domains and classes.
+    """A hash of the data that a run uses: its arrays and the names of its domains and classes.
 
     The name of the data set is not part of it, so that a folder may be moved and renamed. Of images that stay in their
     files it takes the files' names and sizes instead of the pixels; of cached features, where they come from, since

@@ -132,7 +132,7 @@ def _number(text: str, column: str, where: str) -> float:
 
 
 def described(table: Table) -> dict[str, Any]:
-    """What a table is made of, JSON values.
+    """Contents of a table, as JSON values.
 
     Example:
         >>> table = Table(("a", "a"), ("mlp",) * 2, ("x", "y"), np.array([1.0, 3.0]), np.ones(2), np.zeros((2, 7)))

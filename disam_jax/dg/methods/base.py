@@ -20,7 +20,7 @@ MethodState = Any
 
 
 class MethodError(InputError):
-    """A method breaks its contract. The message says how; whoever knows the method's name puts it in front."""
+    """A method broke its contract. The message says how; whoever knows the method's name puts it in front."""
 
 
 class Batch(NamedTuple):

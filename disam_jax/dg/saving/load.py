@@ -23,7 +23,7 @@ _LISTED = 3
 
 
 class Judged(NamedTuple):
-    """What a model says of N examples and of their labels.
+    """Predictions of a model for N examples, and how they compare with the labels.
 
     Attributes:
         logits: float32 [N, C].

@@ -95,7 +95,7 @@ def _highest(results: Results, by_target: bool) -> Selected:
 
 
 class Criterion(NamedTuple):
-    """A way to choose that has a name.
+    """A registered selection criterion.
 
     Attributes:
         title: What tables call it.
