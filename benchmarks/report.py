@@ -37,8 +37,8 @@ HEAD = (
     "FLOPs, bytes and memory are XLA's counts for the compiled program and have no noise. On a GPU its FLOPs leave out",
     "the products and convolutions that a library computes, so they are not shown. FLOPs of `refresh_every` are the",
     "average over its steps; those of a scan over M domains cover all its turns. Bytes are those of one program: for",
-    "`refresh_every` the more expensive step, for a scan one turn. A form other than the flat one is also compared with",
-    "a plain step of the same form, which its user would take without DISAM.",
+    "`refresh_every` the more expensive step, for a scan one turn. A form other than the flat one is also compared",
+    "with a plain step of the same form, which its user would take without DISAM.",
 )
 
 
