@@ -94,6 +94,97 @@ def test_no_markup_is_left_over(site):
         assert "include: ../" not in article, path.name
 
 
+@pytest.mark.slow
+def test_titles_are_unique_and_pages_are_described(site):
+    titles = {}
+    for path, page in site.items():
+        titles.setdefault(re.search(r"<title>([^<]*)</title>", page.text)[1], []).append(path.name)
+        listed = {"genindex", "index", "py-modindex", "search"}
+        if "_modules" not in path.parts and path.stem not in listed and path.parent.name != "results":
+            assert '<meta name="description" content="' in page.text, path.name
+    assert not {title: pages for title, pages in titles.items() if len(pages) > 1}
+
+
+@pytest.mark.slow
+def test_api_pages_have_tables_of_names_formulas_and_sources(site):
+    pages = {path.stem: page for path, page in site.items() if path.parent.name == "api" and path.stem != "index"}
+    assert len(pages) > 10
+    for name, page in pages.items():
+        assert "Alias for field number" not in page.text, name
+        assert "typing.Any" not in page.text, name
+        assert "&lt;function" not in page.text, name
+        assert "[source]" in page.text, name
+    core = pages["core"]
+    table = re.search(r'<table class="names.*?</table>', core.text, re.DOTALL)[0]
+    assert 'href="#disam_jax.value_and_grad"' in table
+    assert "<code" in table
+    assert "<math" in core.text
+    assert "rho g / ||g||" not in core.text
+
+
+@pytest.mark.parametrize(
+    ("code", "tex"),
+    [
+        ("e = rho g / ||g||", r"e = \rho g / \lVert g\rVert"),
+        ("|| |w| g || <= rho", r"\lVert |w| g \rVert \le \rho"),
+        ("grad sum_i a_i L_i", r"\nabla \sum_{i} \alpha_{i} L_{i}"),
+        ("sum_i b_i - lam * penalty(L)", r"\sum_{i} b_{i} - \lambda \, \operatorname{penalty}(L)"),
+        ("lam < 1 / sqrt(|P| - 1)", r"\lambda < 1 / \sqrt{ |P| - 1}"),
+        ("f grad L_subset(w + e)", r"f \nabla L_{\text{subset}}(w + e)"),
+        ("||h||^2", r"\lVert h\rVert ^{2}"),
+        ("L_i = sum_{n: d_n = i} l_n / n_i", r"L_{i} = \sum_{n : d_n = i} l_{n} / n_{i}"),
+        ("rho", None),
+        ("rho=0.05", None),
+        ("lam", None),
+        ("[M, n - m, ...]", None),
+        ("fn(params, batch) -> (loss, grads)", None),
+        ("L_i(w) = loss_fn(w, batch[i])", None),
+        ("sqrt(w", None),
+    ],
+)
+def test_formulas_of_docstrings_become_mathematics_and_other_code_stays(code, tex, monkeypatch):
+    pytest.importorskip("sphinx")
+    found = load(DOCS / "_ext" / "formulas.py", monkeypatch).as_tex(code)
+    assert (found and " ".join(found.split())) == tex
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Turns losses into weights. More of it.", "Turns losses into weights."),
+        ("About 2.5 steps, as in v0.1. More.", "About 2.5 steps, as in v0.1."),
+        ("One pass: the other is free. More.", "One pass: the other is free."),
+    ],
+)
+def test_a_table_of_names_has_the_first_sentence(text, sentence, monkeypatch):
+    pytest.importorskip("sphinx")
+    from docutils import nodes
+
+    tables = load(DOCS / "_ext" / "api_tables.py", monkeypatch)
+    assert tables.first_sentence(nodes.paragraph("", text)).astext() == sentence
+
+
+def test_types_are_named_as_the_source_names_them(monkeypatch):
+    pytest.importorskip("sphinx")
+    from disam_jax.dg.methods import Forward, Outputs
+
+    docstrings = load(DOCS / "_ext" / "docstrings.py", monkeypatch)
+    assert docstrings.annotations_as_written(Outputs)["state"] == "State"
+    assert docstrings.annotations_as_written(Forward.__call__)["params"] == "Params"
+    assert docstrings.annotations_as_written(Forward.__call__)["return"] == "Outputs"
+    assert docstrings.annotations_as_written(3) == {}
+
+
+def test_tables_of_results_are_named_as_they_are_listed(monkeypatch):
+    pytest.importorskip("sphinx")
+    gathered = load(DOCS / "_ext" / "gathered.py", monkeypatch)
+    page = DOCS / "gathered" / "benchmarks" / "results" / "digits"
+    assert gathered.title_of(page / "table.md") == "digits, tuned"
+    assert gathered.title_of(page / "other.md") is None
+    assert gathered.with_title("# 20 seeds\n\nText.", "digits") == "# digits\n\n20 seeds\n\nText."
+    assert gathered.with_title("# 20 seeds\n", None) == "# 20 seeds\n"
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_there_for_light_and_dark_pages(name):
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))

@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-SENTENCE_END = re.compile(r"(?<![A-Z\d.])\.(?=\s|$)")
+SENTENCE_END = re.compile(r"(?<![A-Z.])\.(?=\s|$)")
 
 
 def first_sentence(paragraph: nodes.paragraph) -> nodes.paragraph:
