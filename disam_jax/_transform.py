@@ -112,8 +112,8 @@ def disam(
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the update is of all.
       refresh_every: Compute the perturbation every k-th update and reuse it in between, at ``(k + 1) / k`` the cost of
-        a plain step instead of 2. The state then holds one more copy of the parameters. An integer; an array always holds
-        it, and a traced one below 1 makes every update NaN.
+        a plain step instead of 2. The state then holds one more copy of the parameters. An integer; an array always
+        holds it, and a traced one below 1 makes every update NaN.
       begin: The first k updates are the plain gradient, at the cost of a plain step, and the others are DISAM's; see
         ``subset_value_and_grad``. An integer or an integer array, traced or not; a traced one that turns out negative
         makes the update NaN. Under ``jax.vmap``, ``begin`` and the state's ``count`` must be the same for all, or both
