@@ -121,6 +121,8 @@ def test_half_precision_is_bitwise_plain_too(dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_stacked_gradients_are_summed_and_grad_fn_is_not_called_before():
     tx = disam_jax.disam(RHO, LAM, begin=BEGIN, num_domains=3)
 
@@ -159,6 +161,8 @@ def test_before_begin_the_whole_batch_is_reported_and_nothing_is_perturbed():
     assert (info.domain_sharpness != 0).all()
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_aux_before_begin_is_that_of_the_whole_batch_on_both_sides():
     def with_aux(params, batch):
         return LOSSES(params, batch), {"mean": batch["x"].mean(), "examples": jnp.float32(batch["y"].size)}
@@ -342,6 +346,8 @@ MAPPED = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("how", [*slow("vmap"), "shard_map"])
 @pytest.mark.parametrize("form", ["subset", "transform"])
 def test_every_device_of_a_mapped_axis_takes_the_same_branch(form, how):

@@ -357,7 +357,7 @@ LATE = {
 
 
 @pytest.mark.parametrize("network", ["mlp", *slow("conv")])
-@pytest.mark.parametrize("side", LATE)
+@pytest.mark.parametrize("side", ["disam", *slow("part_1/4")])
 def test_a_step_before_begin_costs_a_plain_one_and_the_others_what_they_cost_without(network, side):
     work = SIZES["tiny"][network]()
     at = lambda number: of_program(lower(work, LATE[side](work, number)).compile(baseline.OPTIONS))

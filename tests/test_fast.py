@@ -1,15 +1,18 @@
 """A step of the search for cheaper ways against the library's, and what its plan says."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import slow
 
 import disam_jax
-from benchmarks.fast import plan, trainer
+from benchmarks.fast import plan, rules, tables, trainer
 from benchmarks.fast.plan import SEARCHED, SETTINGS, Way, numbers
-from benchmarks.fast.run import Raw, best_rhos, read, runs_of
+from benchmarks.fast.run import Raw, best_rhos, changed, path_of, read, runs_of
 from benchmarks.verdict.plan import DataSet
 
 SETTING = plan.Setting(DataSet("toy"), 0, "sgd", 0.1, 10, (0.1, 0.2), per_domain=8)
@@ -34,8 +37,9 @@ def of_trainer(way, step, rho=0.3, before=None):
     )(params)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25, 0.125])
+@pytest.mark.parametrize("fraction", [0.25, *slow(1.0, 0.5, 0.125)])
 def test_a_step_is_that_of_the_library(fraction, penalty):
     params, batch, losses = problem()
     mean = lambda params, batch: losses(params, batch).mean(1)
@@ -146,3 +150,99 @@ def test_runs_of_a_phase_have_the_same_numbers_by_name(phase):
     if phase == "search":
         assert (rhos["SAM"], rhos["std"], rhos["variance"], rhos["ERM"]) == (0.1, 0.2, 0.3, 0.0)
         assert rhos[Way(0.25, times=4.0, penalty="variance").title] == pytest.approx(1.2)
+
+
+# What the page says of runs that are made up: K names, S seeds, T targets, of which each seed has its own level.
+
+
+def made_up(values, seeds=4, targets=3, other=1):
+    """Runs whose accuracy and spread are {name: (accuracy, spread)}, and a level of seed and target that they share."""
+    rng = np.random.default_rng(other)
+    levels = rng.normal(size=(seeds, targets))
+    found = np.zeros((len(values), seeds, targets, len(trainer.FIELDS)), np.float32)
+    for row, (accuracy, spread) in enumerate(values.values()):
+        found[row, ..., 0] = accuracy + levels + 0.1 * rng.normal(size=(seeds, targets))
+        found[row, ..., 3] = spread + 0.01 * rng.normal(size=(seeds, targets))
+    return Raw(found, tuple(values), np.full(len(values), 0.1), tuple(range(seeds)), ("a", "b", "c")[:targets])
+
+
+def of_search(better=()):
+    """Runs of all ways, which lose a point to full DISAM, but for some."""
+    values = {"ERM": (50.0, 0.1), "SAM": (52.0, 0.2), "std": (52.0, 0.1), "variance": (52.0, 0.1)}
+    return made_up(values | {way.title: (52.0 if way in better else 51.0, 0.1) for way in SEARCHED})
+
+
+def test_the_rule_of_a_budget_is_the_best_within_it_and_the_cheapest_of_equals():
+    cheap, dear = Way(0.0625, begin=0.8, times=2.0), Way(0.25, times=2.0)
+    runs = {name: of_search([cheap, dear]) for name in ("one", "two")}
+    assert rules.choose(runs, 1.02) == cheap
+    assert rules.choose(runs, 1.25) in (cheap, dear)
+    assert rules.choose({"one": of_search([dear])}, 1.25) == dear
+    assert all(way.cost <= 1.05 and way.decay == 0.3 and not way.cosine for way in rules.candidates(1.05))
+
+
+def test_a_score_is_capped_above_and_counts_a_wider_spread_and_a_diverged_run():
+    way, usual = Way(0.25), {"std": (52.0, 0.1)}
+    score = lambda accuracy, spread: rules.score({"one": made_up({**usual, way.title: (accuracy, spread)})}, way)
+    assert score(60.0, 0.0) == 1.0
+    assert score(60.0, 0.2) < -1.0
+    values = made_up({**usual, way.title: (51.99, 0.0)})
+    difference = (values.of(way.title, "accuracy") - values.of("std", "accuracy")).reshape(-1)
+    error = difference.std(ddof=1) / np.sqrt(difference.size)
+    assert rules.score({"one": values}, way) == pytest.approx(difference.mean() / error)
+    values.values[1, 0, 0] = np.nan
+    assert rules.score({"one": values}, way) == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "spread", "wanted"), [(52.0, 0.1, True), (60.0, 0.05, True), (51.0, 0.1, False), (52.0, 0.2, False)]
+)
+def test_the_goal_is_met_within_one_standard_error_in_both(accuracy, spread, wanted):
+    way = Way(0.25)
+    raw = made_up({"std": (51.95, 0.105), way.title: (accuracy, spread)}, seeds=20)
+    assert tables.meets(raw, way) is wanted
+    raw.values[1, 0, 0] = np.nan
+    assert tables.meets(raw, way) is False
+
+
+def test_a_table_has_the_differences_paired_by_seed():
+    way = Way(0.25)
+    raw = made_up({"ERM": (50.0, 0.1), "std": (52.0, 0.1), way.title: (51.0, 0.1)})
+    difference = (raw.of(way.title, "accuracy") - raw.of("std", "accuracy"))[0].mean(1)
+    cell = f"{difference.mean():+.2f} ± {difference.std(ddof=1) / 2:.2f}"
+    assert f"| {way.title} | 1.25 | {cell} |" in tables.ways_table({"one": raw}, [way], "accuracy", 2)
+    assert "| no | 0 of 1 |" in tables.goals_table({"one": raw}, [way])
+
+
+def test_a_page_has_all_phases_that_are_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no runs of the search"):
+        tables.page(tmp_path)
+    confirmed = of_search()
+    record = {"runs": 12, "machine": {"cpu": "some", "cores": 2}, "versions": {"jax": "1"}}
+    for phase, suffix in [("reach", ""), ("search", ""), ("confirmation", ""), ("elsewhere", "-cosine")]:
+        path = path_of(tmp_path, phase, f"digits{suffix}")
+        path.parent.mkdir()
+        np.savez(path, fields=np.array(trainer.FIELDS), **confirmed._asdict())
+        path.with_suffix(".json").write_text(json.dumps(record))
+    page = tables.page(tmp_path)
+    assert "48 runs" in page
+    for title in ("On fresh seeds", "Other optimizers", "The best within 1.05", "Which factor on rho"):
+        assert title in page
+    for way in plan.confirmed():
+        assert f"| {way.title} |" in page
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("change", plan.ELSEWHERE)
+def test_another_setting_differs_in_what_it_says(name, change):
+    setting, usual = changed(name, change), SETTINGS[name]
+    names = [field for field in usual._fields if getattr(setting, field) != getattr(usual, field)]
+    assert set(names) <= {
+        *plan.ELSEWHERE[change].setting,
+        *(["optimizer", "learning_rate"] * (change == "other-optimizer")),
+    }
+    rhos = {"SAM": 0.1, "std": 0.2, "variance": 0.3}
+    runs = dict(runs_of(setting, "elsewhere", rhos, change))
+    assert {values["decay"] for values in runs.values()} == {0.0 if change == "constant" else 0.3}
+    assert {values["cosine"] for values in runs.values()} == {float(change == "cosine")}
+    assert list(runs) == ["ERM", "SAM", "std", "variance", *(way.title for way in plan.confirmed())]

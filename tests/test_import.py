@@ -25,6 +25,8 @@ def test_nothing_optional_is_imported():
     assert roots.isdisjoint(OPTIONAL), roots & set(OPTIONAL)
 
 
+@pytest.mark.slow
+@pytest.mark.rest
 def test_import_takes_under_a_tenth_of_a_second_on_top_of_optax():
     code = "import optax, time; t = time.process_time(); import disam_jax; print(time.process_time() - t)"
     # The second try is for a machine with other work, which only ever adds.

@@ -491,6 +491,7 @@ def test_statistics_are_those_of_the_larger_side_and_of_the_whole_batch_before_b
         np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_subset_of_a_module_is_that_of_its_functional_form(batch):
     model = Network(nnx.Rngs(0), dropout=0.0)
     graphdef, params, others = nnx.split(model, nnx.Param, ...)
@@ -506,6 +507,7 @@ def test_the_subset_of_a_module_is_that_of_its_functional_form(batch):
         assert problems.relative_error(got[1], want[1]) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_module_trains_with_the_count_of_its_optimizer(model, batch):
     optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
 

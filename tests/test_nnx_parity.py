@@ -392,6 +392,8 @@ def in_a_scan(step):
 MODES = {"eager": lambda step: step, "jit": nnx.jit, "remat": lambda step: nnx.jit(nnx.remat(step)), "scan": in_a_scan}
 
 # A scan hands on what it was given: a call that adds variables or counts in a plain attribute cannot be its body.
+# Statistics, random numbers, shared parameters and modules in modules are in these.
+QUICK = ("BatchNorm", "Dropout", "Tied", "Ensemble")
 NOT_IN_A_SCAN = {"ActNorm", "Counter", "Several", "Sower"}
 
 
@@ -426,15 +428,16 @@ def assert_same(got, want):
 
 
 def table():
-    """The default run has each kind, each form and each mode (`dealt`); the slow one pairs of them."""
+    """The default run has each kind of `QUICK`, each form and each mode (`dealt`); the slow one pairs of them all."""
     cases = [
         *zip(KINDS, FORMS, itertools.cycle(["jit", "remat"]), strict=False),
+        *zip(itertools.cycle(QUICK), FORMS, itertools.cycle(["jit", "remat"]), strict=False),
         *itertools.product(KINDS, ["model"], MODES),
         *itertools.product(["Several"], FORMS, MODES),
         *itertools.product(["ActNorm", "Clipped", "Dropout", "Sower", "Tied"], FORMS, ["jit"]),
     ]
     return [
-        (kind, form, mode)
+        pytest.param(kind, form, mode, marks=[] if kind in QUICK else [pytest.mark.slow, pytest.mark.rest])
         for kind, form, mode in dict.fromkeys(cases)
         if mode != "scan" or (kind not in NOT_IN_A_SCAN and form == "model")
     ]

@@ -241,7 +241,7 @@ def explicit_cases():
     for form, layout, jit in itertools.product([*EXPLICIT, *SLOW], LAID_OUT, (True, False)):
         # Where domains are split, the core does something of its own in these two forms alone.
         quick = form in {"accumulated", "stacked"} if layout == "domains" else form not in SLOW
-        marks = [] if jit and quick else pytest.mark.slow
+        marks = [] if jit and quick and (layout == "domains" or form == "stacked") else pytest.mark.slow
         yield pytest.param(form, layout, jit, marks=marks, id=f"{form}-{layout}-{'jit' if jit else 'eager'}")
 
 

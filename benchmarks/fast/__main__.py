@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from benchmarks.fast.plan import BUDGETS, ELSEWHERE, SEARCHED, SEEDS, SETTINGS
+from benchmarks.fast.plan import BUDGETS, ELSEWHERE, LARGER, SEARCHED, SEEDS, SETTINGS
 from benchmarks.fast.rules import choose, score
-from benchmarks.fast.run import run
+from benchmarks.fast.run import best_rate, run
 from benchmarks.fast.tables import page, runs_of_phase
 from disam_jax.dg.data.array_cache import cache_folder
 
@@ -17,7 +17,9 @@ def rules(folder: Path) -> list[str]:
     runs = runs_of_phase(folder, "search")
     before = max((way for way in SEARCHED if way.before), key=lambda way: score(runs, way))
     found = {str(budget): choose(runs, budget) for budget in BUDGETS} | {"the step before": before}
-    return [f"{name}: {way.title}, score {score(runs, way):.2f}, {way}" for name, way in found.items()]
+    rates = {name: best_rate(raw) for name, raw in runs_of_phase(folder, "rates", "-other-optimizer").items()}
+    ways = [f"{name}: {way.title}, score {score(runs, way):.2f}, {way}" for name, way in found.items()]
+    return [*ways, f"rates of the other optimizer: {rates}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--folder", type=Path, default=Path(), help="of the data sets that `disam-jax data` makes")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds of the phase")
-    parser.add_argument("--changes", nargs="+", choices=ELSEWHERE, default=list(ELSEWHERE), help="of `elsewhere`")
+    parser.add_argument("--changes", nargs="+", choices=ELSEWHERE, help="of `elsewhere` and `larger`, all by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="of the results")
     parser.add_argument("--work", type=Path, default=cache_folder() / "fast", help="of features and unfinished runs")
     options = parser.parse_args(arguments)
@@ -40,8 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
         (options.out / "README.md").write_text(page(options.out))
     else:
         seeds = list(SEEDS[options.what])[: options.seeds]
+        own = {"elsewhere": ELSEWHERE, "larger": LARGER, "rates": ["other-optimizer"]}.get(options.what, [""])
+        changes = [each for each in own if options.changes is None or each in options.changes]
         for name in options.data:
-            for change in options.changes if options.what == "elsewhere" else [""]:
+            for change in changes:
                 run(name, options.what, options.folder, options.out, options.work, change=change, seeds=seeds)
 
 

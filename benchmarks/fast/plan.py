@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 from benchmarks.verdict.plan import DATA, DataSet
 
 # Seeds on which the best rho of each method is found, then a rule for each budget; those that judge the rules; and
-# those on which the rules meet other optimizers, schedules and batch sizes.
+# those on which the rules meet other optimizers, schedules and batch sizes; and those of one example in larger batches.
 SEEDS: Mapping[str, Sequence[int]] = MappingProxyType(
     {
         "reach": range(40, 43),
+        "rates": range(40, 41),
         "search": range(40, 42),
         "confirmation": range(200, 220),
         "elsewhere": range(220, 225),
+        "larger": range(240, 260),
     }
 )
 
@@ -148,8 +150,19 @@ class Change(NamedTuple):
     way: Mapping[str, Any] = MappingProxyType({})
 
 
-# The other optimizer and its rate: of 1, 2, 5 x 10^n, that with ERM's lowest validation loss on a seed of the search.
-OTHER_OPTIMIZER: Mapping[str, tuple[str, float]] = MappingProxyType({})
+# The other optimizer, the rates that ERM tries with it, and for each data set that of the lowest validation loss.
+OTHER_OPTIMIZER: Mapping[str, str] = MappingProxyType({"sgd": "adam", "adam": "sgd"})
+RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
+OTHER_RATES: Mapping[str, float] = MappingProxyType(
+    {
+        "digits": 1e-2,
+        "digits-rotated": 2e-2,
+        "PACS96": 1e-3,
+        "PACS160": 2e-2,
+        "OfficeCaltech10": 2e-2,
+        "RSSCN7": 1e-2,
+    }
+)
 ELSEWHERE: Mapping[str, Change] = MappingProxyType(
     {
         "other-optimizer": Change(),
@@ -160,8 +173,20 @@ ELSEWHERE: Mapping[str, Change] = MappingProxyType(
 )
 
 # Chosen by `rules.choose` on the runs of the search, and the step before with the highest score.
-RULES: Mapping[float, Way] = MappingProxyType({})
-BEFORE = Way(before=True)
+RULES: Mapping[float, Way] = MappingProxyType(
+    {
+        1.02: Way(0.0625, begin=0.9, times=8.0),
+        1.05: Way(0.0625, begin=0.5, times=2.0, whole=True),
+        1.1: Way(0.0625, times=4.0),
+        1.25: Way(0.0625, times=4.0),
+    }
+)
+BEFORE = Way(begin=0.5, times=0.5, before=True)
+
+# In larger batches: one example of each domain, at rho / sqrt(fraction).
+LARGER: Mapping[str, Way] = MappingProxyType(
+    {f"batch-{number}": Way(1 / number, times=round(number**0.5, 2)) for number in (32, 64)}
+)
 
 
 def confirmed() -> list[Way]:

@@ -11,12 +11,14 @@ import numpy as np
 
 from benchmarks.fast.plan import (
     ELSEWHERE,
+    LARGER,
     OTHER_OPTIMIZER,
+    OTHER_RATES,
     PENALTIES,
+    RATES,
     SEARCHED,
     SEEDS,
     SETTINGS,
-    Change,
     Setting,
     Way,
     confirmed,
@@ -93,24 +95,30 @@ def changed(name: str, change: str) -> Setting:
     """The setting of a data set with a change of `ELSEWHERE`, or without one."""
     setting = SETTINGS[name]
     if change == "other-optimizer":
-        optimizer, rate = OTHER_OPTIMIZER[name]
-        return setting._replace(optimizer=optimizer, learning_rate=rate)
+        rate = OTHER_RATES.get(name, setting.learning_rate)
+        return setting._replace(optimizer=OTHER_OPTIMIZER[setting.optimizer], learning_rate=rate)
     return setting._replace(**ELSEWHERE[change].setting) if change else setting
 
 
+def best_rate(rates: Raw) -> float:
+    """The learning rate at which ERM's validation loss is lowest."""
+    losses = [rates.of(f"ERM, rate {rate:g}", "validation_loss").mean() for rate in RATES]
+    return RATES[int(np.nanargmin(losses))]
+
+
 def runs_of(
-    setting: Setting, phase: str, rhos: Mapping[str, float], change: Change | None = None
+    setting: Setting, phase: str, rhos: Mapping[str, float], change: str = ""
 ) -> list[tuple[str, dict[str, float]]]:
     """Names and numbers of the runs of a phase: ERM, SAM, full DISAM, and the ways of the phase at these rhos.
 
     Args:
         setting: How all are trained.
-        phase: Key of `SEEDS`.
+        phase: Key of `SEEDS`. In "rates", ERM tries learning rates instead.
         rhos: Best rhos; not used by "reach", which tries those of the setting.
-        change: What differs in every way.
+        change: Key of `ELSEWHERE`, or "".
     """
-    change = change or Change()
-    of = lambda rho, way: numbers(setting, rho, way._replace(**change.way))
+    other = ELSEWHERE[change].way if change else {}
+    of = lambda rho, way: numbers(setting, rho, way._replace(**other))
     # Without a penalty, DISAM is SAM.
     full = {"SAM": Way(penalty=""), **{name: Way(penalty=name) for name in PENALTIES}}
     if phase == "reach":
@@ -118,10 +126,13 @@ def runs_of(
             ("ERM", of(0.0, full["SAM"])),
             *((name, of(rho, way)) for name, way in full.items() for rho in setting.rhos),
         ]
+    ways = SEARCHED if phase == "search" else [LARGER[change]] if phase == "larger" else confirmed()
+    if phase == "rates":
+        return [(f"ERM, rate {rate:g}", {**of(0.0, full["SAM"]), "learning_rate": rate}) for rate in RATES]
     return [
         ("ERM", of(0.0, full["SAM"])),
         *((name, of(rhos[name], way)) for name, way in full.items()),
-        *((way.title, of(rhos[way.penalty], way)) for way in (SEARCHED if phase == "search" else confirmed())),
+        *((way.title, of(rhos[way.penalty], way)) for way in ways),
     ]
 
 
@@ -155,8 +166,8 @@ def run(
     seeds = tuple(SEEDS[phase] if seeds is None else seeds)
     rhos = {} if phase == "reach" else best_rhos(read(path_of(out, "reach", name)))
     named = [
-        (way, {**values, "learning_rate": setting.learning_rate})
-        for way, values in runs_of(setting, phase, rhos, ELSEWHERE.get(change))
+        (way, {"learning_rate": setting.learning_rate, **values})
+        for way, values in runs_of(setting, phase, rhos, change)
     ]
     names, each = zip(*named, strict=True)
     path = path_of(out, phase, title)

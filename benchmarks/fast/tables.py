@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fast.plan import BUDGETS, ELSEWHERE, PENALTIES, SEARCHED, SETTINGS, Way, budgets_of, confirmed
+from benchmarks.fast.plan import BUDGETS, ELSEWHERE, LARGER, PENALTIES, SEARCHED, SETTINGS, Way, budgets_of, confirmed
 from benchmarks.fast.rules import candidates, score
 from benchmarks.fast.run import Raw, best_rhos, path_of, read
 from benchmarks.verdict.tables import markdown, signed
@@ -212,6 +212,19 @@ def page(folder: Path) -> str:
                 f"Points of accuracy on {names}. rho is that of the usual setting and was not searched again.",
                 elsewhere_table(folder, ways),
             ]
+    for change, way in LARGER.items():
+        if larger := runs_of_phase(folder, "larger", f"-{change}"):
+            parts += [
+                f"## One example of each domain in batches of {change.removeprefix('batch-')}",
+                "rho / sqrt(fraction) of the rho that was best in batches of 16; full DISAM has that rho.",
+                goals_table(larger, [way]),
+            ]
+            for field, (title, digits) in QUANTITIES.items():
+                parts += [
+                    f"### {title}, batches of {change.removeprefix('batch-')}",
+                    values_table(larger, field, digits),
+                ]
+                parts += ["Minus full DISAM:", ways_table(larger, [way], field, digits)]
     parts += ["## The search"]
     rhos = [[name, *(f"{rho:g}" for rho in best_rhos(raw).values())] for name, raw in reach.items()]
     parts += ["Best rho on the unseen domains:", markdown(["", "SAM", *FULL.values()], rhos)]

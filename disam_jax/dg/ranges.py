@@ -50,6 +50,8 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "learning_rate": Range(LEAST, MOST, "positive and finite"),
         "weight_decay": NOT_NEGATIVE,
         "warmup": Range(0.0, 1_000_000_000, "finite and not negative"),
+        "fraction": Range(LEAST, 1.0, "in (0, 1]"),
+        "begin": Range(0.0, 1_000_000_000, "finite and not negative"),
         "momentum": Range(0.0, 1.0, "in [0, 1]"),
         "candidates": _whole(1, 10_000),
         "dropout": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),

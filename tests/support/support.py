@@ -27,6 +27,11 @@ def rest(*values):
     return [pytest.param(value, marks=[pytest.mark.slow, pytest.mark.rest]) for value in values]
 
 
+def quick(values, *kept):
+    """All of them; the default run has those that are named."""
+    return [param for value in values for param in ([value] if value in kept else rest(value))]
+
+
 def save_image(path, seed):
     """A picture of noise; the ending of the path says in which format."""
     from PIL import Image

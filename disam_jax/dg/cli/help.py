@@ -24,6 +24,8 @@ APART = {
     "eval_every": "training",
     "schedule": "training",
     "warmup": "training",
+    "fraction": "method",
+    "begin": "method",
     "dtype": "training",
     "remat": "training",
     "out": "report",

@@ -302,6 +302,13 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     warmup: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.warmup
     """Steps over which the learning rate first rises from nearly zero; below 1, their share of all steps."""
 
+    fraction: float = TrainConfig.fraction
+    """Share of each domain's examples on which methods with a rho perturb: a step costs 1 + FLOAT plain ones instead of
+    two. The other examples have the plain gradient, so rho may be longer."""
+
+    begin: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.begin
+    """Step from which on they perturb; below 1, its share of all steps. The steps before it are plain and cost so."""
+
     dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
     """Type in which the network computes. Its parameters, the optimizer, logits and losses are always float32."""
 

@@ -19,6 +19,7 @@ from disam_jax.dg.data.names import hint
 from disam_jax.dg.data.splits import small_domains, split
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.methods import Method
+from disam_jax.dg.methods.subset import check_subset
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.models.stages import CLASSIFIER
@@ -336,6 +337,8 @@ def prepare_sweep(
             raise InputError(
                 f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
             )
+        if not config.perturbs_all and "rho" in method.hparams:
+            check_subset(name, method, config.per_domain, config.fraction)
     check_batch(config, len(data.domain_names) - 1)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
     probe = min(config.probe, int(splits[0].train_counts.min()))

@@ -70,6 +70,8 @@ class TrainConfig:
         schedule: How the learning rate changes along a run, a key of `SCHEDULES`.
         warmup: Steps over which the learning rate rises before that; below 1, their share of all steps.
         per_domain: Number of examples of each source domain in a batch.
+        fraction: Share of each domain's examples on which methods with a rho perturb; the others do without.
+        begin: Step from which on they do; below 1, its share of all steps.
         hidden: Number of units in the hidden layer of the multilayer perceptron.
         dropout: Probability of dropout before the last layer.
         norm: Normalisation of the small convolutional network: "none", "batch" or "group".
@@ -102,6 +104,8 @@ class TrainConfig:
     schedule: str = "constant"
     warmup: float = 0.0
     per_domain: int = 16
+    fraction: float = 1.0
+    begin: float = 0.0
     hidden: int = 64
     dropout: float = 0.0
     norm: str = "none"
@@ -138,6 +142,16 @@ class TrainConfig:
         return math.ceil(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
 
     @property
+    def perturbs_all(self) -> bool:
+        """Whether methods with a perturbation take it in every step and on all examples."""
+        return self.fraction == 1.0 and self.begin == 0
+
+    @property
+    def begin_step(self) -> int:
+        """The first step with a perturbation."""
+        return math.ceil(self.begin * self.steps) if self.begin < 1 else int(self.begin)
+
+    @property
     def measured_at(self) -> tuple[int, ...]:
         """The steps after which the runs are measured, from 0 to `steps`."""
         return (*range(0, self.steps, self.segment), self.steps)
@@ -172,7 +186,7 @@ ADDED: Mapping[str, Any] = MappingProxyType(
     {
         each.name: each.default
         for each in fields(TrainConfig)
-        if each.name in ("schedule", "warmup", "eval_every", "dtype", "remat", "data_parallel")
+        if each.name in ("fraction", "begin", "schedule", "warmup", "eval_every", "dtype", "remat", "data_parallel")
     }
 )
 
@@ -284,6 +298,16 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(
             f"--warmup must be a whole number of steps or a share of them below 1, got {config.warmup:g}: write "
             f"{int(config.warmup)}"
+        )
+    if config.begin >= 1 and not float(config.begin).is_integer():
+        raise InputError(
+            f"--begin must be a whole number of steps or a share of them below 1, got {config.begin:g}: write "
+            f"{int(config.begin)}"
+        )
+    if config.begin_step >= config.steps:
+        raise InputError(
+            f"--begin must leave steps with a perturbation: got {config.begin:g} of {config.steps} --steps, write 0.5 "
+            "for the second half of them"
         )
     if config.warmup_steps >= config.steps:
         raise InputError(

@@ -17,6 +17,7 @@ from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
+from disam_jax.dg.methods.subset import on_subset, unperturbed
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.averaging import moving_average
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
@@ -215,7 +216,12 @@ def train_step(
         by_domain = lambda values: values.reshape(*y.shape, -1)
         return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
 
-    grads, state, method_state = method_gradient(method, run.params, batch, forward, spec.hparams, run.method_state)
+    given = run.params, batch, forward, spec.hparams, run.method_state
+    if config.perturbs_all or "rho" not in method.hparams:
+        grads, state, method_state = method_gradient(method, *given)
+    else:
+        when = {"step": step, "begin": config.begin_step, "fraction": config.fraction}
+        grads, state, method_state = on_subset(method, unperturbed(method), *given, **when)
     updates, optimizer = make_optimizer(config, spec.hparams).update(grads, run.optimizer, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average

@@ -188,6 +188,7 @@ def test_a_held_out_domain_may_be_small():
     assert np.isfinite(found(sites((9, 9, 2)), targets=[2]).signals["gradient_noise"]).all()
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_named(nans_allowed):
     config = dataclasses.replace(CONFIG, learning_rate=1e30)
     with pytest.raises(InputError, match=r"after 3 steps without b, seed 0, loss_spread.* smaller --learning-rate"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import quick
 
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.adapter import from_nnx
@@ -84,7 +85,7 @@ def forward_pass(name, compute):
     return program.jaxpr, (variables, output)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "mlp", "conv", "conv-group", "resnet"))
 def test_a_network_multiplies_in_bfloat16_and_hands_out_float32(name):
     program, shapes = forward_pass(name, Compute("bfloat16"))
     products = [each for each in equations(program) if each.primitive.name in ("dot_general", "conv_general_dilated")]
@@ -92,7 +93,7 @@ def test_a_network_multiplies_in_bfloat16_and_hands_out_float32(name):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(shapes)} == {"float32"}
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", quick(BLOCKS, "resnet"))
 def test_every_block_is_computed_again_where_that_is_asked_for(name):
     program, _ = forward_pass(name, Compute(remat=True))
     assert sum("custom_vjp_call" in each.primitive.name for each in program.eqns) == BLOCKS[name]

@@ -183,13 +183,9 @@ def with_figures(classes, methods, seeds=3):
     return results, dataclasses.replace(summary, metrics=tuple(made))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("classes", "methods"),
-    [
-        (2, ("ERM",)),
-        pytest.param(10, ("ERM", "SAM", "DISAM"), marks=pytest.mark.slow),
-        pytest.param(65, ("_$x", "SAM", "A", "B", "C"), marks=pytest.mark.slow),
-    ],
+    ("classes", "methods"), [(2, ("ERM",)), (10, ("ERM", "SAM", "DISAM")), (65, ("_$x", "SAM", "A", "B", "C"))]
 )
 def test_figures_are_drawn_for_light_and_dark_pages(classes, methods):
     _, summary = with_figures(classes, methods)

@@ -149,6 +149,7 @@ def test_both_runners_keep_the_logits_of_the_accuracy_that_they_report(toy, tmp_
     assert len({each.logits[-1].tobytes() for each in kept.values()}) == len(kept)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_keeps_no_logits_has_the_record_and_the_program_without_them(toy, tmp_path):
     off = dataclasses.replace(CONFIG, keep_logits=False)
     assert "keep_logits" not in off.record()

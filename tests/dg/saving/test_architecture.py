@@ -4,6 +4,7 @@ import json
 
 import pytest
 from flax import nnx
+from support import quick
 from tiny_networks import CLIP_CONFIG, VIT_CONFIG
 
 from disam_jax.dg.errors import InputError
@@ -24,7 +25,7 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", quick(MAKERS, "CLIP", "ViT", "ResNet-18"))
 def test_the_network_of_a_record_has_the_same_arrays_and_settings(name):
     module = nnx.eval_shape(lambda: MAKERS[name](nnx.Rngs(0)))
     recorded = json.loads(json.dumps(architecture_of(module)))

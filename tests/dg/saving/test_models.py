@@ -89,6 +89,7 @@ def best(tmp_path_factory):
 # What is kept.
 
 
+@pytest.mark.slow
 def test_the_best_model_is_the_one_that_the_report_selects_and_evaluates_to_its_accuracy(best):
     folder, results, lines = best
     chosen = select(results, "validation")

@@ -82,6 +82,7 @@ def of(results, method, target, seed):
     )
 
 
+@pytest.mark.slow
 def test_everything_is_measured_at_every_point(whole, toy):
     assert whole.methods == ("ERM", "SAM", "DISAM")
     assert whole.steps.tolist() == [0, 3, 6, 7]
