@@ -64,7 +64,7 @@ class DataOptions:
     """DomainNet's list of images to leave out."""
 
     allow_missing_classes: bool = False
-    """Whether a domain of an .npz file may lack a class that another one has."""
+    """Accept an .npz file in which a domain lacks a class that another one has."""
 
     image_size: Annotated[
         int | None,
@@ -303,11 +303,11 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     """Steps over which the learning rate first rises from nearly zero; below 1, their share of all steps."""
 
     fraction: float = TrainConfig.fraction
-    """Share of each domain's examples on which methods with a rho perturb: a step costs 1 + FLOAT plain ones instead of
-    two. The other examples have the plain gradient, so rho may be longer."""
+    """Share of each domain's examples that methods with a rho perturb. A step then costs 1 + FLOAT plain steps instead
+    of 2. The other examples have the plain gradient, so use a larger rho."""
 
     begin: Annotated[float, arg(metavar="N|SHARE")] = TrainConfig.begin
-    """Step from which on they perturb; below 1, its share of all steps. The steps before it are plain and cost so."""
+    """First step that perturbs; below 1, its share of all steps. The steps before it are plain, at their cost."""
 
     dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
     """Type in which the network computes. Its parameters, the optimizer, logits and losses are always float32."""
