@@ -154,6 +154,7 @@ def test_formulas_of_docstrings_become_mathematics_and_other_code_stays(code, te
         ("Turns losses into weights. More of it.", "Turns losses into weights."),
         ("About 2.5 steps, as in v0.1. More.", "About 2.5 steps, as in v0.1."),
         ("One pass: the other is free. More.", "One pass: the other is free."),
+        ("The cosine g . h of both. More.", "The cosine g . h of both."),
     ],
 )
 def test_a_table_of_names_has_the_first_sentence(text, sentence, monkeypatch):
@@ -173,6 +174,23 @@ def test_types_are_named_as_the_source_names_them(monkeypatch):
     assert docstrings.annotations_as_written(Forward.__call__)["params"] == "Params"
     assert docstrings.annotations_as_written(Forward.__call__)["return"] == "Outputs"
     assert docstrings.annotations_as_written(3) == {}
+
+
+def test_signatures_show_names_and_no_objects(monkeypatch):
+    pytest.importorskip("sphinx")
+    from disam_jax.dg.methods import Forward, Method, from_objective
+    from disam_jax.dg.models.vit import ViT
+
+    docstrings = load(DOCS / "_ext" / "docstrings.py", monkeypatch)
+    shown = lambda obj: docstrings.types_as_written(None, "class", "", obj, None, "(x: Any)", "")
+    method, returns = shown(Method)
+    assert "hparams: Mapping[str, Hyperparameter] = ..." in method
+    assert "state: Callable[[int], MethodState] = no_state" in method
+    assert returns is None
+    assert shown(from_objective) == ("(objective: Objective)", "Gradient")
+    assert shown(ViT) == ("(config: ViTConfig, *, rngs: Rngs)", None)  # those of __init__
+    assert shown(Forward) == ("", None)  # nobody constructs a protocol
+    assert docstrings.types_as_written(None, "function", "", shown, None, "(x: int)", "int") is None
 
 
 def test_tables_of_results_are_named_as_they_are_listed(monkeypatch):

@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-SENTENCE_END = re.compile(r"(?<![A-Z.])\.(?=\s|$)")
+SENTENCE_END = re.compile(r"(?<![A-Z.\s])\.(?=\s|$)")
 
 
 def first_sentence(paragraph: nodes.paragraph) -> nodes.paragraph:
@@ -45,13 +45,12 @@ def link(anchor: str, *content: nodes.Node) -> nodes.paragraph:
 
 
 def rows(page: nodes.section) -> Iterator[nodes.row]:
-    """A row for each section that describes something, and below it one for each name."""
-    for section in page.children:
-        found = list(entries(section)) if isinstance(section, nodes.section) else []
-        if not found:
-            continue
-        title = nodes.strong("", section.next_node(nodes.title).astext())
-        yield nodes.row("", cell(link(section["ids"][0], title), morecols=1))
+    """A row for each section that describes something, and below it one for each name; those of no section first."""
+    for part in page.children:
+        found = list(entries(nodes.section("", part.deepcopy()) if isinstance(part, addnodes.desc) else part))
+        if isinstance(part, nodes.section) and found:
+            title = nodes.strong("", part.next_node(nodes.title).astext())
+            yield nodes.row("", cell(link(part["ids"][0], title), morecols=1))
         for anchor, name, text in found:
             yield nodes.row("", cell(link(anchor, nodes.literal("", name))), cell(text))
 
@@ -66,7 +65,8 @@ def add_table(app: Sphinx, doctree: nodes.document) -> None:
         return
     columns = [nodes.colspec(colwidth=width) for width in (30, 70)]
     table = nodes.table("", nodes.tgroup("", *columns, nodes.tbody("", *body), cols=2), classes=["names"])
-    place = next(at for at, child in enumerate(page.children) if isinstance(child, nodes.section))
+    described = (nodes.section, addnodes.desc, addnodes.index)
+    place = next(at for at, child in enumerate(page.children) if isinstance(child, described))
     page.insert(place, table)
 
 

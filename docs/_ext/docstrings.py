@@ -6,6 +6,7 @@ import re
 import textwrap
 from typing import Any
 
+from docutils import nodes
 from flax import nnx
 from sphinx.application import Sphinx
 from sphinx.util.inspect import signature, stringify_signature
@@ -18,13 +19,19 @@ FIELD_TYPE = re.compile(r"^(\s*:vartype (\w+): )(.*)$")
 
 
 class Named:
-    """A default value that is shown by its name."""
+    """A default value that has no code to show: a function by its name, a fresh container as an ellipsis."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, value: Any) -> None:
+        self.name = value.__name__ if inspect.isfunction(value) else "..."
 
     def __repr__(self) -> str:
         return self.name
+
+
+def with_a_name(default: Any) -> Any:
+    """The default value of an argument, as code that can be shown."""
+    hidden = default is not inspect.Parameter.empty and repr(default).startswith("<")
+    return Named(default) if hidden else default
 
 
 def annotations_as_written(obj: Any) -> dict[str, str]:
@@ -50,34 +57,28 @@ def annotations_as_written(obj: Any) -> dict[str, str]:
     return {name: MODULES.sub("", ast.unparse(each)) for name, each in found.items() if each is not None}
 
 
-def of_the_constructor(app: Sphinx, what: str, name: str, obj: Any, options: Any, text: str, returns: str) -> Any:
-    """The arguments of a module's `__init__`; autodoc finds those of NNX's metaclass, which takes any."""
-    del app, name, options, text
-    if what != "class" or not inspect.isclass(obj) or not issubclass(obj, nnx.Module):
-        return None
-    return stringify_signature(signature(obj.__init__, bound_method=True), unqualified_typehints=True), returns
-
-
 def types_as_written(app: Sphinx, what: str, name: str, obj: Any, options: Any, text: str, returns: str) -> Any:
-    """A signature with the names of its types; no arguments for a protocol, which nobody constructs."""
+    """A signature with the names of its types; no arguments for a protocol, which nobody constructs.
+
+    The arguments of an NNX module are those of its `__init__`; autodoc finds those of its metaclass, which takes any.
+    """
     del app, name, options
     if getattr(obj, "_is_protocol", False):
         return "", None
-    if text is None or not re.search(r"\bAny\b|<function", f"{text} {returns}"):
+    if text is None or not re.search(r"\bAny\b|= <", f"{text} {returns}"):
         return None
-    written = annotations_as_written(obj.__init__ if inspect.isclass(obj) and issubclass(obj, nnx.Module) else obj)
+    is_module = inspect.isclass(obj) and issubclass(obj, nnx.Module)
+    called = obj.__init__ if is_module else obj
+    written = annotations_as_written(called)
     try:
-        shown = signature(obj, bound_method=what == "method" and not isinstance(obj, staticmethod))
+        shown = signature(called, bound_method=is_module or what == "method")
     except (TypeError, ValueError):
         return None
     arguments = [
-        each.replace(
-            annotation=written.get(each.name, each.annotation),
-            default=Named(each.default.__name__) if inspect.isfunction(each.default) else each.default,
-        )
+        each.replace(annotation=written.get(each.name, each.annotation), default=with_a_name(each.default))
         for each in shown.parameters.values()
     ]
-    result = shown.return_annotation if inspect.isclass(obj) else written.get("return", shown.return_annotation)
+    result = inspect.Signature.empty if inspect.isclass(obj) else written.get("return", shown.return_annotation)
     shown = shown.replace(parameters=arguments, return_annotation=result)
     text, arrow, returns = stringify_signature(shown, unqualified_typehints=True).partition(" -> ")
     return text, returns if arrow else None
@@ -108,6 +109,14 @@ def field_types_as_written(app: Sphinx, what: str, name: str, obj: Any, options:
             lines[at] = found[1] + (written.get(found[2], shown) if re.search(r"\bAny\b", shown) else shown)
 
 
+def dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """The two hyphens that Sphinx sets between an argument and its description are a dash."""
+    del app
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+
+
 def fields_are_listed_once(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """A field of a named tuple stands among the attributes of its class."""
     del app, what, name, skip, options
@@ -116,10 +125,10 @@ def fields_are_listed_once(app: Sphinx, what: str, name: str, obj: Any, skip: bo
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects to autodoc, before and after napoleon reads the docstring."""
-    app.connect("autodoc-process-signature", of_the_constructor)
-    app.connect("autodoc-process-signature", types_as_written, priority=400)
+    app.connect("autodoc-process-signature", types_as_written)
     app.connect("autodoc-process-signature", aliases_are_names, priority=600)
     app.connect("autodoc-process-docstring", letters_are_no_lists, priority=400)
     app.connect("autodoc-process-docstring", field_types_as_written, priority=800)
     app.connect("autodoc-skip-member", fields_are_listed_once)
+    app.connect("doctree-read", dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
