@@ -133,6 +133,7 @@ def test_api_pages_have_tables_of_names_formulas_and_sources(site):
         ("f grad L_subset(w + e)", r"f \nabla L_{\text{subset}}(w + e)"),
         ("||h||^2", r"\lVert h\rVert ^{2}"),
         ("L_i = sum_{n: d_n = i} l_n / n_i", r"L_{i} = \sum_{n : d_n = i} l_{n} / n_{i}"),
+        ("sum_i [answer_i = y_i] / n", r"\sum_{i} [\hat{y_i} = y_{i}] / n"),
         ("rho", None),
         ("rho=0.05", None),
         ("lam", None),

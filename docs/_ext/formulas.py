@@ -43,7 +43,7 @@ def name_as_tex(name: str) -> str | None:
     if base in ("mean", "std") and len(subscript) == 1:
         return rf"\operatorname{{{base}}}_{subscript} "
     if base == "answer" and len(subscript) == 1:
-        return rf"\hat y_{subscript} "
+        return rf"\hat{{y_{subscript}}} "
     if len(base) > 1 or (len(subscript) > 2 and subscript not in SUBSCRIPTS):
         return None
     letter = r"\alpha" if SHARES.fullmatch(name) else base
