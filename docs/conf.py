@@ -29,6 +29,7 @@ extensions = [
     "gathered",
     "mathml",
     "registries",
+    "sources",
 ]
 exclude_patterns = ["_ext", ".gitignore"]
 

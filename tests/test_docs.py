@@ -17,7 +17,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-FIGURES = ("two_domains_plane", "two_domains_losses", "weights_1", "weights_2", "weights_3", "architecture")
+FIGURES = ("two_domains_plane", "two_domains_losses", "weights_1", "weights_2", "weights_3", "architecture", "cost")
 
 
 class Page(html.parser.HTMLParser):
@@ -194,6 +194,23 @@ def test_signatures_show_names_and_no_objects(monkeypatch):
     assert docstrings.types_as_written(None, "function", "", shown, None, "(x: int)", "int") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a.f", "a.f"),
+        ("other.C", "a.b.C"),
+        ("other.C.method", "a.b.C.method"),
+        ("other.on_another_page", None),
+        ("other.nowhere", None),
+    ],
+)
+def test_a_page_of_source_code_links_back_to_what_a_page_shows(name, shown, monkeypatch):
+    pytest.importorskip("sphinx")
+    pages = {"a.f": "api/a", "a.b.C": "api/a", "a.b.C.method": "api/a", "c.on_another_page": "api/c"}
+    sources = load(DOCS / "_ext" / "sources.py", monkeypatch)
+    assert sources.shown_name(name, "../api/a.html", pages) == shown
+
+
 def test_tables_of_results_are_named_as_they_are_listed(monkeypatch):
     pytest.importorskip("sphinx")
     gathered = load(DOCS / "_ext" / "gathered.py", monkeypatch)
@@ -210,6 +227,21 @@ def test_figures_are_there_for_light_and_dark_pages(name):
     for theme in ("light", "dark"):
         assert (DOCS / "figures" / f"{name}_{theme}.svg").read_text().lstrip().startswith("<?xml")
         assert f"figures/{name}_{theme}.svg\n:class: only-{theme}" in pages
+
+
+def test_the_figure_of_the_cost_draws_what_was_measured(monkeypatch):
+    pytest.importorskip("matplotlib")
+    cost = load(DOCS / "figures" / "cost.py", monkeypatch)
+    rows = re.findall(
+        r"^\| `(value_and_grad`, flat|subset_value_and_grad`, a quarter) \| (.+) \| (.+) \|$",
+        (DOCS / "performance.md").read_text(),
+        re.MULTILINE,
+    )
+    for (name, resnet, vit), sides in zip(
+        rows, (cost.METHODS["DISAM"], cost.METHODS["DISAM on a quarter"]), strict=True
+    ):
+        drawn = [f"{each['median']:.2f}" for each in cost.ratios(sides)]
+        assert drawn[:2] == [vit, resnet], name
 
 
 def test_figures_of_the_sharpness_page_are_those_that_its_code_names(monkeypatch):

@@ -1,4 +1,4 @@
-"""What search engines and link previews show of a page: its first sentences, and a title that no other page has."""
+"""The first sentences of a page as its description, which search engines and link previews show."""
 
 import html
 from typing import Any
@@ -17,10 +17,8 @@ def description(doctree: nodes.document | None) -> str:
 
 
 def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """Puts the description into the head of a page; a module's source is not named like its API page."""
-    del app, templatename
-    if pagename.startswith("_modules/") and pagename != "_modules/index":
-        context["title"] = f"Source of {context['title']}"
+    """Puts the description into the head of a page."""
+    del app, pagename, templatename
     text = description(doctree)
     if text:
         context["metatags"] += f'\n<meta name="description" content="{html.escape(text)}" />'
