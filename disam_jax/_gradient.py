@@ -294,6 +294,9 @@ def value_and_grad(
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
     at w. Two forward and two backward passes, whatever the number of domains.
 
+    The defaults are the paper's. We recommend ``penalty="std", lam=0.4``, and a search for rho that starts at 0.05: the
+    page "Choosing rho and lam" of the documentation has the evidence.
+
     With ``descent_lam``, the result is ``grad (sum_i a_i L_i - descent_lam * penalty(L))`` at ``w + e``, which is
     ``sum_i b_i grad L_i`` with the domain weights ``b`` of the losses at ``w + e``: the same two passes.
 

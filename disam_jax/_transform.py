@@ -97,6 +97,9 @@ def disam(
     ``g = grad (sum_i a_i L_i - lam * penalty(L))`` at w. Put it FIRST in an ``optax.chain``: the incoming gradient is
     not used, so what stands before it has no effect; clipping, weight decay, masks and accumulation go after it.
 
+    The defaults are the paper's. We recommend ``penalty="std", lam=0.4``, and a search for rho that starts at 0.05: the
+    page "Choosing rho and lam" of the documentation has the evidence.
+
     Args:
       rho: Length of the perturbation in the L2 norm of the parameters, not negative. A number, a scalar array, or an
         Optax schedule of the number of updates so far. A rho that is traced, or that a schedule returns, and turns out

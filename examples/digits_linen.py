@@ -39,7 +39,7 @@ def apply_model(state, images, labels, domains):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return disam_jax.mean_by_domain(losses, domains, num_domains=5), logits
 
-    grad_fn = disam_jax.value_and_grad(loss_fn, rho=0.1, lam=1.0, has_aux=True)
+    grad_fn = disam_jax.value_and_grad(loss_fn, rho=0.1, lam=0.4, penalty="std", has_aux=True)
     (loss, logits), grads = grad_fn(state.params)
     return grads, loss, jnp.mean(jnp.argmax(logits, -1) == labels)
 

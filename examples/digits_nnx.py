@@ -45,7 +45,7 @@ def loss_fn(model, batch):
 @nnx.jit
 def train_step(model, optimizer, metrics, batch):
     """One step: changes the model, the optimizer and the metrics."""
-    grad_fn = disam_jax.nnx.value_and_grad(loss_fn, rho=0.1, lam=1.0, has_aux=True)
+    grad_fn = disam_jax.nnx.value_and_grad(loss_fn, rho=0.1, lam=0.4, penalty="std", has_aux=True)
     (loss, logits), grads = grad_fn(model, batch)
     metrics.update(loss=loss, logits=logits, labels=batch["label"])
     optimizer.update(model, grads)

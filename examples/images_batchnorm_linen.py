@@ -81,7 +81,7 @@ def train_step(state, batch, learning_rate_fn, weight_decay):
         loss = disam_jax.mean_by_domain(losses + penalty, batch["domain"], num_domains=5)
         return loss, (updates, logits)
 
-    grad_fn = disam_jax.value_and_grad(loss_fn, rho=0.1, lam=1.0, has_aux=True)
+    grad_fn = disam_jax.value_and_grad(loss_fn, rho=0.1, lam=0.4, penalty="std", has_aux=True)
     (_, (updates, logits)), grads = grad_fn(state.params)
     metrics = compute_metrics(logits, batch["label"]) | {"learning_rate": learning_rate_fn(state.step)}
     return state.apply_gradients(grads=grads, batch_stats=updates["batch_stats"]), metrics

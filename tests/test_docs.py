@@ -294,7 +294,7 @@ def test_every_public_function_has_an_example(monkeypatch):
 
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "notebooks/README.md")),
     *sorted(DOCS.glob("*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
     *sorted((ROOT / "benchmarks").glob("**/*.md")),
@@ -433,7 +433,7 @@ def test_numbers_of_the_choosing_page_are_those_of_the_stored_tables():
     rows = re.findall(
         r"\| \[[^]]*\]\(\.\./(benchmarks/results/\w+/table\.md)\) \|(.*)\|", (DOCS / "choosing.md").read_text()
     )
-    assert len(rows) == 4
+    assert len(rows) == 5
     for path, cells in rows:
         table = (ROOT / path).read_text()
         for quantity, cell in zip(("&emsp;mean", "spread at w"), cells.split("|"), strict=True):

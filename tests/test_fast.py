@@ -1,6 +1,7 @@
 """A step of the search for cheaper ways against the library's, and what its plan says."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from benchmarks.fast.plan import SEARCHED, SETTINGS, Way, numbers
 from benchmarks.fast.run import Raw, best_rhos, changed, path_of, read, runs_of
 from benchmarks.verdict.plan import DataSet
 
+ROOT = pathlib.Path(__file__).parents[1]
 SETTING = plan.Setting(DataSet("toy"), 0, "sgd", 0.1, 10, (0.1, 0.2), per_domain=8)
 PENALTIES = {"std": {"penalty": "std", "lam": 0.7}, "variance": {"penalty": "variance", "lam": 1.0}}
 
@@ -246,3 +248,25 @@ def test_another_setting_differs_in_what_it_says(name, change):
     assert {values["decay"] for values in runs.values()} == {0.0 if change == "constant" else 0.3}
     assert {values["cosine"] for values in runs.values()} == {float(change == "cosine")}
     assert list(runs) == ["ERM", "SAM", "std", "variance", *(way.title for way in plan.confirmed())]
+
+
+def test_the_stored_pages_are_made_of_the_stored_runs():
+    folder = ROOT / "benchmarks" / "results" / "fast"
+    assert (folder / "README.md").read_text() == tables.page(folder)
+    assert tables.summary(folder) in (ROOT / "docs" / "fast.md").read_text()
+
+
+@pytest.mark.parametrize("budget", plan.BUDGETS)
+def test_the_rules_are_those_that_the_stored_search_chooses(budget):
+    runs = tables.runs_of_phase(ROOT / "benchmarks" / "results" / "fast", "search")
+    assert list(runs) == list(SETTINGS)
+    assert rules.choose(runs, budget) == plan.RULES[budget]
+
+
+@pytest.mark.parametrize("phase", ["confirmation", "larger"])
+def test_no_seed_that_judges_has_chosen(phase):
+    chosen = {seed for name in ("reach", "rates", "search") for seed in plan.SEEDS[name]}
+    suffix = "-batch-32" * (phase == "larger")
+    for raw in tables.runs_of_phase(ROOT / "benchmarks" / "results" / "fast", phase, suffix).values():
+        assert raw.seeds == tuple(plan.SEEDS[phase])
+        assert not chosen & set(raw.seeds)

@@ -184,9 +184,7 @@ RULES: Mapping[float, Way] = MappingProxyType(
 BEFORE = Way(begin=0.5, times=0.5, before=True)
 
 # In larger batches: one example of each domain, at rho / sqrt(fraction).
-LARGER: Mapping[str, Way] = MappingProxyType(
-    {f"batch-{number}": Way(1 / number, times=round(number**0.5, 2)) for number in (32, 64)}
-)
+LARGER: Mapping[str, Way] = MappingProxyType({"batch-32": Way(1 / 32, times=round(32**0.5, 2))})
 
 
 def confirmed() -> list[Way]:

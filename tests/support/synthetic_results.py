@@ -7,7 +7,7 @@ from disam_jax.dg.methods import find_methods
 from disam_jax.dg.results import Results, Run
 from disam_jax.dg.runners.base import in_order
 from disam_jax.dg.runners.kept_logits import Examples, forget, kept_of
-from disam_jax.dg.sweep.hparams import random_candidates
+from disam_jax.dg.sweep.hparams import candidates_by_seed, random_candidates
 from disam_jax.dg.sweep.results_file import open_store
 from disam_jax.dg.sweep.run import Plan, make_header
 from disam_jax.dg.training.config import TrainConfig
@@ -109,15 +109,22 @@ def make_plan(
     shard=None,
     command="",
     logits=False,
+    by_seed=False,
 ):
     """Header and plan of a sweep over a data set without any sense."""
     data = join_domains("toy", [np.ones((4, 2))] * len(domains), [np.arange(4) % 2] * len(domains), domains, ("x", "y"))
     config, found = TrainConfig(steps=steps, evaluations=2, rho=rho, keep_logits=logits), find_methods(methods)
+    seeds = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+    drawn = {name: candidates_by_seed(method, config, candidates, seeds) for name, method in found.items()}
     plan = Plan(
-        {name: random_candidates(method, config, candidates, 0) for name, method in found.items()},
+        {
+            name: drawn[name].named if by_seed else random_candidates(method, config, candidates, 0)
+            for name, method in found.items()
+        },
         tuple(range(len(domains))) if targets is None else targets,
-        tuple(range(seeds)) if isinstance(seeds, int) else seeds,
+        seeds,
         shard,
+        {name: each.by_seed for name, each in drawn.items()} if by_seed else {},
     )
     return make_header(data, config, found, plan, [], command), plan
 

@@ -35,6 +35,10 @@ def check(options: "Compare") -> None:
 
     if options.grid and options.candidates > 1:
         raise InputError("--grid and --candidates exclude each other: a grid is no random search")
+    if options.search and (options.grid or options.candidates == 1):
+        raise InputError("--search is for random draws: write --candidates 2 or more, without --grid")
+    if options.draws != "shared" and (options.grid or options.candidates == 1):
+        raise InputError(f"--draws {options.draws} is for random draws: write --candidates 2 or more, without --grid")
     if options.eval_every is not None and is_given(options, "evaluations"):
         raise InputError("--eval-every and --evaluations exclude each other: one says when, the other how many times")
     parse_seeds(options.seeds)
@@ -81,7 +85,7 @@ def check_cluster(options: "Compare") -> None:
         from disam_jax.dg.reading import brief
 
         raise InputError(f"--scheduler must be an address, as tcp://HOST:8786, got {brief(options.scheduler, 60)}")
-    for name in ("checkpoint_every", "data_parallel"):
+    for name in ("checkpoint_every", "data_parallel", "search"):
         if given and is_given(options, name):
             raise InputError(
                 f"{flag(name)} is for runs in this process, and {flag(given[0])} trains elsewhere: leave one out, or "

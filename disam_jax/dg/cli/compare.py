@@ -148,13 +148,25 @@ def prepare(options: "Compare", show: "OnProgress") -> Work:
 
     methods, grid = chosen_methods(options), parse_grid(options.grid)
     runs, config, targets = put_together(options, methods, options.out, show)
+    seeds = parse_seeds(options.seeds)
+    tried = lambda method: options.candidates if method.tuned else 1
+    search = tuple(name.replace("-", "_") for name in options.search)
+    searched = lambda method: search if method.tuned else ()
+    if options.draws == "by-seed":
+        drawn = {
+            name: hparams.candidates_by_seed(method, config, tried(method), seeds, searched(method))
+            for name, method in runs.methods.items()
+        }
+        named = {name: each.named for name, each in drawn.items()}
+        by_seed = {name: each.by_seed for name, each in drawn.items()}
+        return Work(runs, config, sweep.Plan(named, targets, seeds, by_seed=by_seed))
     candidates = {
         name: hparams.grid_candidates(method, config, grid)
         if grid and method.tuned
-        else hparams.random_candidates(method, config, options.candidates if method.tuned else 1, seed=0)
+        else hparams.random_candidates(method, config, tried(method), seed=0, search=searched(method))
         for name, method in runs.methods.items()
     }
-    return Work(runs, config, sweep.Plan(candidates, targets, parse_seeds(options.seeds)))
+    return Work(runs, config, sweep.Plan(candidates, targets, seeds))
 
 
 class ToTrain(NamedTuple):
@@ -220,21 +232,35 @@ def memory_budget_of(options: "TrainingOptions") -> int | None:
 
 
 def chosen_methods(options: "Compare") -> dict[str, "Method"]:
-    """The methods that the options name; with --penalty std, DISAM is the one with that penalty."""
+    """The methods that the options name; with --penalty, those of DISAM are the ones with that penalty.
+
+    Example:
+        >>> from disam_jax.dg.cli.options import Compare
+        >>> list(chosen_methods(Compare())), list(chosen_methods(Compare(penalty="variance")))
+        (['ERM', 'SAM', 'DISAM-std'], ['ERM', 'SAM', 'DISAM'])
+    """
     from disam_jax.dg.methods import METHODS, find_methods
 
     names = [name for each in options.method for name in each.split(",") if name]
     found = find_methods(names)
-    if options.penalty != "variance":
-        control = "-control"
-        others = {
-            name: name.removesuffix(control) + f"-{options.penalty}" + control * name.endswith(control)
-            for name in found
-        }
+    if options.penalty is not None:
+        others = {name: with_penalty(name, options.penalty) for name in found}
         found = {other if other in METHODS else name: METHODS.get(other, found[name]) for name, other in others.items()}
     if not found:
         raise InputError("--method names no method")
     return found
+
+
+def with_penalty(name: str, penalty: str) -> str:
+    """The name that a method has with another penalty, whether there is such a method or not.
+
+    Example:
+        >>> with_penalty("DISAM", "std"), with_penalty("DISAM-std-control", "variance")
+        ('DISAM-std', 'DISAM-control')
+    """
+    control = "-control" * name.endswith("-control")
+    base = name.removesuffix(control).removesuffix("-std")
+    return f"{base}{'-std' * (penalty == 'std')}{control}"
 
 
 def taken(options: "TrainingOptions", config: type) -> dict[str, Any]:
@@ -309,6 +335,7 @@ def read_data(
     Raises:
         InputError: if it cannot be read, or has no images for a pretrained model.
     """
+    from disam_jax.dg.data.leave_out import leave_out
     from disam_jax.dg.data.load import StreamedImages, has_images, open_data
     from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.runners.streaming import pixel_budget
@@ -326,6 +353,8 @@ def read_data(
         on_progress=lambda done, total: show("reading images", done, total),
         out=out,
     )
+    if options.leave_out:
+        data = leave_out(data, options.leave_out)
     if isinstance(data, StreamedImages):
         say(f"reading the images of {data.name} from disk as they are needed")
     shape = tuple(data.inputs.shape[1:])
@@ -442,6 +471,7 @@ def fine_tuned(
     from disam_jax.dg.data.classes import check_bases, split_classes, take_classes
     from disam_jax.dg.methods import ZERO_SHOT, zero_shot
     from disam_jax.dg.models.compute import Compute
+    from disam_jax.dg.models.registry import MODELS
     from disam_jax.dg.peft.finetuning import cache, make_networks
     from disam_jax.dg.saving import blueprint
     from disam_jax.dg.sweep.run import NewClasses
@@ -463,6 +493,14 @@ def fine_tuned(
         data = cache(pretrained, data, on_progress=lambda done, total: show("image features", done, total))
     if finetune.train_from and not dry:
         data = frozen_activations(pretrained, data, finetune, options, show, memory_budget)
+    if "dropout" in MODELS[options.model].checkpoint_options:
+
+        def dropping(rate: float) -> "Network":
+            again = load_checkpoint(replace(options, dropout=rate))
+            assert again is not None
+            return make_networks(again, finetune, bases, compute)[0]
+
+        network = network._replace(with_dropout=dropping)
     own = {} if untrained is None else {ZERO_SHOT: untrained}
     methods = {**({ZERO_SHOT: zero_shot} if own else {}), **methods}
     new = None

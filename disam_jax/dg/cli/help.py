@@ -15,6 +15,8 @@ SUBJECTS = ("data", "method", "training", "pretrained", "running", "report")
 APART = {
     "model": "method",
     "candidates": "method",
+    "draws": "method",
+    "search": "method",
     "grid": "method",
     "averaging": "method",
     "memory": "running",
@@ -41,7 +43,7 @@ EXAMPLES = {
     ),
     "sweep": (
         ("all methods, each with ten choices of hyperparameters", "disam-jax sweep --candidates 10"),
-        ("a grid of rho and lam", "disam-jax sweep --method erm sam disam --grid rho=0.05,0.1,0.2 lam=0.5,1,2"),
+        ("a grid of rho and lam", "disam-jax sweep --method erm sam disam-std --grid rho=0.05,0.1,0.2 lam=0.2,0.4,0.6"),
         ("four processes", "disam-jax sweep --workers 4"),
         ("more seeds in the same folder", "disam-jax sweep --seeds 40"),
     ),

@@ -78,6 +78,9 @@ class DataOptions:
     stream: Annotated[bool, arg(help_behavior_hint="(default: if their pixels take more than --memory)")] = False
     """Read images from disk as they are needed, for conv and resnets. The results are the same."""
 
+    leave_out: Annotated[tuple[str, ...], arg(metavar="DOMAIN [DOMAIN ...]", help_behavior_hint="(default: none)")] = ()
+    """Domains that are neither trained on nor measured, as for leave-one-domain-out selection."""
+
     target: Annotated[
         tuple[str, ...],
         arg(metavar="DOMAIN [DOMAIN ...]", help_behavior_hint="(default: each in turn)"),
@@ -89,11 +92,15 @@ class DataOptions:
 class MethodOptions:
     """What is compared."""
 
-    method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("erm", "sam", "disam")
+    method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("erm", "sam", "disam-std")
     """Methods to train, also separated by commas; `all` for all of them. See `disam-jax list`."""
 
-    penalty: Literal["variance", "std"] = "variance"
-    """How `disam` measures differences between the domain losses; std is the scale-free one."""
+    penalty: Annotated[
+        Literal["variance", "std"] | None,
+        arg(metavar="{variance,std}", help_behavior_hint="(default: that of each method's name)"),
+    ] = None
+    """Penalty of every DISAM method: variance, the paper's, makes disam of disam-std; std, the scale-free one that we
+    recommend, makes disam-std of disam."""
 
     lam: Annotated[
         float | None,
@@ -257,8 +264,8 @@ class TrainingOptions(OptimizerOptions, ModelOptions, DataOptions):
 class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, DataOptions):
     """Train methods by leave-one-domain-out and print how they differ.
 
-    By default ERM, SAM and DISAM, on scikit-learn's handwritten digits under six shifts: nothing is downloaded, and it
-    takes about half a minute.
+    By default ERM, SAM and DISAM with the std penalty at lam 0.4, on scikit-learn's handwritten digits under six
+    shifts: nothing is downloaded, and it takes about half a minute.
 
     Every method starts from the same weights and sees the same batches. Prints one table and writes the report: one
     page report.html, tables, figures, results.json, and every run in results.jsonl. After an interruption the same
@@ -269,6 +276,16 @@ class Compare(TrainingOptions, OpenClassOptions, ModelOptions, MethodOptions, Da
     candidates: Annotated[int, arg(metavar="N")] = 1
     """Choices of hyperparameters for each method, target and seed: the defaults, and N - 1 random draws from
     DomainBed's ranges (ours for rho, lam and SGD), the same draws for every method."""
+
+    draws: Literal["shared", "by-seed"] = "shared"
+    """Whether all seeds share the random draws, which pairs the seeds of a candidate, or each seed has its own, as each
+    trial has in DomainBed."""
+
+    search: Annotated[
+        tuple[Literal["per-domain", "dropout"], ...], arg(metavar="NAME [...]", help_behavior_hint="(default: neither)")
+    ] = ()
+    """What --candidates draws too, from DomainBed's ranges: per-domain, the examples of each source domain in a batch,
+    and dropout. Each pair of values is a program of its own, which takes time to compile."""
 
     grid: Annotated[tuple[str, ...], arg(metavar="NAME=V,V,... [...]")] = ()
     """Use all combinations of these values instead of random draws: `--grid rho=0.05,0.1,0.2 lam=-1,0,1`."""

@@ -48,7 +48,7 @@ def report(
     from disam_jax.dg.report.findings import findings
     from disam_jax.dg.report.metric_summary import with_metrics
     from disam_jax.dg.report.summary import summarise
-    from disam_jax.dg.sweep.model_selection import CRITERIA
+    from disam_jax.dg.sweep.model_selection import reported
     from disam_jax.dg.sweep.results_folder import RECORD, metric_file, report_folder, write_report
 
     folder = report_folder(out, criterion)
@@ -56,7 +56,7 @@ def report(
     if not trained and exists(folder / RECORD):
         # What was measured when they were trained is not lost.
         cost, seconds = None, None
-    summaries = {each: summarise(results, each) for each in CRITERIA}
+    summaries = {each: summarise(results, each) for each in reported(criterion)}
     summaries[criterion] = with_metrics(summaries[criterion], results, out, metrics)
     contents = write.report_files(results, criterion, cost, summaries)
     if seconds is not None:

@@ -7,6 +7,7 @@ methods then include it.
 
 from disam_jax.dg.methods.alignment import coral, coral_penalty
 from disam_jax.dg.methods.base import (
+    DOMAINBED_COMMIT,
     ZERO_SHOT,
     Batch,
     Forward,
@@ -25,11 +26,22 @@ from disam_jax.dg.methods.base import (
     zero_shot,
 )
 from disam_jax.dg.methods.erm import mean_loss
-from disam_jax.dg.methods.objectives import annealed, group_dro, irm, irm_penalty, mixup, mixup_pairs, sd, vrex
+from disam_jax.dg.methods.objectives import (
+    annealed,
+    annealing_ends,
+    group_dro,
+    irm,
+    irm_penalty,
+    mixup,
+    mixup_pairs,
+    sd,
+    vrex,
+)
 from disam_jax.dg.methods.registry import METHODS, find_methods
 from disam_jax.dg.methods.sharpness_aware import RHO, Family, domain_losses, sharpness_aware, variant_methods
 
 __all__ = [
+    "DOMAINBED_COMMIT",
     "METHODS",
     "RHO",
     "ZERO_SHOT",
@@ -43,6 +55,7 @@ __all__ = [
     "MethodState",
     "Outputs",
     "annealed",
+    "annealing_ends",
     "coral",
     "coral_penalty",
     "count_steps",

@@ -11,6 +11,8 @@ import numpy as np
 from disam_jax.dg.errors import InputError
 from disam_jax.dg.models.network import Params, State
 
+# What "as in DomainBed" means in this package: https://github.com/facebookresearch/DomainBed at this commit.
+DOMAINBED_COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 # DomainBed trains for this many steps; its hyperparameters that count steps are meant for it.
 DOMAINBED_STEPS = 5000
 # Values of a run's hyperparameters by name, float32 [] each.
@@ -74,6 +76,8 @@ class Forward(Protocol):
 Gradient = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[Params, State, MethodState]]
 # (outputs, batch, hparams, state) -> (scalar or domain losses [M], state of the method)
 Objective = Callable[[Outputs, Batch, HParams, MethodState], tuple[jax.Array, MethodState]]
+# hyperparameters -> step before which the optimizer's state is made new, float []
+Restart = Callable[[HParams], jax.Array]
 # hyperparameters -> further options of `disam_jax.value_and_grad`
 Ascent = Callable[[HParams], Mapping[str, Any]]
 
@@ -159,10 +163,13 @@ class Method:
         gradient: `(params, batch, forward, hparams, state) -> (gradient, state of the network, state)`. The gradient
             has the structure, shapes and dtypes of the parameters. `from_objective` and `sharpness_aware` make one.
         hparams: Hyperparameters beside those of the optimizer.
+        sgd: Those of `hparams` that have another default and another range with stochastic gradient descent.
         base: Name of the method with which this one is compared first; None for the baseline of all.
         state: Number of source domains -> initial state, a pytree of arrays.
         ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
             is for all domains.
+        restart: Hyperparameters -> step, counted from 0, before which the optimizer's state is made new, as at the end
+            of an annealing; None: never. The schedule of the learning rate goes on.
         control: Whether this is a control experiment, which `--method all` leaves out.
         tuned: Whether its hyperparameters are searched.
         min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.
@@ -171,13 +178,26 @@ class Method:
 
     gradient: Gradient
     hparams: Mapping[str, Hyperparameter] = field(default_factory=dict)
+    sgd: Mapping[str, Hyperparameter] = field(default_factory=dict, kw_only=True)
     base: str | None = "ERM"
     state: Callable[[int], MethodState] = no_state
     ascent: Ascent = no_options
+    restart: Restart | None = None
     control: bool = False
     tuned: bool = True
     min_per_domain: int = 1
     note: str = ""
+
+    def hparams_with(self, optimizer: str) -> Mapping[str, Hyperparameter]:
+        """The hyperparameters with an optimizer, which decides on some defaults and ranges.
+
+        Example:
+            >>> weight = {"beta": Hyperparameter(10.0, -1.0, 5.0)}
+            >>> method = Method(no_update, weight, sgd={"beta": Hyperparameter(1.0, -2.0, 0.0)})
+            >>> [method.hparams_with(name)["beta"].default for name in ("adam", "sgd")]
+            [10.0, 1.0]
+        """
+        return {**self.hparams, **self.sgd} if optimizer == "sgd" else self.hparams
 
 
 def from_objective(objective: Objective) -> Gradient:

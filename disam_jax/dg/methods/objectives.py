@@ -1,6 +1,7 @@
 """Methods that minimise another objective than the mean loss: V-REx, GroupDRO, IRM, Mixup and SD.
 
-Defaults and ranges are those of DomainBed's `hparams_registry`.
+Defaults and ranges are those of DomainBed's `hparams_registry`, which are meant for Adam. The weights of V-REx and IRM
+have smaller ones with stochastic gradient descent, which diverges with those (docs/domainbed.md).
 """
 
 import jax
@@ -25,13 +26,23 @@ from disam_jax.dg.models.network import Params, State
 def annealed(weight: jax.Array, hparams: HParams, step: jax.Array) -> jax.Array:
     """The weight of a penalty: 1 for the first `anneal` steps, then its full value.
 
-    DomainBed also resets Adam at that step. A method has no hold on the optimizer, so that is not done here.
+    As in DomainBed, the optimizer is made new when that changes, see `annealing_ends`.
 
     Example:
         >>> [float(annealed(10.0, {"anneal": 5.0}, jnp.int32(step))) for step in (4, 5)]
         [1.0, 10.0]
     """
     return jnp.where(step.astype(jnp.float32) < hparams["anneal"], 1.0, weight)
+
+
+def annealing_ends(hparams: HParams) -> jax.Array:
+    """The first step with the full weight of a penalty, for `Method.restart`.
+
+    Example:
+        >>> float(annealing_ends({"anneal": jnp.float32(4.5)}))
+        5.0
+    """
+    return jnp.ceil(hparams["anneal"])
 
 
 def vrex(outputs: Outputs, batch: Batch, hparams: HParams, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,7 +200,9 @@ METHODS = {
     "VREx": Method(
         from_objective(vrex),
         {"beta": Hyperparameter(10.0, -1.0, 5.0), **ANNEAL},
+        sgd={"beta": Hyperparameter(1.0, -1.0, 0.0)},
         state=count_steps,
+        restart=annealing_ends,
         note="risk extrapolation: a variance penalty in the descent",
     ),
     "GroupDRO": Method(
@@ -201,7 +214,9 @@ METHODS = {
     "IRM": Method(
         from_objective(irm),
         {"irm_lambda": Hyperparameter(100.0, -1.0, 5.0), **ANNEAL},
+        sgd={"irm_lambda": Hyperparameter(1.0, -1.0, 0.0)},
         state=count_steps,
+        restart=annealing_ends,
         min_per_domain=2,
         note="invariant risk minimisation (IRMv1)",
     ),

@@ -37,12 +37,14 @@ class Network(NamedTuple):
             any, all functions have a keyword argument `weights` with these as its default.
         module: (parameters, state) -> the NNX module with these, as it evaluates: called as (prepared inputs, key), it
             returns (logits, features). None: the network is made of functions, and its runs cannot be saved.
+        with_dropout: Fraction that is dropped in training -> the same network with that. None: it has no dropout.
     """
 
     init: Callable[..., tuple[Params, State]]
     apply: Callable[..., Output]
     weights: Any = ()
     module: Callable[..., Any] | None = None
+    with_dropout: "Callable[[float], Network] | None" = None
 
     def given(self, weights: Any) -> "Network":
         """The same network with other arrays as its weights, traced ones for instance.

@@ -34,7 +34,8 @@ def widened(x: jax.Array) -> Any:
 class FrozenBatchNorm(BatchNorm):
     """Normalises by the running statistics in training too and never moves them; scale and bias are trained.
 
-    So does DomainBed's ResNet, which puts its BatchNorm layers into evaluation mode at every call of `train`.
+    So does DomainBed's ResNet with `freeze_bn`, which puts its BatchNorm layers into evaluation mode at every call of
+    `train`.
 
     References:
         Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, appendix D.

@@ -1,5 +1,6 @@
 """Networks by name. A new network is one file in `disam_jax/dg/models/entries`; see `from_nnx` for its module."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -151,7 +152,11 @@ def make_network(
 
     prepare = images if find_model(name).of_images else vectors
     given = network_options(name, frozen_norm=frozen_norm, **options)
-    return from_nnx(make_module(name, input_shape, num_classes, dropout, given), prepare, compute or FLOAT32)
+    network = from_nnx(make_module(name, input_shape, num_classes, dropout, given), prepare, compute or FLOAT32)
+    again = functools.partial(
+        make_network, name, input_shape, num_classes, frozen_norm=frozen_norm, compute=compute, **options
+    )
+    return network._replace(with_dropout=lambda rate: again(dropout=rate))
 
 
 def network_options(name: str, *, frozen_norm: bool = False, **options: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def findings(summary: Summary) -> list[str]:
     for quantity, what, unit, digits in FOUND:
         lines += _found(summary, what, summary.comparisons[quantity], pairs, unit, digits)
     lines += against_plain(summary)
+    lines += below_guessing(summary)
     for each in summary.metrics:
         metric = each.metric
         if metric.tested and metric.parts is None:
@@ -245,6 +246,26 @@ def against_plain(summary: Summary) -> list[str]:
     plain = summary.labels[PLAIN]
     parts = [f"{verb} {', '.join(names)}" for verb, names in groups.items()]
     return [f"Against {plain}'s, the held-out accuracy {'; it '.join(parts)} (points, corrected p)."]
+
+
+def below_guessing(summary: Summary) -> list[str]:
+    """Explains held-out domains where every method has less than half of the accuracy of guessing.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> accuracy = Estimate(np.array([[0.0, 9.0], [0.2, 92.4]]), np.zeros((2, 2)))
+        >>> print(*below_guessing(SimpleNamespace(targets=("inverted", "clean"), classes=10, accuracy=accuracy)))
+        On inverted every method is far below guessing (10.0 %): what the other domains teach is wrong there.
+    """
+    guessing = 100.0 / summary.classes
+    by_target = zip(summary.targets, summary.accuracy.mean.T, strict=True)
+    names = [name for name, accuracies in by_target if (accuracies < guessing / 2).all()]
+    if not names:
+        return []
+    return [
+        f"On {', '.join(names)} every method is far below guessing ({guessing:.1f} %): what the other domains teach is "
+        "wrong there."
+    ]
 
 
 def difference_text(difference: Estimate, digits: int) -> str:

@@ -24,7 +24,8 @@ def metrics_table(results: Results, summary: Summary) -> Table:
     Example:
         >>> from disam_jax.dg.report.summary import summarise
         >>> from disam_jax.dg.results import Run
-        >>> header = {"data": {"name": "toy", "domains": {"photo": 9, "sketch": 9}}, "methods": {"ERM": {}}}
+        >>> data = {"name": "toy", "domains": {"photo": 9, "sketch": 9}, "classes": 2}
+        >>> header = {"data": data, "methods": {"ERM": {}}}
         >>> ones = np.ones((1, 2, 2, 2))
         >>> results = Results(header, (Run("ERM", 1, 0, 0, {}),), np.arange(2), ones, ones, *[ones[:, 0]] * 2,
         ...                   ones[:, 0, 0], metrics={"brier": ones})

@@ -95,6 +95,7 @@ class Summary:
         labels: what the tables call each method.
         targets: T names of domains.
         domains: D names.
+        classes: C, the number of classes.
         seeds: S.
         scores: of the chosen runs, [K, S, T].
         accuracy: of each target, Estimate [K, T].
@@ -115,6 +116,7 @@ class Summary:
     labels: Mapping[str, str]
     targets: tuple[str, ...]
     domains: tuple[str, ...]
+    classes: int
     seeds: int
     scores: Scores
     accuracy: Estimate
@@ -193,6 +195,7 @@ def summarise(results: Results, criterion: str, seed: int = 0) -> Summary:
     wanted = [PLAIN, *(base for name in methods if (base := facts[name].get("base")) is not None)]
     held_out = held_out_of(results, selected.run)
     sharpness = np.where(scores.diverged[..., None], np.nan, results.sharpness[selected.run])
+    classes = results.header["data"]["classes"]
     return Summary(
         title=title(results),
         criterion=criterion,
@@ -200,6 +203,7 @@ def summarise(results: Results, criterion: str, seed: int = 0) -> Summary:
         labels={name: facts[name].get("label") or name for name in methods},
         targets=tuple(results.domain_names[target] for target in results.targets),
         domains=results.domain_names,
+        classes=classes if isinstance(classes, int) else len(classes),
         seeds=len(results.seeds),
         scores=scores,
         accuracy=estimate(scores.accuracy.swapaxes(0, 1)),

@@ -18,7 +18,7 @@ from disam_jax.dg.report.scores import QUANTITIES, score
 from disam_jax.dg.report.sensitivity import Grid, grids
 from disam_jax.dg.report.summary import Summary, summarise
 from disam_jax.dg.results import Results
-from disam_jax.dg.sweep.model_selection import CRITERIA, Selected, select
+from disam_jax.dg.sweep.model_selection import CRITERIA, IN_EVERY_REPORT, Selected, reported, select
 from disam_jax.dg.sweep.results_folder import metric_file
 
 # More methods than these make the small table of quantities by methods too wide for a page.
@@ -35,8 +35,8 @@ def report_files(
 
     Args:
         results: of a sweep over one data set.
-        criterion: how what is reported was chosen, a key of `CRITERIA`; all three are in the table of
-            selections, in `runs.csv` and in `results.json`.
+        criterion: how what is reported was chosen, a key of `CRITERIA`; those of `reported` are in the table
+            of selections and in `results.json`.
         cost: for each method "flops" per training step and "seconds_per_run", each a number or None. It decides
             `cost.*` alone: every other file is the same bytes without it.
         summaries: one for each criterion, if they are there already.
@@ -58,7 +58,7 @@ def report_files(
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
     if summaries is None:
-        summaries = {each: summarise(results, each) for each in CRITERIA}
+        summaries = {each: summarise(results, each) for each in reported(criterion)}
     drawn = report_figures(summaries[criterion], grids(results))
     contents = text_files(results, summaries, criterion, tuple(drawn), cost)
     for name, figure in drawn.items():
@@ -266,18 +266,18 @@ def runs_csv(results: Results) -> str:
     """
     every = np.arange(len(results.runs))
     last = score(results, Selected(every, np.full(len(every), len(results.steps) - 1)))
-    chosen = {criterion: _chosen(results, criterion) for criterion in CRITERIA}
+    chosen = {criterion: _chosen(results, criterion) for criterion in IN_EVERY_REPORT}
     hparams = list(dict.fromkeys(name for run in results.runs for name in run.hparams))
     header = ["method", "target", "seed", "candidate", *hparams, *QUANTITIES]
-    header += [f"{what}_{criterion}" for criterion in CRITERIA for what in ("accuracy", "step")]
+    header += [f"{what}_{criterion}" for criterion in IN_EVERY_REPORT for what in ("accuracy", "step")]
     of_new = open_by_run(results)
     lines = [[*header, *of_new, "diverged"]]
     for index, run in enumerate(results.runs):
         fields = [run.method, results.domain_names[run.target], str(run.seed), str(run.candidate)]
         fields += [formats.csv_number(run.hparams.get(name)) for name in hparams]
         fields += [formats.csv_number(float(getattr(last, quantity)[index])) for quantity in QUANTITIES]
-        for reported in chosen.values():
-            accuracy, step = reported.get(index, (None, None))
+        for chosen_runs in chosen.values():
+            accuracy, step = chosen_runs.get(index, (None, None))
             fields += [formats.csv_number(accuracy), "" if step is None else str(step)]
         fields += [formats.csv_number(float(values[index])) for values in of_new.values()]
         lines.append([*fields, str(bool(last.diverged[index])).lower()])

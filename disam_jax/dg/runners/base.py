@@ -183,12 +183,13 @@ def weights(states: RunState, config: TrainConfig) -> tuple[Any, Any]:
     return states.params, states.state
 
 
-def swad_weights(averages: Sequence[Any], points: Sequence[Metrics], targets: Sequence[int]) -> tuple[Any, Any]:
+def swad_weights(
+    averages: Sequence[Any], points: Sequence[Metrics], targets: Sequence[int], config: TrainConfig
+) -> tuple[Any, Any]:
     """SWAD's weights of R runs, from the means over the segments and the validation losses at their ends."""
+    counts_of = averaging.SWAD[config.averaging]
     validation = np.stack([point.losses[:, 1] for point in points[1:]], 1)  # [R, P - 1, D]
-    windows = [
-        averaging.swad_window(np.delete(losses, target, -1).mean(-1))
-        for losses, target in zip(validation, targets, strict=True)
+    counts = [
+        counts_of(np.delete(losses, target, -1).mean(-1)) for losses, target in zip(validation, targets, strict=True)
     ]
-    first, last = np.array(windows).T
-    return averaging.average_points(averages, first, last)
+    return averaging.average_points(averages, np.stack(counts))

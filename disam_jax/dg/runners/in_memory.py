@@ -18,6 +18,7 @@ from disam_jax.dg.runners.devices import devices_of, everywhere, groups, over_ru
 from disam_jax.dg.runners.keep import Keeper
 from disam_jax.dg.runners.kept_logits import Examples, forget, on_host
 from disam_jax.dg.runners.memory import fitting, program_bytes
+from disam_jax.dg.training.averaging import SWAD
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, domain_sharpness, measure
 from disam_jax.dg.training.metrics import METRICS, Metric
@@ -52,7 +53,8 @@ class Networks(NamedTuple):
 
     def without_weights(self) -> "Networks":
         """The functions alone, which can be compared and hashed."""
-        return Networks(self.trained._replace(weights=()), self.new and self.new._replace(weights=()))
+        bare = lambda network: network and network._replace(weights=(), with_dropout=None)
+        return Networks(bare(self.trained), bare(self.new))
 
 
 class Fixed(NamedTuple):
@@ -197,7 +199,7 @@ class InMemoryRunner:
             points.append(on_host(measured, runs, self._examples))
             forget(points, runs)
             keeper.after(place, points[-1])
-            if self.config.averaging == "swad" and first < self.config.steps:
+            if self.config.averaging in SWAD and first < self.config.steps:
                 averages.append(jax.device_get(states.average))
             last = min(first + self.config.segment, self.config.steps)
             if checkpoints is not None and checkpoints.due(last):
@@ -206,7 +208,7 @@ class InMemoryRunner:
                 on_segment()
         params, state = weights(states, self.config)
         if averages:
-            params, state = swad_weights(averages, points, [run.target for run in runs])
+            params, state = swad_weights(averages, points, [run.target for run in runs], self.config)
             measured = self._measure(params, state, specs, shared, fixed=self._fixed)
             points[-1] = on_host(measured, runs, self._examples)
         sharpness = self._sharpness(params, state, specs, shared, fixed=self._fixed)

@@ -9,6 +9,7 @@ import numpy as np
 from disam_jax.dg.models.network import by_name
 from disam_jax.dg.results import Run, six_digits, validation_score
 from disam_jax.dg.runners.checkpoints import in_order, numbered
+from disam_jax.dg.training.averaging import SWAD
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics
 
@@ -26,7 +27,7 @@ class Keeper:
         self._runs, self._last = runs, len(config.measured_at) - 1
         self._save = save
         # Along training SWAD has no weights that are its own.
-        self._chooses = save == "best" and config.averaging != "swad"
+        self._chooses = save == "best" and config.averaging not in SWAD
         self._scores = np.full(len(runs), -np.inf)
         self._points = np.full(len(runs), self._last, np.int32)
         self._best: Any = None

@@ -1,7 +1,7 @@
 """Which runner a data set needs."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import is_streamed
@@ -15,6 +15,24 @@ from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.step import make_arrays
 
 
+class MakeRunner(Protocol):
+    """Makes the runner of a method."""
+
+    def __call__(self, name: str, network: Network, method: Method, own: TrainConfig = ...) -> Runner:
+        """The runner of a method.
+
+        Args:
+            name: Name of the method.
+            network: Network to train.
+            method: Method that computes the gradients.
+            own: Configuration, with another batch size or dropout than that of all runs; by default that one.
+
+        Returns:
+            Runner.
+        """
+        ...
+
+
 def runner_factory(
     data: Domains,
     config: TrainConfig,
@@ -22,7 +40,7 @@ def runner_factory(
     seeds: Sequence[int],
     probe: int,
     new: NewClasses | None = None,
-) -> Callable[[str, Network, Method], Runner]:
+) -> MakeRunner:
     """A function that makes the runners of a sweep, which share the data set on the device.
 
     Args:
@@ -34,18 +52,18 @@ def runner_factory(
         new: Classes that are measured too and not trained on, if there are any.
 
     Returns:
-        Function (name of the method, network, method) -> runner.
+        Function that makes the runner of a method.
     """
     new_network = lambda name: None if new is None else new.networks[name]
     if is_streamed(data):
         images: Any = None if new is None else new.data
         assert images is None or is_streamed(images)
         on_disk: Any = data
-        return lambda name, network, method: StreamingRunner(
-            network, method, config, on_disk, splits, seeds, probe, new_network(name), images
+        return lambda name, network, method, own=config: StreamingRunner(
+            network, method, own, on_disk, splits, seeds, probe, new_network(name), images
         )
     arrays = make_arrays(data, splits, config.standardise)
     examples = None if new is None else make_arrays(new.data, (whole(new.data),) * len(splits), False)
-    return lambda name, network, method: InMemoryRunner(
-        network, method, config, arrays, seeds, probe, new_network(name), examples
+    return lambda name, network, method, own=config: InMemoryRunner(
+        network, method, own, arrays, seeds, probe, new_network(name), examples
     )

@@ -30,6 +30,7 @@ from disam_jax.dg.runners.keep import Keeper
 from disam_jax.dg.runners.kept_logits import Examples, by_run, forget
 from disam_jax.dg.runners.memory import all_bytes, fitting, program_bytes
 from disam_jax.dg.runners.stacks import stack_length, stacks
+from disam_jax.dg.training.averaging import SWAD
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import Metrics, kept_logits, measure_probe, sharpness_of
 from disam_jax.dg.training.metrics import METRICS, extra_metrics, measure_examples
@@ -253,7 +254,7 @@ class StreamingRunner:
                     done = step + self.length
                     if checkpoints is not None and done < last and checkpoints.due(done):
                         checkpoints.save(Halfway(done, states, points, averages, keeper.so_far()))
-                if config.averaging == "swad" and len(averages) <= place and first < config.steps:
+                if config.averaging in SWAD and len(averages) <= place and first < config.steps:
                     averages.append(jax.device_get(states.average))
                 if checkpoints is not None and last > begin and checkpoints.due(last):
                     checkpoints.save(Halfway(last, states, points, averages, keeper.so_far()))
@@ -261,7 +262,7 @@ class StreamingRunner:
                     on_segment()
         params, state = weights(states, config)
         if averages:
-            params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs)), apart)
+            params, state = jax.device_put(swad_weights(averages, points, [run.target] * len(runs), config), apart)
             points[-1] = self._measure(params, state, specs, runs)
         sharpness = self._sharpness(own, params, state, specs, *self._probe_for(run, everywhere))
         kept = keeper.kept(params, state, dict)

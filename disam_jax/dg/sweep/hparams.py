@@ -1,13 +1,16 @@
 """Which hyperparameters are tried: the defaults, a grid, or random draws, as many for every method.
 
 Draws are common to all methods: the k-th candidate has the same learning rate, and the same rho, for each method that
-has one, so that methods differ by themselves and not by their luck.
+has one, so that methods differ by themselves and not by their luck. They are common to all seeds, or each seed has its
+own, as each trial has in DomainBed.
 """
 
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from disam_jax.dg.methods import Hyperparameter, Method
 from disam_jax.dg.models.registry import MODELS
 from disam_jax.dg.peft.registry import FINETUNING
 from disam_jax.dg.ranges import RANGES, check_range
+from disam_jax.dg.sweep.schema import DRAW
 from disam_jax.dg.training.config import TrainConfig, find_optimizer
 
 
@@ -26,10 +30,46 @@ def shared_ranges(config: TrainConfig) -> Mapping[str, Hyperparameter]:
         >>> list(shared_ranges(TrainConfig(model="resnet18", optimizer="adam")))
         ['learning_rate', 'weight_decay']
     """
-    finetune, model = config.finetune, MODELS.get(config.model)
-    large = (model is not None and model.large) or (finetune is not None and FINETUNING[finetune.peft].whole)
     optimizer = find_optimizer(config.optimizer)
-    return optimizer.large_ranges if large else optimizer.ranges
+    return optimizer.large_ranges if is_large(config) else optimizer.ranges
+
+
+def is_large(config: TrainConfig) -> bool:
+    """Whether random search draws from DomainBed's ranges for large images.
+
+    Example:
+        >>> is_large(TrainConfig(model="resnet18")), is_large(TrainConfig(model="mlp"))
+        (True, False)
+    """
+    finetune, model = config.finetune, MODELS.get(config.model)
+    return (model is not None and model.large) or (finetune is not None and FINETUNING[finetune.peft].whole)
+
+
+def draw_per_domain(uniform: float, config: TrainConfig) -> float:
+    """Number of examples of each domain in a batch, from DomainBed's range: 2^U(3, 5.5), of small images 2^U(3, 9).
+
+    Example:
+        >>> draw_per_domain(0.5, TrainConfig(model="resnet18")), draw_per_domain(0.5, TrainConfig(model="mlp"))
+        (19.0, 64.0)
+    """
+    return float(int(2.0 ** (3.0 + uniform * (2.5 if is_large(config) else 6.0))))
+
+
+def draw_dropout(uniform: float, config: TrainConfig) -> float:
+    """One of DomainBed's three values of dropout.
+
+    Example:
+        >>> [draw_dropout(uniform, TrainConfig()) for uniform in (0.1, 0.5, 0.9)]
+        [0.0, 0.1, 0.5]
+    """
+    del config
+    return (0.0, 0.1, 0.5)[int(3.0 * uniform)]
+
+
+# What random search draws only if it is asked for, since each value is a program of its own.
+SEARCHED: Mapping[str, Callable[[float, TrainConfig], float]] = MappingProxyType(
+    {"per_domain": draw_per_domain, "dropout": draw_dropout}
+)
 
 
 def default_hparams(method: Method, config: TrainConfig) -> dict[str, float]:
@@ -41,11 +81,18 @@ def default_hparams(method: Method, config: TrainConfig) -> dict[str, float]:
         {'learning_rate': 0.1, 'weight_decay': 0.0, 'rho': 0.05}
     """
     defaults = config.defaults
-    own = {name: each.value(defaults, name) for name, each in method.hparams.items()}
+    own = {name: each.value(defaults, name) for name, each in method.hparams_with(config.optimizer).items()}
     return {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, **own}
 
 
-def random_candidates(method: Method, config: TrainConfig, number: int, seed: int) -> list[dict[str, float]]:
+def random_candidates(
+    method: Method,
+    config: TrainConfig,
+    number: int,
+    seed: int,
+    trial: int | None = None,
+    search: Sequence[str] = (),
+) -> list[dict[str, float]]:
     """The defaults, then random draws of everything that has a range.
 
     Args:
@@ -53,6 +100,8 @@ def random_candidates(method: Method, config: TrainConfig, number: int, seed: in
         config: Configuration, which has the defaults.
         number: Number of candidates, the defaults included.
         seed: Seed of the search.
+        trial: Seed of the runs that have these draws for themselves; None for draws that all seeds share.
+        search: Which of `SEARCHED` are drawn too. If any is, all candidates have all of them.
 
     Returns:
         `number` dictionaries of hyperparameters.
@@ -63,18 +112,58 @@ def random_candidates(method: Method, config: TrainConfig, number: int, seed: in
         >>> [round(each["rho"], 3) for each in candidates]
         [0.5, 0.083, 0.338]
     """
-    ranges = {**shared_ranges(config), **method.hparams}
-    candidates = [default_hparams(method, config)]
+    ranges = {**shared_ranges(config), **method.hparams_with(config.optimizer)}
+    fixed = {name: float(getattr(config, name)) for name in SEARCHED} if search else {}
+    candidates = [{**default_hparams(method, config), **fixed}]
+    of_trial = () if trial is None else (trial,)
     for place in range(1, number):
-        drawn = {
-            # A generator for each name, so that what else a method has does not change its draws.
-            name: each.draw(
-                np.random.default_rng([seed, place, zlib.crc32(name.encode())]).random(), config.defaults, name
-            )
-            for name, each in ranges.items()
+        # A generator for each name, so that what else a method has does not change its draws.
+        uniform = {
+            name: np.random.default_rng([seed, place, zlib.crc32(name.encode()), *of_trial]).random()
+            for name in (*ranges, *search)
         }
+        drawn = {name: each.draw(uniform[name], config.defaults, name) for name, each in ranges.items()}
+        drawn |= {name: SEARCHED[name](uniform[name], config) for name in search}
         candidates.append({**candidates[0], **drawn})
     return [{name: float(np.float32(value)) for name, value in each.items()} for each in candidates]
+
+
+def candidates_by_seed(
+    method: Method, config: TrainConfig, number: int, seeds: Sequence[int], search: Sequence[str] = ()
+) -> "Drawn":
+    """Random draws for each seed of the runs, as DomainBed makes them for each trial.
+
+    Args:
+        method: Method whose hyperparameters are drawn.
+        config: Configuration, which has the defaults.
+        number: Number of candidates of each seed, the defaults included.
+        seeds: Seeds of the runs.
+        search: As for `random_candidates`.
+
+    Returns:
+        The candidates as a results file names them, and those of each seed.
+
+    Example:
+        >>> from disam_jax.dg.methods import METHODS
+        >>> drawn = candidates_by_seed(METHODS["SAM"], TrainConfig(rho=0.5), number=2, seeds=(0, 1))
+        >>> drawn.named[1], [round(drawn.by_seed[seed][1]["rho"], 3) for seed in (0, 1)]
+        ({'draw': 1.0}, [1.156, 0.077])
+    """
+    by_seed = {seed: random_candidates(method, config, number, seed=0, trial=seed, search=search) for seed in seeds}
+    named = [by_seed[seeds[0]][0], *({DRAW: float(place)} for place in range(1, number))]
+    return Drawn(named, by_seed)
+
+
+class Drawn(NamedTuple):
+    """Candidates of a method of which each seed has its own.
+
+    Attributes:
+        named: The defaults, and for each draw its number, which all seeds have in common.
+        by_seed: Seed -> hyperparameters of its candidates.
+    """
+
+    named: list[dict[str, float]]
+    by_seed: dict[int, list[dict[str, float]]]
 
 
 def grid_candidates(method: Method, config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

@@ -53,7 +53,6 @@ def merge(folders: Sequence[Path], out: Path, select: str | None = None) -> Resu
     check_out(out)
     manifest = read_manifest(folders[0])
     header = {**header, "command": merged_command(header["command"], out)}
-    candidates: Any = header["candidates"]
     keeps_logits = bool(read[folders[0]].header["setting"].get("keep_logits"))
     with open_store(out, header, select=select or (manifest.select if manifest else "validation")) as store:
         for method in header["methods"]:
@@ -66,7 +65,7 @@ def merge(folders: Sequence[Path], out: Path, select: str | None = None) -> Resu
                     if records:
                         logits = logits_path(folder, method, chunk.number) if keeps_logits else None
                         store.copy(method, records, chunk.seconds, chunk.version, logits)
-        runs = [Run(*name, hparams=candidates[name[0]][name[3]]) for name in planned(header)]
+        runs = [Run(*name, hparams=store.records[name]["hyper"]) for name in planned(header)]
         for save in SAVES:
             copy_models(save, folders, out, runs, store)
         return store.results(runs)

@@ -24,6 +24,7 @@ from disam_jax.dg.saving.files import (
 from disam_jax.dg.sweep.results_file import Store
 from disam_jax.dg.sweep.results_folder import MODELS
 from disam_jax.dg.sweep.schema import Name
+from disam_jax.dg.training.averaging import SWAD
 
 CHOSEN_BY = "the highest accuracy on the source domains' validation splits, averaged over them"
 
@@ -68,7 +69,7 @@ class ModelStore:
     def _score(self, run: Run, store: Store) -> float:
         name = run[:4]
         if name not in self._scores:
-            swad = store.written.header["setting"]["averaging"] == "swad"
+            swad = store.written.header["setting"]["averaging"] in SWAD
             self._scores[name] = best_score(store.records[name], swad)
         return self._scores[name]
 
@@ -258,7 +259,7 @@ def model_record(
         "saved": {
             "which": save,
             "meaning": SAVES[save],
-            "chosen_by": CHOSEN_BY if save == "best" and averaging != "swad" else None,
+            "chosen_by": CHOSEN_BY if save == "best" and averaging not in SWAD else None,
             "weights": averaging,
         },
         "measured": numbers,

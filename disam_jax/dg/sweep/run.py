@@ -5,7 +5,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from disam_jax.dg.runners import checkpoints, memory
 from disam_jax.dg.runners.base import NewClasses, Runner
 from disam_jax.dg.runners.devices import check_batch, groups
 from disam_jax.dg.runners.make import runner_factory
+from disam_jax.dg.runners.varied import FIXED, VariedRunner, fixed_of
 from disam_jax.dg.saving.blueprint import Blueprint, from_scratch
 from disam_jax.dg.sweep.beforehand import passes_of
 from disam_jax.dg.sweep.logits_files import size_line
@@ -55,17 +56,20 @@ class Plan:
         targets: T indices of domains.
         seeds: S seeds.
         shard: Part of the runs that is trained; None for all.
+        by_seed: For each method's name and seed the hyperparameters of its candidates, where each seed has its own.
     """
 
     candidates: Mapping[str, Sequence[Mapping[str, float]]]
     targets: tuple[int, ...]
     seeds: tuple[int, ...]
     shard: Shard | None = None
+    by_seed: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]] = field(default_factory=dict)
 
     def runs_of(self, method: str) -> list[Run]:
         """The runs of a method, in the order in which they are trained."""
+        own = self.by_seed.get(method)
         runs = [
-            Run(method, target, seed, place, hparams)
+            Run(method, target, seed, place, own[seed][place] if own else hparams)
             for place, hparams in enumerate(self.candidates[method])
             for target in self.targets
             for seed in self.seeds
@@ -333,13 +337,13 @@ def prepare_sweep(
     check_config(config)
     check_size(plan)
     for name, method in methods.items():
-        if config.per_domain < method.min_per_domain:
-            raise InputError(
-                f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}"
-            )
-        if not config.perturbs_all and "rho" in method.hparams:
-            check_subset(name, method, config.per_domain, config.fraction)
-    check_batch(config, len(data.domain_names) - 1)
+        for per_domain, dropout in fixed_values(plan, name, config):
+            if per_domain < method.min_per_domain:
+                raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {per_domain}")
+            if not config.perturbs_all and "rho" in method.hparams:
+                check_subset(name, method, per_domain, config.fraction)
+            check_batch(replace(config, per_domain=per_domain), len(data.domain_names) - 1)
+            check_dropout(network, dropout, config)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
     probe = min(config.probe, int(splits[0].train_counts.min()))
     notes = [*data.notes, *small_domains(data, splits[0], config.per_domain)]
@@ -347,7 +351,67 @@ def prepare_sweep(
     # The data go to the device when the first runner is made, if any is.
     make = functools.cache(lambda: runner_factory(data, config, splits, plan.seeds, probe, new))
     network_of = lambda name: (own_networks or {}).get(name, network)
-    return Prepared(header, lambda name: make()(name, network_of(name), methods[name]))
+
+    def make_runner(name: str) -> Runner:
+        trained, method = network_of(name), methods[name]
+        if not varies(plan, name):
+            return make()(name, trained, method, config)
+
+        def of(per_domain: int, dropout: float) -> Runner:
+            own = replace(config, per_domain=per_domain, dropout=dropout)
+            return make()(name, dropping(trained, dropout, config), method, own)
+
+        return VariedRunner(of)
+
+    return Prepared(header, make_runner)
+
+
+def varies(plan: Plan, method: str) -> bool:
+    """Whether the runs of a method have a batch size and dropout of their own.
+
+    Example:
+        >>> varies(Plan({"ERM": [{"learning_rate": 0.1}]}, targets=(0,), seeds=(0,)), "ERM")
+        False
+    """
+    return all(name in plan.candidates[method][0] for name in FIXED)
+
+
+def fixed_values(plan: Plan, method: str, config: TrainConfig) -> list[tuple[int, float]]:
+    """The batch sizes and dropouts that the runs of a method have, one pair for each of its programs.
+
+    Example:
+        >>> fixed_values(Plan({"ERM": [{"learning_rate": 0.1}]}, targets=(0,), seeds=(0,)), "ERM", TrainConfig())
+        [(16, 0.0)]
+    """
+    if not varies(plan, method):
+        return [(config.per_domain, config.dropout)]
+    return sorted({fixed_of(run) for run in plan.runs_of(method)})
+
+
+def check_dropout(network: Network, dropout: float, config: TrainConfig) -> None:
+    """Checks that a network can have another dropout than that of the configuration.
+
+    Raises:
+        InputError: If it has none.
+
+    Example:
+        >>> check_dropout(Network(init=lambda key: ({}, {}), apply=lambda *_: None), 0.0, TrainConfig())
+    """
+    if dropout != np.float32(config.dropout) and network.with_dropout is None:
+        raise InputError(f"--search dropout: --model {config.model} has no dropout here, leave it out")
+
+
+def dropping(network: Network, dropout: float, config: TrainConfig) -> Network:
+    """A network with the dropout of a run, checked by `check_dropout`.
+
+    Example:
+        >>> network = Network(init=lambda key: ({}, {}), apply=lambda *_: None)
+        >>> dropping(network, 0.0, TrainConfig()) is network
+        True
+    """
+    if network.with_dropout is None or dropout == np.float32(config.dropout):
+        return network
+    return network.with_dropout(dropout)
 
 
 def check_size(plan: Plan) -> None:

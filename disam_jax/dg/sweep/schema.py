@@ -13,6 +13,8 @@ MEASURED = ("accuracy", "losses", "probe_losses", "perturbed_losses", "sharpness
 # Only if some classes are not trained on.
 OPTIONAL = ("new_accuracy",)
 CHECKSUM = "crc32"
+# In the place of the hyperparameters of a candidate that is drawn anew for each seed: its number.
+DRAW = "draw"
 LARGEST = float(np.finfo(np.float64).max)
 WHOLE_NUMBERS = 2**63
 
@@ -241,7 +243,10 @@ def _check_record(record: Any, where: str, method: str, header: Mapping[str, Any
         wrong(f"seed {record['seed']} is none of the seeds")
     candidates = header["candidates"][method]
     hparams = candidates[_whole(record["candidate"], "candidate", 0, len(candidates))]
-    if _named(record["hyper"], "hyper", _number, 0) != hparams:
+    hyper = _named(record["hyper"], "hyper", _number, 0)
+    if DRAW in hparams and set(hyper) != set(candidates[0]):
+        wrong(f"hyper has other names than candidate 0 of {method}")
+    if DRAW not in hparams and hyper != hparams:
         wrong(f"hyper is not that of candidate {record['candidate']} of {method}")
     points, number = len(header["steps"]), len(names)
     shapes = {

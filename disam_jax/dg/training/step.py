@@ -5,6 +5,7 @@ split, batches, augmentation and dropout are drawn from keys made of seed and ta
 methods and hyperparameters differ in nothing else.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
 from disam_jax.dg.methods.subset import on_subset, unperturbed
 from disam_jax.dg.models.network import Network, Params, State
-from disam_jax.dg.training.averaging import moving_average
+from disam_jax.dg.training.averaging import SWAD, moving_average
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
 
 
@@ -163,6 +164,29 @@ def start(spec: RunSpec, network: Network, method: Method, config: TrainConfig, 
     )
 
 
+def restarted(state: Any, initial: Any) -> Any:
+    """The state of an optimizer that is made new. The schedule of the learning rate keeps its place.
+
+    Args:
+        state: State of the optimizer.
+        initial: State that it starts with.
+
+    Returns:
+        The initial state, with the steps that schedules have counted.
+
+    Example:
+        >>> optimizer = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda step: 0.5**step))
+        >>> initial = optimizer.init(jnp.zeros(1))
+        >>> _, state = optimizer.update(jnp.ones(1), initial)
+        >>> trace, schedule = restarted(state, initial)
+        >>> trace.trace.tolist(), int(schedule.count)
+        ([0.0], 1)
+    """
+    is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    keep = lambda now, new: now if is_schedule(now) else new
+    return jax.tree.map(keep, state, initial, is_leaf=is_schedule)
+
+
 def example_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy in nats, float32 [N]."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -222,11 +246,15 @@ def train_step(
     else:
         when = {"step": step, "begin": config.begin_step, "fraction": config.fraction}
         grads, state, method_state = on_subset(method, unperturbed(method), *given, **when)
-    updates, optimizer = make_optimizer(config, spec.hparams).update(grads, run.optimizer, run.params)
+    descend, before = make_optimizer(config, spec.hparams), run.optimizer
+    if method.restart is not None:
+        now = step.astype(jnp.float32) == method.restart(spec.hparams)
+        before = jax.tree.map(functools.partial(jnp.where, now), restarted(before, descend.init(run.params)), before)
+    updates, optimizer = descend.update(grads, before, run.params)
     params = optax.apply_updates(run.params, updates)
     average = run.average
     if config.averaging == "ema":
         average = moving_average(average, (params, state), step, config.ema_decay)
-    elif config.averaging == "swad":
+    elif config.averaging in SWAD:
         average = moving_average(average, (params, state), step % config.segment, 1.0)
     return RunState(params, state, optimizer, method_state, average)

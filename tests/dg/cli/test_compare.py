@@ -230,7 +230,7 @@ def test_an_option_has_one_name_from_the_command_line_to_its_use():
     for function in (open_data, finetuning.load, activations_of, sweep.run_sweep):
         used |= {each.name: each.default for each in inspect.signature(function).parameters.values()}
     # These become something else: names that are looked up, a plan, bytes, a split of the classes.
-    parsed = {"target", "method", "penalty", "candidates", "grid", "seeds", "memory"}
+    parsed = {"target", "leave_out", "method", "penalty", "candidates", "draws", "search", "grid", "seeds", "memory"}
     where = {"workers", "scheduler", "scheduler_file", "shard", "dry_run", "compilation_cache", "log"}
     assert options.keys() - used.keys() == {*parsed, *where, "open_class", "base_classes"}
     for name in options.keys() & used.keys():
@@ -257,6 +257,8 @@ NUMBERS = {
     "--eval-every": (1, int),
     "--checkpoint-every": (1, int),
     "--warmup": (0.0, float),
+    "--begin": (0.0, float),
+    "--fraction": (1e-30, float),
     "--runs-at-once": (1, int),
     "--workers": (1, int),
     "--memory": (1e-30, float),
@@ -537,7 +539,10 @@ def test_the_list_names_everything(capsys):
     ("arguments", "names"),
     [
         (["--method", "erm,SAM", "disam"], ["ERM", "SAM", "DISAM"]),
-        (["--penalty", "std"], ["ERM", "SAM", "DISAM-std"]),
+        ([], ["ERM", "SAM", "DISAM-std"]),  # what the documentation recommends
+        (["--penalty", "variance"], ["ERM", "SAM", "DISAM"]),
+        (["--penalty", "variance", "--method", "disam-std-control,sagm+disam-std"], ["DISAM-control", "SAGM+DISAM"]),
+        (["--method", "erm", "disam", "--penalty", "std"], ["ERM", "DISAM-std"]),
         (["--method", "asam+disam", "disam-control", "--penalty", "std"], ["ASAM+DISAM-std", "DISAM-std-control"]),
     ],
 )
@@ -587,9 +592,9 @@ def test_digits_from_end_to_end(tmp_path, capsys, rendered):
     assert set(os.listdir(out)) >= FILES
     found = json.loads((out / "results.json").read_text())
     assert found["header"]["command"] == "disam-jax " + " ".join(arguments)
-    assert found["header"]["candidates"]["DISAM"][0]["lam"] == -0.5
+    assert found["header"]["candidates"]["DISAM-std"][0]["lam"] == -0.5
     methods = found["criteria"]["last"]["methods"]
-    assert np.shape(methods["DISAM"]["scores"]["accuracy"]) == (2, 6)
+    assert np.shape(methods["DISAM-std"]["scores"]["accuracy"]) == (2, 6)
     assert list(found["header"]["data"]["domains"].values()) == [300, 300, 300, 299, 299, 299]
     for name in ("clean", "rotation", "inversion", "blur", "noise", "texture", "mean", "spread at w + e"):
         assert re.search(rf"^ *{re.escape(name)} .*±.*±.*±.*±", printed.out, re.MULTILINE), name
@@ -663,7 +668,7 @@ def test_the_default_run_is_quick_and_shows_its_effect(tmp_path):
     last = found["criteria"]["last"]
     for quantity in ("spread", "perturbed_spread"):
         (against_sam,) = (each for each in last["comparisons"][quantity] if each["baseline"] == "SAM")
-        assert against_sam["method"] == "DISAM"
+        assert against_sam["method"] == "DISAM-std"
         assert against_sam["interval"][1] < 0.0
     # It learns, and what it has learned carries over to some of the shifts.
     assert last["methods"]["ERM"]["overall"]["accuracy"]["mean"] > 40.0

@@ -381,13 +381,16 @@ def test_the_optimizer_in_numpy(optimizer):
             np.testing.assert_allclose(params, w, rtol=2e-5)
 
 
-def test_vrex_penalises_by_beta_after_the_annealing():
+def test_vrex_penalises_by_beta_after_the_annealing_with_no_momentum_from_before_it_and_the_schedule_goes_on():
     plain, w = problems.reference(problem()), problems.flatten(problem().params)
-    runs = train("VREx", 4, TrainConfig(momentum=0.0))
+    runs = train("VREx", 4, TrainConfig(momentum=0.5, schedule="cosine", steps=5))
+    velocity = np.zeros_like(w)
     for step in range(4):
         beta = 1.0 if step < HYPER["anneal"] else HYPER["beta"]
         losses = plain.losses_at(w)
-        w = w - 0.1 * (1 + 2 * beta * (losses - losses.mean())) / 3 @ plain.gradients_at(w)
+        gradient = (1 + 2 * beta * (losses - losses.mean())) / 3 @ plain.gradients_at(w)
+        velocity = gradient + (0.0 if step == HYPER["anneal"] else 0.5) * velocity
+        w = w - 0.1 * (1 + np.cos(np.pi * step / 5)) / 2 * velocity
         assert problems.relative_error(runs[step + 1].params, w) < 1e-5
         assert int(runs[step + 1].method_state) == step + 1
 

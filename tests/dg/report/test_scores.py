@@ -203,6 +203,19 @@ def test_a_missing_base_is_said():
     ]
 
 
+def test_accuracy_far_below_guessing_is_explained_where_every_method_has_it():
+    results = make_results()
+    inversion = results.domain_names.index("inversion")
+    results.accuracy[..., inversion] = 0.0
+    summary = summarise(results, "last")
+    guessing = 100 / summary.classes
+    sentence = f"On inversion every method is far below guessing ({guessing:.1f} %): what the other domains teach is "
+    assert [line for line in findings(summary) if "guessing" in line] == [f"{sentence}wrong there."]
+    one = results.runs.index(next(run for run in results.runs if run.method == "SAM" and run.target == inversion))
+    results.accuracy[one] = 1.0  # the mean of SAM is above, so it is no matter of the domain alone
+    assert not any("guessing" in line for line in findings(summarise(results, "last")))
+
+
 def test_a_diverged_run_is_counted_and_spoils_its_means():
     results = make_results()
     diverge(results, "DISAM", 0, 1)

@@ -1,34 +1,38 @@
 """Model selection against loops over candidates and points."""
 
 import dataclasses
+import itertools
+import json
 
 import numpy as np
 import pytest
+from synthetic_results import make_results
 
-from disam_jax.dg.results import VALIDATION, Results, Run
-from disam_jax.dg.sweep.model_selection import CRITERIA, runs_table, select
+from disam_jax.dg.report import write
+from disam_jax.dg.results import TRAIN, VALIDATION, Results, Run
+from disam_jax.dg.sweep.model_selection import CRITERIA, leave_one_domain_out, runs_table, select
 
 CANDIDATES = {"ERM": 1, "SAM": 3, "DISAM": 4}
 SEEDS, TARGETS, DOMAINS, POINTS = (2, 5), (0, 2), 3, 4
 
 
-def random_results(seed, candidates=CANDIDATES):
+def random_results(seed, candidates=CANDIDATES, targets=TARGETS, domains="abc"):
     """Runs in any order, with many ties and some that diverge."""
     rng = np.random.default_rng(seed)
     runs = [
         Run(method, target, each, candidate, {})
         for method, number in candidates.items()
-        for target in TARGETS
+        for target in targets
         for each in SEEDS
         for candidate in range(number)
     ]
     rng.shuffle(runs)
-    shape = (len(runs), POINTS, 2, DOMAINS)
+    shape = (len(runs), POINTS, 2, len(domains))
     losses = rng.uniform(size=shape)
     for place in np.flatnonzero(rng.random(len(runs)) < 0.3):
         losses[place, rng.integers(1, POINTS + 1) :] = np.nan
     return Results(
-        header={"methods": dict.fromkeys(candidates), "data": {"domains": dict.fromkeys("abc")}},
+        header={"methods": dict.fromkeys(candidates), "data": {"domains": dict.fromkeys(domains)}},
         runs=tuple(runs),
         steps=np.array([0, 10, 20, 30]),
         accuracy=rng.integers(0, 5, shape) / 4,
@@ -45,9 +49,10 @@ def chosen(results, criterion, method, seed, target):
     mine.sort(key=lambda place: results.runs[place].candidate)
     if criterion == "last":
         return mine[0], POINTS - 1
+    criterion, _, ties = criterion.partition("-")
     seen = [target] if criterion == "oracle" else [domain for domain in range(DOMAINS) if domain != target]
     best = (-1.0, None, None)
-    for place in mine:
+    for place in reversed(mine) if ties else mine:
         for point in range(1, POINTS) if criterion == "validation" else [POINTS - 1]:
             score = results.accuracy[place, point, VALIDATION, seen].mean()
             if np.isnan(results.losses[place, point]).any():
@@ -132,7 +137,10 @@ def test_the_table_of_runs():
 
 def test_errors():
     results = random_results(6)
-    with pytest.raises(ValueError, match="criterion must be one of validation, oracle, last, got 'best'"):
+    with pytest.raises(
+        ValueError,
+        match="criterion must be one of validation, oracle, last, validation-domainbed, oracle-domainbed, got 'best'",
+    ):
         select(results, "best")
     twice = dataclasses.replace(results, runs=(*results.runs[:-1], results.runs[0]))
     with pytest.raises(ValueError, match="appears twice"):
@@ -153,3 +161,58 @@ def test_a_run_that_is_missing(absent):
     incomplete = dataclasses.replace(results, runs=tuple(results.runs[place] for place in kept), **fewer)
     with pytest.raises(ValueError, match=f"no run of {method}, seed {seed}, target {target}, candidate {candidate}"):
         select(incomplete, "validation")
+
+
+@pytest.mark.slow
+def test_a_report_has_the_three_criteria_and_the_one_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(write, "report_figures", lambda *_: {})
+    files = write.report_files(make_results(seeds=2, points=2, targets=(0, 1)), "validation-domainbed")
+    assert [*json.loads(files["results.json"])["criteria"]] == ["validation", "oracle", "last", "validation-domainbed"]
+    assert "ties as in DomainBed" in files["table.md"].decode()
+
+
+def without_each(**changed):
+    """Results of three domains, each held out, and results without each of them."""
+    shape = {"candidates": CANDIDATES, "targets": (0, 1, 2), "domains": "abc"}
+    pairs = {
+        name: random_results(10 + place, **{**shape, "targets": (0, 1), "domains": "abc".replace(name, ""), **changed})
+        for place, name in enumerate("abc")
+    }
+    return random_results(9, **shape), pairs
+
+
+def test_leave_one_domain_out_against_loops():
+    results, pairs = without_each()
+    selected = leave_one_domain_out(results, pairs)
+    ties = 0
+    for k, s, t in np.ndindex(3, 2, 3):
+        method, seed, name = list(CANDIDATES)[k], SEEDS[s], "abc"[t]
+        scores = {}
+        for candidate, point in itertools.product(range(CANDIDATES[method]), range(1, POINTS)):
+            of_domains = []
+            for v in range(2):
+                index = next(i for i, run in enumerate(pairs[name].runs) if run[:4] == (method, v, seed, candidate))
+                diverged = np.isnan(pairs[name].losses[index, point]).any()
+                of_domains.append(0.0 if diverged else pairs[name].accuracy[index, point, TRAIN, v])
+            scores[candidate, -point] = np.mean(of_domains)
+        best = max(scores.values())
+        candidate, point = max(each for each, score in scores.items() if score == best)
+        ties += len({each[0] for each, score in scores.items() if score == best}) > 1
+        assert results.runs[selected.run[k, s, t]][:4] == (method, t, seed, candidate)
+        assert selected.point[k, s, t] == -point
+    assert ties
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"candidates": {"ERM": 1, "SAM": 3}}, "results without a must have the methods"),
+        ({"targets": (0,)}, "results without a must have the targets"),
+        ({"domains": "de"}, "results without a must have the domains"),
+        ({"candidates": {**CANDIDATES, "SAM": 2}}, "results without a must have the candidates"),
+    ],
+)
+def test_results_of_something_else_are_refused_for_leave_one_domain_out(change, said):
+    results, pairs = without_each(**change)
+    with pytest.raises(ValueError, match=said):
+        leave_one_domain_out(results, pairs)

@@ -1,11 +1,21 @@
-"""Averages of weights against closed forms, and SWAD's window against its algorithm read point by point."""
+"""Averages of weights against closed forms, and both forms of SWAD against their algorithms read point by point."""
+
+import collections
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disam_jax.dg.training.averaging import average_points, moving_average, swad_window
+from disam_jax.dg.training.averaging import (
+    AVERAGING,
+    SWAD,
+    average_points,
+    moving_average,
+    swad_counts,
+    swad_released_counts,
+    swad_window,
+)
 
 
 def averaged(weights, decay):
@@ -104,6 +114,83 @@ def test_the_window_of_swad_as_training_goes_on(converge, tolerance, ratio):
     assert {(False, False), (False, True), (True, True)} <= seen
 
 
+def queues(losses, converge, tolerance, ratio):
+    """What the released code does, with two queues of the segments' numbers in the place of those of weights."""
+    recent, kept = collections.deque(maxlen=converge), collections.deque(maxlen=tolerance)
+    start = level = None
+    taken, ended = [], False
+    for now in range(len(losses)):
+        recent.append(now)
+        kept.append(now)
+        if start is None:
+            if len(recent) == converge and min(recent, key=lambda place: losses[place]) == recent[0]:
+                start = recent[0]
+                level = (1 + ratio) * np.mean([losses[place] for place in recent])
+                if tolerance < converge:
+                    taken += list(recent)[1 : 1 + converge - tolerance]
+                elif tolerance > converge:
+                    candidates = list(kept)[: tolerance - converge + 1]
+                    after = 0
+                    for place, each in enumerate(candidates):
+                        if losses[each] > level:
+                            after = place + 1
+                    taken += candidates[after + 1 :]
+        elif kept[0] >= start:
+            if min(losses[place] for place in kept) > level:
+                ended = True
+                break
+            taken.append(kept[0])
+    if start is None:
+        return [len(losses) - 1]
+    if not ended:
+        kept.popleft()
+        while kept and min(losses[place] for place in kept) <= level:
+            taken.append(kept.popleft())
+    # Before anything is taken, the average is a copy of the start's weights.
+    return taken or [start]
+
+
+@pytest.mark.parametrize(("converge", "tolerance", "ratio"), [(3, 6, 0.3), (3, 2, 0.3), (1, 1, 0.0), (3, 3, 0.1)])
+def test_released_swad_is_its_queues_as_training_goes_on(converge, tolerance, ratio):
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(400):
+        losses = rng.choice([1.0, 1.25, 1.5, 2.0, 3.0], rng.integers(1, 20), p=[0.1, 0.2, 0.2, 0.2, 0.3])
+        wanted = np.bincount(queues(losses, converge, tolerance, ratio), minlength=len(losses))
+        found = swad_released_counts(losses, converge, tolerance, ratio)
+        assert found.tolist() == wanted.tolist(), losses
+        seen |= {*found.tolist()}
+        differs = found.tolist() != swad_counts(losses, converge, tolerance, ratio).tolist()
+        seen.add("as in the paper" if not differs else "otherwise")
+    assert {0, 1, "as in the paper", "otherwise"} <= seen
+    # With the defaults, segments that come early are taken often.
+    assert tolerance < 6 or {2, 3} <= seen
+
+
+@pytest.mark.parametrize(
+    ("losses", "counts"),
+    [
+        # Two segments before the start, the start twice, and a tail above the level left out.
+        ([3, 1.3, 1.2, 1, 1.1, 1.2, 1.1, 1, 1.1, 1, 9, 9], [0, 0, 1, 2, 1, 1, 1, 1, 1, 1, 0, 0]),
+        # A segment above the level keeps those before it out, and the one after it.
+        ([1.4, 1.3, 9, 1.2, 1, 1.1, 1.2, 1.1, 1, 1.1], [0, 0, 0, 0, 2, 1, 1, 1, 1, 1]),
+        # It ends when six in a row are above the level.
+        ([3, 1.3, 1.2, 1, 1.1, 1.2] + [9] * 6 + [1], [0, 0, 1, 2, 1, 1] + [0] * 7),
+        # It falls to the end.
+        ([5, 4, 3, 2, 1], [0, 0, 0, 0, 1]),
+        # What is not finite neither starts a window nor is within it.
+        ([3, NAN, 1.2, 1, 1.1, 1.2, 1.1, 1, 1.1, 1], [0, 0, 0, 2, 1, 1, 1, 1, 1, 1]),
+        ([3, 1.3, 1.2, 1, 1.1, 1.2] + [NAN] * 6, [0, 0, 1, 2, 1, 1] + [0] * 6),
+        ([NAN] * 4, [0, 0, 0, 1]),
+    ],
+)
+def test_what_released_swad_counts(losses, counts):
+    assert swad_released_counts(np.array(losses, float)).tolist() == counts
+
+
+def test_every_form_of_swad_has_a_name_among_the_averages():
+    assert SWAD.keys() < AVERAGING.keys()
+
+
 def test_the_mean_over_the_windows_of_runs(nans_allowed):
     rng = np.random.default_rng(0)
     first, last = np.array([0, 1, 4, 2]), np.array([4, 2, 4, 3])
@@ -116,10 +203,14 @@ def test_the_mean_over_the_windows_of_runs(nans_allowed):
         | {"count": jnp.full(4, place, jnp.int32)}
         for place in range(5)
     ]
-    found = average_points(points, first, last)
+    places = np.arange(5)[None]
+    counts = ((places >= first[:, None]) & (places <= last[:, None])).astype(int)
+    # The second segment counts twice for the first run.
+    counts[0, 1] = 2
+    found = average_points(points, counts)
     for name, dtype in dtypes.items():
         assert found[name].dtype == dtype
         for run in range(4):
-            wanted = values[name][first[run] : last[run] + 1, run].mean(0)
+            wanted = np.repeat(values[name][:, run], counts[run], axis=0).mean(0)
             np.testing.assert_allclose(np.asarray(found[name][run], np.float64), wanted, atol=tolerance[name])
     assert found["count"].tolist() == [4] * 4
