@@ -47,6 +47,13 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "descent_lam": Range(-MOST, MOST, "finite"),
         # The parameters of a Beta distribution.
         "mixup_alpha": Range(LEAST, MOST, "positive and finite"),
+        # Of F-SAM and AE-SAM: decays of moving averages.
+        "decay": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
+        "delta": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
+        # A probability by which something is divided, and a share.
+        "esam_beta": Range(LEAST, 1.0, "in (0, 1]"),
+        "fad_alpha": Range(0.0, 1.0, "in [0, 1]"),
+        "gate_steps": Range(LEAST, MOST, "positive and finite"),
         "learning_rate": Range(LEAST, MOST, "positive and finite"),
         "weight_decay": NOT_NEGATIVE,
         "warmup": Range(0.0, 1_000_000_000, "finite and not negative"),
@@ -98,6 +105,7 @@ def check_range(name: str, value: float, where: str | None = None) -> None:
     least, most, wanted = RANGES.get(name, NOT_NEGATIVE)
     if least <= value <= most:
         return
-    if most < value < float("inf"):
+    # A range that ends at 1 names both of its ends.
+    if 1.0 < most < value < float("inf"):
         wanted = f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}"
     raise InputError(f"{where or '--' + name.replace('_', '-')} must be {wanted}, got {brief(value, 40)}")

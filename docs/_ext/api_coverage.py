@@ -21,7 +21,8 @@ INTERNAL_MODULES = {
     "disam_jax.dg.data.sources.convert",
     "disam_jax.dg.data.streaming",
     "disam_jax.dg.data.walk",
-    # Its public names are those of the package.
+    # Their public names are those of the package.
+    "disam_jax.dg.methods.sam_family",
     "disam_jax.dg.methods.sharpness_aware",
     "disam_jax.dg.models.conv",
     "disam_jax.dg.models.depthwise",

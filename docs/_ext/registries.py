@@ -3,6 +3,7 @@
 A page takes in a table by a comment of its own line: `<!-- registry: methods -->`.
 """
 
+import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+SAM_FAMILY_COST = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "sam_family_cost.json"
 PLACE = re.compile(r"^<!-- registry: (.+?) -->$", re.MULTILINE)
 
 
@@ -81,6 +83,15 @@ def logit_metrics() -> str:
     return "\n".join(["| `--metrics` | what it is | formula | needs |", "|---|---|---|---|", *rows])
 
 
+def sam_family_cost() -> str:
+    """Cost of a step of each relative of SAM, as it is stored: the dear kind of step, and the cheap one."""
+    stored = json.loads(SAM_FAMILY_COST.read_text())["steps of ERM"]
+    cell = lambda kinds: " or ".join(f"{each:.2f}" for each in kinds)
+    names = [name for name in next(iter(stored.values())) if name != "forward pass"]
+    rows = [f"| `{name}` | {' | '.join(cell(of[name]) for of in stored.values())} |" for name in names]
+    return "\n".join([f"| `--method` | {' | '.join(stored)} |", f"|---|{'---:|' * len(stored)}", *rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "metrics": metrics,
@@ -89,6 +100,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "data sets": data_sets,
     "data sets to fetch": sources,
     "ways of fine-tuning": finetuning,
+    "cost of SAM's relatives": sam_family_cost,
 }
 
 

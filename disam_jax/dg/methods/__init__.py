@@ -17,6 +17,7 @@ from disam_jax.dg.methods.base import (
     MethodError,
     MethodState,
     Outputs,
+    Start,
     count_steps,
     from_objective,
     method_gradient,
@@ -38,6 +39,14 @@ from disam_jax.dg.methods.objectives import (
     vrex,
 )
 from disam_jax.dg.methods.registry import METHODS, find_methods
+from disam_jax.dg.methods.sam_family import (
+    efficient_sam,
+    flatness_aware,
+    friendly_sam,
+    gated_sam,
+    gradual_sam,
+    look_sam,
+)
 from disam_jax.dg.methods.sharpness_aware import RHO, Family, domain_losses, sharpness_aware, variant_methods
 
 __all__ = [
@@ -54,17 +63,24 @@ __all__ = [
     "MethodError",
     "MethodState",
     "Outputs",
+    "Start",
     "annealed",
     "annealing_ends",
     "coral",
     "coral_penalty",
     "count_steps",
     "domain_losses",
+    "efficient_sam",
     "find_methods",
+    "flatness_aware",
+    "friendly_sam",
     "from_objective",
+    "gated_sam",
+    "gradual_sam",
     "group_dro",
     "irm",
     "irm_penalty",
+    "look_sam",
     "mean_loss",
     "method_gradient",
     "mixup",

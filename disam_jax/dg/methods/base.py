@@ -32,11 +32,14 @@ class Batch(NamedTuple):
         x: Inputs [M, n, ...], augmented: uint8 images, or float32.
         y: Labels, int32 [M, n].
         key: Random key of this step for the method alone, as for Mixup. Batches, augmentation and dropout have others.
+        step: Number of the step, counted from 0, or from `--begin` for a method that perturbs, int32 []. Runs that
+            train side by side share it, so that a `jax.lax.cond` on it computes one of its branches.
     """
 
     x: jax.Array
     y: jax.Array
     key: jax.Array
+    step: jax.Array | int = 0
 
 
 class Outputs(NamedTuple):
@@ -53,6 +56,18 @@ class Outputs(NamedTuple):
     logits: jax.Array
     features: jax.Array
     state: State
+
+
+class Start(NamedTuple):
+    """What a method knows of a run before its first step, see `Method.init`.
+
+    Attributes:
+        num_sources: Number M of source domains.
+        params: Parameters from which the run starts.
+    """
+
+    num_sources: int
+    params: Params
 
 
 class Forward(Protocol):
@@ -166,6 +181,7 @@ class Method:
         sgd: Those of `hparams` that have another default and another range with stochastic gradient descent.
         base: Name of the method with which this one is compared first; None for the baseline of all.
         state: Number of source domains -> initial state, a pytree of arrays.
+        init: `Start` -> initial state, in place of `state`: for a state that depends on the parameters.
         ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
             is for all domains.
         restart: Hyperparameters -> step, counted from 0, before which the optimizer's state is made new, as at the end
@@ -181,6 +197,7 @@ class Method:
     sgd: Mapping[str, Hyperparameter] = field(default_factory=dict, kw_only=True)
     base: str | None = "ERM"
     state: Callable[[int], MethodState] = no_state
+    init: Callable[[Start], MethodState] | None = None
     ascent: Ascent = no_options
     restart: Restart | None = None
     control: bool = False

@@ -96,7 +96,8 @@ def on_subset(
     Returns:
         Gradient, state of the network, new state of the method.
     """
-    on = _on_examples(params, batch.key, forward, hparams, state)
+    # A method with a state counts the steps from its own first one.
+    on = _on_examples(params, batch._replace(step=step - begin), forward, hparams, state)
     examples = batch.x, batch.y
 
     def perturbed() -> Found:
@@ -118,7 +119,7 @@ def on_subset(
 
 
 def _on_examples(
-    params: Params, key: jax.Array, forward: Forward, hparams: HParams, state: MethodState
+    params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState
 ) -> Callable[[Method, jax.Array, jax.Array], Found]:
     """A function from a method and examples to its gradient on these."""
 
@@ -126,6 +127,6 @@ def _on_examples(
         def of_these(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
             return forward(params, inputs if x is None else x, labels if y is None else y)
 
-        return method_gradient(method, params, Batch(inputs, labels, key), of_these, hparams, state)
+        return method_gradient(method, params, batch._replace(x=inputs, y=labels), of_these, hparams, state)
 
     return on

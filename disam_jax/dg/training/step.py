@@ -17,7 +17,7 @@ from disam_jax.dg.data import augment, keys
 from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
-from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, method_gradient
+from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, Start, method_gradient
 from disam_jax.dg.methods.subset import on_subset, unperturbed
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.averaging import SWAD, moving_average
@@ -159,7 +159,7 @@ def start(spec: RunSpec, network: Network, method: Method, config: TrainConfig, 
         params,
         state,
         make_optimizer(config, spec.hparams).init(params),
-        method.state(num_sources),
+        method.state(num_sources) if method.init is None else method.init(Start(num_sources, params)),
         None if config.averaging == "none" else (params, state),
     )
 
@@ -225,7 +225,7 @@ def train_step(
     if config.augments_images:
         flat = inputs.reshape(labels.size, *inputs.shape[2:])
         inputs = augment.augment(keys.augmentation_key(key), flat, augment.Augmentation()).reshape(inputs.shape)
-    batch = Batch(inputs, labels, keys.method_key(key))
+    batch = Batch(inputs, labels, keys.method_key(key), step)
 
     def forward(params: Params, x: jax.Array | None = None, y: jax.Array | None = None) -> Outputs:
         x, y = batch.x if x is None else x, batch.y if y is None else y
