@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 INTO = DOCS / "gathered"
 SOURCES = {
     "benchmarks/results": (".md", ".png", ".svg", ".csv", ".json"),
+    "benchmarks/fast": (".md", ".py"),
     "benchmarks/verdict": (".md", ".py"),
     "examples": (".md", ".py"),
     "notebooks": (".ipynb",),
