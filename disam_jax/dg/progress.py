@@ -54,7 +54,7 @@ class TimeToGo:
     """
 
     def __init__(
-        self, missing: Mapping[str, int], passes: Mapping[str, int], clock: Callable[[], float] = time.monotonic
+        self, missing: Mapping[str, int], passes: Mapping[str, float], clock: Callable[[], float] = time.monotonic
     ):
         self.missing, self.passes, self.clock = (
             {name: number for name, number in missing.items() if number},

@@ -47,6 +47,13 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "descent_lam": Range(-MOST, MOST, "finite"),
         # The parameters of a Beta distribution.
         "mixup_alpha": Range(LEAST, MOST, "positive and finite"),
+        # A probability strictly inside, and shares.
+        "quantile": Range(LEAST, 1.0 - 2.0**-24, "between 0 and 1"),
+        "fishr_ema": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
+        "beta1": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
+        "tau": Range(0.0, 1.0, "in [0, 1]"),
+        "feature_drop": Range(0.0, 1.0, "in [0, 1]"),
+        "batch_drop": Range(0.0, 1.0, "in [0, 1]"),
         # Of F-SAM and AE-SAM: decays of moving averages.
         "decay": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),
         "delta": Range(0.0, 1.0 - 2.0**-24, "in [0, 1)"),

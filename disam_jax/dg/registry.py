@@ -3,7 +3,7 @@
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from disam_jax.dg.errors import InputError
@@ -25,6 +25,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         table: Name of the mapping in such a file.
         group: Entry-point group for other packages.
         first: Files whose entries come first, in this order; the others follow by name.
+        derive: `(name, entry) -> entries by name`: what is made of an entry and follows it.
 
     Attributes:
         failures: One line for each entry point that could not be used. The other entries are there.
@@ -40,10 +41,17 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """
 
     def __init__(
-        self, kind: str, entry_type: type[Entry], package: str, table: str, group: str, first: tuple[str, ...] = ()
+        self,
+        kind: str,
+        entry_type: type[Entry],
+        package: str,
+        table: str,
+        group: str,
+        first: tuple[str, ...] = (),
+        derive: Callable[[str, Entry], Mapping[str, Entry]] | None = None,
     ):
         self._kind, self._type, self._package, self._table = kind, entry_type, package, table
-        self._group, self._first = group, first
+        self._group, self._first, self._derive = group, first, derive
         self._entries: dict[str, Entry] | None = None
         self._failures: list[str] = []
 
@@ -76,6 +84,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
                         f"two {self._kind}s are called {name}: one of {sources[name]}, one of {source}. Rename one."
                     )
                 entries[name], sources[name] = entry, source
+                for derived, made in self._derive(name, entry).items() if self._derive else ():
+                    add(derived, made, f"{source}, made of {name}")
 
             for module in self._modules():
                 table = getattr(importlib.import_module(module), self._table, {})

@@ -33,6 +33,26 @@ def methods() -> str:
     return "\n".join(["| `--method` | what it is | hyperparameters |", "|---|---|---|", *rows])
 
 
+def formulas() -> str:
+    """Formula, source, hyperparameters, cost and needs of each method; what the registry derives stands in its row."""
+    from disam_jax.dg.methods import METHODS, Method
+
+    def hyperparameters(method: Method) -> str:
+        each = (f"`{name}` {given.default:g}, {given.range_text}" for name, given in method.hparams.items())
+        return "; ".join(each) or "none"
+
+    forms = {name: [f"{name}+{form}" for form in method.sharpness] for name, method in METHODS.items()}
+    derived = {form for made in forms.values() for form in made}
+    rows = [
+        f"| `{name}` | `{method.formula}` | {method.source} | {hyperparameters(method)} | {method.cost:.3g} | "
+        f"{', '.join(method.needs) or 'nothing'} | {', '.join(f'`{form}`' for form in forms[name])} |"
+        for name, method in METHODS.items()
+        if name not in derived
+    ]
+    header = "| method | minimised, or the gradient | source | hyperparameters: default, range | cost | needs | forms |"
+    return "\n".join([header, "|---|---|---|---|---:|---|---|", *rows])
+
+
 def networks() -> str:
     """Name and description of each network."""
     from disam_jax.dg.models.registry import MODELS
@@ -94,6 +114,7 @@ def sam_family_cost() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
+    "formulas of methods": formulas,
     "metrics": metrics,
     "metrics of kept logits": logit_metrics,
     "networks": networks,

@@ -17,7 +17,7 @@ def shelf(tmp_path, monkeypatch):
     """Writes a package and, where asked, other installed packages with entry points; returns a registry of them."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def make(files, points=(), first=()):
+    def make(files, points=(), first=(), derive=None):
         package = tmp_path / "toy_shelf"
         package.mkdir()
         for name, text in {"__init__": "", **files}.items():
@@ -26,7 +26,7 @@ def shelf(tmp_path, monkeypatch):
             (tmp_path / f"toy_other{number}.py").write_text(text)
             install(tmp_path, f"toy-other{number}", f"[{GROUP}]\n{name} = toy_other{number}:entry\n")
         importlib.invalidate_caches()
-        return Registry("toy", int, "toy_shelf", "TOYS", GROUP, first)
+        return Registry("toy", int, "toy_shelf", "TOYS", GROUP, first, derive)
 
     yield make
     for name in [name for name in sys.modules if name.startswith("toy_")]:
@@ -93,4 +93,21 @@ def test_a_file_may_call_the_registry_by_the_name_of_its_tables(shelf):
 def test_an_entry_of_the_package_of_another_type_is_an_error(shelf):
     registry = shelf({"bears": "TOYS = {'bear': 'text'}"})
     with pytest.raises(TypeError, match=r"toy bear of toy_shelf.bears must be a int, got str"):
+        len(registry)
+
+
+def twice(name, entry):
+    return {f"{name}-twice": 2 * entry} if entry % 2 else {}
+
+
+def test_what_is_made_of_an_entry_follows_it(shelf):
+    registry = shelf({"bears": "TOYS = {'bear': 1, 'cub': 2}"}, [("duck", "entry = 7")], derive=twice)
+    assert dict(registry) == {"bear": 1, "bear-twice": 2, "cub": 2, "duck": 7, "duck-twice": 14}
+
+
+def test_two_entries_of_one_name_of_which_one_is_made_of_another(shelf):
+    registry = shelf({"bears": "TOYS = {'bear': 1}", "cars": "TOYS = {'bear-twice': 4}"}, derive=twice)
+    with pytest.raises(
+        InputError, match=r"called bear-twice: one of toy_shelf.bears, made of bear, one of toy_shelf.cars"
+    ):
         len(registry)

@@ -93,7 +93,8 @@ class MethodOptions:
     """What is compared."""
 
     method: Annotated[tuple[str, ...], arg(metavar="METHOD [METHOD ...]")] = ("erm", "sam", "disam-std")
-    """Methods to train, also separated by commas; `all` for all of them. See `disam-jax list`."""
+    """Methods to train, also separated by commas. `all` for those of the paper and of its comparisons, `bases` for all
+    that do not perturb, `everything` for all but the controls. See `disam-jax list`."""
 
     penalty: Annotated[
         Literal["variance", "std"] | None,

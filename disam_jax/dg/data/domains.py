@@ -76,7 +76,7 @@ def join_domains(
         The data set, its rows in the order of the domains.
 
     Raises:
-        ValueError: if the lengths do not agree or a domain has no example.
+        ValueError: if the lengths do not agree, a domain has no example, or labels are not integers.
 
     Example:
         >>> two = [np.zeros((2, 3)), np.ones((1, 3))]
@@ -92,6 +92,12 @@ def join_domains(
         )
     if 0 in sizes:
         raise ValueError(f"domain {domain_names[sizes.index(0)]!r} has no example")
+    for name_of, part in zip(domain_names, labels, strict=True):
+        if np.asarray(part).dtype.kind not in "iub":
+            raise ValueError(
+                f"labels must be classes, integers from 0, got {np.asarray(part).dtype} for domain {name_of!r}: number "
+                "the classes"
+            )
     joined = np.concatenate(inputs)
     return Domains(
         name=name,

@@ -38,6 +38,18 @@ def init_key(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, np.uint32(2**32 - 1))
 
 
+def start_key(key: jax.Array) -> jax.Array:
+    """What a method draws before the first step, such as the weights of a second player; `key` is the run's.
+
+    Example:
+        >>> key = run_key(seed=0, target=1)
+        >>> bool(start_key(key) == init_key(key))
+        False
+    """
+    # No step has this number, and `init_key` has the other one.
+    return jax.random.fold_in(key, np.uint32(2**32 - 2))
+
+
 def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
     """The key of a step, counted from 0; `key` is the run's.
 

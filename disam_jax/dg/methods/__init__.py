@@ -5,12 +5,14 @@ behind an entry point of the group `disam_jax.methods`. Search, sweeps, reports,
 methods then include it.
 """
 
-from disam_jax.dg.methods.alignment import coral, coral_penalty
+from disam_jax.dg.methods.adversarial import dann
+from disam_jax.dg.methods.alignment import coral, coral_penalty, mmd, mmd_penalty
 from disam_jax.dg.methods.base import (
     DOMAINBED_COMMIT,
     ZERO_SHOT,
     Batch,
     Forward,
+    GradientOfLoss,
     HParams,
     Hyperparameter,
     Method,
@@ -18,15 +20,24 @@ from disam_jax.dg.methods.base import (
     MethodState,
     Outputs,
     Start,
+    choice,
     count_steps,
+    from_loss,
     from_objective,
+    head_of,
+    loss_of,
     method_gradient,
     no_options,
     no_state,
     no_update,
     zero_shot,
 )
+from disam_jax.dg.methods.bottleneck import ib_erm, ib_irm
+from disam_jax.dg.methods.combinations import sharpness_forms
 from disam_jax.dg.methods.erm import mean_loss
+from disam_jax.dg.methods.from_pretrained import l2_sp, lp_ft, miro
+from disam_jax.dg.methods.gradient_agreement import and_mask, domain_gradients, fishr, iga
+from disam_jax.dg.methods.meta_learning import fish, mldg
 from disam_jax.dg.methods.objectives import (
     annealed,
     annealing_ends,
@@ -39,6 +50,7 @@ from disam_jax.dg.methods.objectives import (
     vrex,
 )
 from disam_jax.dg.methods.registry import METHODS, find_methods
+from disam_jax.dg.methods.risks import eqrm, rdm
 from disam_jax.dg.methods.sam_family import (
     efficient_sam,
     flatness_aware,
@@ -47,7 +59,15 @@ from disam_jax.dg.methods.sam_family import (
     gradual_sam,
     look_sam,
 )
-from disam_jax.dg.methods.sharpness_aware import RHO, Family, domain_losses, sharpness_aware, variant_methods
+from disam_jax.dg.methods.self_challenging import rsc
+from disam_jax.dg.methods.sharpness_aware import (
+    RHO,
+    Family,
+    at_perturbed,
+    domain_losses,
+    sharpness_aware,
+    variant_methods,
+)
 
 __all__ = [
     "DOMAINBED_COMMIT",
@@ -57,6 +77,7 @@ __all__ = [
     "Batch",
     "Family",
     "Forward",
+    "GradientOfLoss",
     "HParams",
     "Hyperparameter",
     "Method",
@@ -64,32 +85,55 @@ __all__ = [
     "MethodState",
     "Outputs",
     "Start",
+    "and_mask",
     "annealed",
     "annealing_ends",
+    "at_perturbed",
+    "choice",
     "coral",
     "coral_penalty",
     "count_steps",
+    "dann",
+    "domain_gradients",
     "domain_losses",
     "efficient_sam",
+    "eqrm",
     "find_methods",
+    "fish",
+    "fishr",
     "flatness_aware",
     "friendly_sam",
+    "from_loss",
     "from_objective",
     "gated_sam",
     "gradual_sam",
     "group_dro",
+    "head_of",
+    "ib_erm",
+    "ib_irm",
+    "iga",
     "irm",
     "irm_penalty",
+    "l2_sp",
     "look_sam",
+    "loss_of",
+    "lp_ft",
     "mean_loss",
     "method_gradient",
+    "miro",
     "mixup",
     "mixup_pairs",
+    "mldg",
+    "mmd",
+    "mmd_penalty",
     "no_options",
     "no_state",
     "no_update",
+    "rdm",
+    "rsc",
     "sd",
     "sharpness_aware",
+    "sharpness_forms",
     "variant_methods",
     "vrex",
     "zero_shot",

@@ -50,12 +50,15 @@ class Outputs(NamedTuple):
         logits: float32 [M, n, C], C classes.
         features: Inputs of the last layer, float32 [M, n, F].
         state: Running statistics of the network after this batch.
+        head: Last layer with the parameters of this pass: features [M, n, F] -> logits [M, n, C]. None for a network
+            that cannot be split there, see `Network.head`.
     """
 
     losses: jax.Array
     logits: jax.Array
     features: jax.Array
     state: State
+    head: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Start(NamedTuple):
@@ -63,11 +66,17 @@ class Start(NamedTuple):
 
     Attributes:
         num_sources: Number M of source domains.
-        params: Parameters from which the run starts.
+        params: Parameters from which the run starts, pretrained ones if there are any.
+        num_features: Number F of inputs of the last layer.
+        num_classes: Number C of classes.
+        key: Random key for the method alone.
     """
 
     num_sources: int
     params: Params
+    num_features: int = 0
+    num_classes: int = 0
+    key: Any = None
 
 
 class Forward(Protocol):
@@ -93,6 +102,8 @@ Gradient = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[Params
 Objective = Callable[[Outputs, Batch, HParams, MethodState], tuple[jax.Array, MethodState]]
 # hyperparameters -> step before which the optimizer's state is made new, float []
 Restart = Callable[[HParams], jax.Array]
+# (params, batch, forward, hparams, state) -> (scalar or domain losses [M], (state of the network, state of the method))
+Loss = Callable[[Params, Batch, Forward, HParams, MethodState], tuple[jax.Array, tuple[State, MethodState]]]
 # hyperparameters -> further options of `disam_jax.value_and_grad`
 Ascent = Callable[[HParams], Mapping[str, Any]]
 
@@ -108,6 +119,8 @@ class Hyperparameter(NamedTuple):
         relative: Whether the range holds factors on the default instead of values.
         of_steps: Whether the value counts optimizer steps out of the 5000 of DomainBed. It is scaled to the steps of
             a run.
+        uniform: Whether the range is uniform from `low` to `high` themselves, in place of log-uniform.
+        choices: Values from which random search draws in place of a range.
     """
 
     default: float
@@ -116,6 +129,8 @@ class Hyperparameter(NamedTuple):
     times: float = 1.0
     relative: bool = False
     of_steps: bool = False
+    uniform: bool = False
+    choices: tuple[float, ...] = ()
 
     def value(self, defaults: Mapping[str, float], name: str) -> float:
         """The default on a data set."""
@@ -131,10 +146,40 @@ class Hyperparameter(NamedTuple):
             >>> Hyperparameter(1.0, low=-1.0, high=1.0).draw(0.5, {}, "gamma")
             1.0
         """
-        factor = 10.0 ** (self.low + uniform * (self.high - self.low))
+        factor = self._between(uniform)
         value = self.value(defaults, name)
         # A control whose lam is negative keeps its sign.
         return value * factor if self.relative else float(np.copysign(self._scaled(factor, defaults), value))
+
+    def _between(self, uniform: float) -> float:
+        if self.choices:
+            return self.choices[int(uniform * len(self.choices))]
+        value = self.low + uniform * (self.high - self.low)
+        return value if self.uniform else 10.0**value
+
+    @property
+    def range_text(self) -> str:
+        """The range of random search, in words.
+
+        Example:
+            >>> Hyperparameter(1.0, low=-1.0, high=1.0).range_text
+            '10^U(-1, 1)'
+        """
+        if self.choices:
+            return "one of " + ", ".join(f"{value:g}" for value in self.choices)
+        between = f"U({self.low:g}, {self.high:g})"
+        drawn = between if self.uniform else f"10^{between}"
+        return f"{drawn} times the default" if self.relative else drawn
+
+
+def choice(default: float, *values: float) -> Hyperparameter:
+    """A hyperparameter that random search draws from a few values.
+
+    Example:
+        >>> [choice(0.5, 0.05, 0.1, 0.5).draw(uniform, {}, "meta_lr") for uniform in (0.0, 0.5, 0.9)]
+        [0.05, 0.1, 0.5]
+    """
+    return Hyperparameter(default, min(values), max(values), choices=values)
 
 
 def no_options(hparams: HParams) -> Mapping[str, Any]:
@@ -181,7 +226,6 @@ class Method:
         sgd: Those of `hparams` that have another default and another range with stochastic gradient descent.
         base: Name of the method with which this one is compared first; None for the baseline of all.
         state: Number of source domains -> initial state, a pytree of arrays.
-        init: `Start` -> initial state, in place of `state`: for a state that depends on the parameters.
         ascent: Hyperparameters -> options of `disam_jax.value_and_grad` that measure the losses at w + e, where one e
             is for all domains.
         restart: Hyperparameters -> step, counted from 0, before which the optimizer's state is made new, as at the end
@@ -190,6 +234,16 @@ class Method:
         tuned: Whether its hyperparameters are searched.
         min_per_domain: Smallest number of examples of each domain in a batch, see `--per-domain`.
         note: One line for the list of methods.
+        min_sources: Smallest number of source domains: 2 for a method that compares them.
+        init: `Start` -> initial state, in place of `state`: for a method that owns parameters, or remembers the first
+            ones of the network.
+        extra: Whether `--method all` leaves it out, as it does controls.
+        sharpness: Which forms the registry makes of it, of "SAM" and "DISAM": the gradient at their w + e, for a method
+            from `from_objective` or `from_loss`. DISAM needs domain losses.
+        formula: What is minimised, or what the gradient is; for the documentation.
+        source: Paper from which it is.
+        needs: What it needs beyond a batch with labels, of `NEEDS`.
+        cost: FLOPs of a step of a large network, in steps of ERM.
     """
 
     gradient: Gradient
@@ -197,13 +251,20 @@ class Method:
     sgd: Mapping[str, Hyperparameter] = field(default_factory=dict, kw_only=True)
     base: str | None = "ERM"
     state: Callable[[int], MethodState] = no_state
-    init: Callable[[Start], MethodState] | None = None
     ascent: Ascent = no_options
     restart: Restart | None = None
     control: bool = False
     tuned: bool = True
     min_per_domain: int = 1
     note: str = ""
+    min_sources: int = 1
+    init: Callable[[Start], MethodState] | None = None
+    extra: bool = False
+    sharpness: tuple[str, ...] = ()
+    formula: str = ""
+    source: str = ""
+    needs: tuple[str, ...] = ()
+    cost: float = 1.0
 
     def hparams_with(self, optimizer: str) -> Mapping[str, Hyperparameter]:
         """The hyperparameters with an optimizer, which decides on some defaults and ranges.
@@ -217,7 +278,91 @@ class Method:
         return {**self.hparams, **self.sgd} if optimizer == "sgd" else self.hparams
 
 
-def from_objective(objective: Objective) -> Gradient:
+# What a method can need, in the words of the documentation.
+NEEDS = ("domain labels", "second player", "pretrained weights", "last layer")
+
+
+def initial_state(method: Method, start: Callable[[], Start], num_sources: int) -> MethodState:
+    """The state of a method before the first step of a run.
+
+    Args:
+        method: Method.
+        start: Makes what the method may know of the run; called if the method has an `init`.
+        num_sources: Number of source domains.
+
+    Returns:
+        Pytree of arrays.
+
+    Example:
+        >>> int(initial_state(Method(no_update, state=count_steps), start=None, num_sources=3))
+        0
+    """
+    return method.state(num_sources) if method.init is None else method.init(start())
+
+
+@dataclass(frozen=True, eq=False)
+class GradientOfLoss:
+    """The gradient at w of a loss, as `from_loss` makes it; the loss can be had again.
+
+    Attributes:
+        loss: `(params, batch, forward, hparams, state) -> (value, (state of the network, state))`.
+    """
+
+    loss: Loss
+
+    def __call__(
+        self, params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState
+    ) -> tuple[Params, State, MethodState]:
+        """See `Method.gradient`."""
+
+        def mean(params):
+            value, states = self.loss(params, batch, forward, hparams, state)
+            return value.mean() if value.ndim else value, states
+
+        grads, (network_state, new_state) = jax.grad(mean, has_aux=True)(params)
+        return grads, network_state, new_state
+
+
+def from_loss(loss: Loss) -> GradientOfLoss:
+    """The gradient at w of a loss that makes its own forward passes.
+
+    Args:
+        loss: `(params, batch, forward, hparams, state) -> (value, (state of the network, state))`. The value is a
+            scalar, or domain losses [M], whose mean is minimised.
+
+    Returns:
+        For `Method.gradient`.
+
+    Example:
+        >>> forward = lambda w: Outputs(w * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> loss = lambda w, batch, forward, hparams, state: (forward(w).losses + w**2, ({}, state))
+        >>> gradient, _, _ = from_loss(loss)(jnp.float32(5.0), None, forward, {}, ())
+        >>> float(gradient)
+        12.0
+    """
+    return GradientOfLoss(loss)
+
+
+def loss_of(objective: Objective) -> Loss:
+    """The loss of one pass over the batch that an objective sees.
+
+    Example:
+        >>> from disam_jax.dg.methods import mean_loss
+        >>> forward = lambda w: Outputs(w * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> value, _ = loss_of(mean_loss)(jnp.float32(5.0), None, forward, {}, ())
+        >>> float(value)
+        10.0
+    """
+
+    def loss(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
+        outputs = forward(params)
+        value, new_state = checked_objective(objective, outputs, batch, hparams, state)
+        return value, (outputs.state, new_state)
+
+    return loss
+
+
+def from_objective(objective: Objective) -> GradientOfLoss:
     """The gradient at w of an objective.
 
     Args:
@@ -234,17 +379,7 @@ def from_objective(objective: Objective) -> Gradient:
         >>> float(gradient)
         2.0
     """
-
-    def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
-        def loss(params):
-            outputs = forward(params)
-            value, new_state = checked_objective(objective, outputs, batch, hparams, state)
-            return value.mean() if value.ndim else value, (outputs.state, new_state)
-
-        grads, (network_state, new_state) = jax.grad(loss, has_aux=True)(params)
-        return grads, network_state, new_state
-
-    return gradient
+    return from_loss(loss_of(objective))
 
 
 def no_update(
@@ -268,6 +403,25 @@ zero_shot = Method(no_update, tuned=False, note="CLIP without training, classes 
 
 
 # The contract, checked while a step is traced.
+
+
+def head_of(outputs: Outputs) -> Callable[[jax.Array], jax.Array]:
+    """The last layer of the network, for a method that changes what it sees.
+
+    Raises:
+        MethodError: If the network has none that can be had.
+
+    Example:
+        >>> outputs = Outputs(losses=None, logits=None, features=None, state={}, head=lambda features: 2 * features)
+        >>> head_of(outputs)(3)
+        6
+    """
+    if outputs.head is None:
+        raise MethodError(
+            "the method applies the last layer by itself, and this network has no head: give its module a method "
+            "classify(features) -> logits, or Network(head=...)"
+        )
+    return outputs.head
 
 
 def checked_objective(
@@ -318,7 +472,7 @@ def method_gradient(
         )
     gradient, network_state, new_state = found
     _check_same(gradient, params, "the gradient", "the parameters", "return jax.grad(...)(params)")
-    wanted = "return what Method.state(num_sources) starts with, or a pytree like it"
+    wanted = "return what Method.state or Method.init starts with, or a pytree like it"
     _check_same(new_state, state, "the new state", "the state", wanted)
     return gradient, network_state, new_state
 

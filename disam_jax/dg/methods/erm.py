@@ -22,4 +22,12 @@ def mean_loss(outputs: Outputs, batch: Batch, hparams: HParams, state: MethodSta
     return outputs.losses.mean(), state
 
 
-METHODS = {"ERM": Method(from_objective(mean_loss), base=None, note="empirical risk minimisation")}
+METHODS = {
+    "ERM": Method(
+        from_objective(mean_loss),
+        base=None,
+        note="empirical risk minimisation",
+        formula="L = mean_i L_i",
+        source="Vapnik, Statistical Learning Theory, 1998",
+    )
+}

@@ -14,6 +14,7 @@ from disam_jax.dg.methods.base import (
     HParams,
     Hyperparameter,
     Method,
+    MethodError,
     MethodState,
     Outputs,
     count_steps,
@@ -180,6 +181,11 @@ def mixup(
     References:
         Yan et al., Improve Unsupervised Domain Adaptation with Mixup Training, 2020, as in DomainBed.
     """
+    if not jnp.issubdtype(batch.y.dtype, jnp.integer):
+        raise MethodError(
+            f"Mixup takes the cross-entropy of two labels, so labels must be classes, int32, got {batch.y.dtype}: "
+            "number the classes from 0"
+        )
     x = to_float(batch.x)
     first, second, shares = mixup_pairs(batch.key, len(x), hparams["mixup_alpha"])
     along = shares.reshape(-1, *[1] * (x.ndim - 1))
@@ -204,12 +210,18 @@ METHODS = {
         state=count_steps,
         restart=annealing_ends,
         note="risk extrapolation: a variance penalty in the descent",
+        formula="L + beta * var(L_i), beta 1 before step anneal",
+        source="Krueger et al., Out-of-Distribution Generalization via Risk Extrapolation, ICML 2021",
+        needs=("domain labels",),
     ),
     "GroupDRO": Method(
         from_objective(group_dro),
         {"eta": Hyperparameter(0.01, -3.0, -1.0)},
         state=lambda num_sources: jnp.full(num_sources, 1.0 / num_sources, jnp.float32),
         note="distributionally robust optimisation over domains",
+        formula="sum_i q_i L_i, q_i <- q_i exp(eta L_i) / sum_j q_j exp(eta L_j)",
+        source="Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020",
+        needs=("domain labels",),
     ),
     "IRM": Method(
         from_objective(irm),
@@ -219,11 +231,25 @@ METHODS = {
         restart=annealing_ends,
         min_per_domain=2,
         note="invariant risk minimisation (IRMv1)",
+        formula="L + irm_lambda * mean_i (d L_i(s * logits) / ds at s = 1)^2 of two half batches, "
+        "irm_lambda 1 before step anneal",
+        source="Arjovsky et al., Invariant Risk Minimization, 2019",
+        needs=("domain labels",),
     ),
     "Mixup": Method(
-        mixup, {"mixup_alpha": Hyperparameter(0.2, -1.0, 1.0)}, note="Mixup of examples of different domains"
+        mixup,
+        {"mixup_alpha": Hyperparameter(0.2, -1.0, 1.0)},
+        note="Mixup of examples of different domains",
+        formula="mean over pairs of s CE(f(x), y_i) + (1 - s) CE(f(x), y_j), x = s x_i + (1 - s) x_j, "
+        "s ~ Beta(mixup_alpha, mixup_alpha)",
+        source="Yan et al., Improve Unsupervised Domain Adaptation with Mixup Training, 2020",
+        needs=("domain labels",),
     ),
     "SD": Method(
-        from_objective(sd), {"sd_reg": Hyperparameter(0.1, -5.0, -1.0)}, note="spectral decoupling: small logits"
+        from_objective(sd),
+        {"sd_reg": Hyperparameter(0.1, -5.0, -1.0)},
+        note="spectral decoupling: small logits",
+        formula="L + sd_reg * mean logits^2",
+        source="Pezeshki et al., Gradient Starvation, NeurIPS 2021",
     ),
 }

@@ -7,6 +7,7 @@ gradient of the mean loss stays what a method descends on.
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import log10
 from typing import NamedTuple, TypeAlias
 
@@ -29,7 +30,7 @@ from disam_jax.dg.methods.base import (
     Start,
     no_state,
 )
-from disam_jax.dg.methods.sharpness_aware import LAM, RHO
+from disam_jax.dg.methods.sharpness_aware import LAM, RHO, SOURCE
 from disam_jax.dg.models.network import Params, State
 from disam_jax.dg.ranges import NOT_NEGATIVE, RANGES, check_range
 
@@ -492,6 +493,10 @@ class Relative(NamedTuple):
         note: One line for the list of methods.
         state: As of `Method`.
         init: As of `Method`.
+        formula: As of `Method`.
+        source: As of `Method`.
+        cost: As of `Method`, without a penalty.
+        inspired_cost: With one.
     """
 
     gradient: Callable[..., Step]
@@ -499,6 +504,10 @@ class Relative(NamedTuple):
     note: str
     state: Callable[[int], MethodState] = no_state
     init: Callable[[Start], MethodState] | None = None
+    formula: str = ""
+    source: str = ""
+    cost: float = 2.0
+    inspired_cost: float = 8 / 3
 
 
 RELATIVES: Mapping[str, Relative] = {
@@ -507,21 +516,56 @@ RELATIVES: Mapping[str, Relative] = {
         FRIENDLY,
         "SAM that perturbs by what is new in the gradient, without its moving average",
         init=no_gradient,
+        formula="grad L(w + e), e = rho d / norm(d), d = g - sigma m, m <- decay m + (1 - decay) g",
+        source="Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024",
+        inspired_cost=2.0,
     ),
     "LookSAM": Relative(
         look_sam(every=5),
         LOOK,
         "SAM at every fifth step, part of whose gradient is used again at the others",
         init=no_gradient,
+        formula="h = grad L(w + e) at every fifth step; else g + alpha norm(g) v, v the direction of h's part "
+        "orthogonal to g",
+        source="Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022",
     ),
     "ESAM": Relative(
         efficient_sam(fraction=0.5),
         EFFICIENT,
         "SAM on some of the weights and on the half of the examples whose loss rises most",
+        formula="grad L(w + e) of half the examples, e on a share esam_beta of the weights, divided by it",
+        source="Du et al., Efficient Sharpness-aware Minimization for Improved Training of Neural Networks, ICLR 2022",
+        cost=11 / 6,
+        inspired_cost=11 / 6,
     ),
-    "AE-SAM": Relative(gated_sam, GATED, "SAM at the steps whose gradient is long", state=no_moments),
-    "DGSAM": Relative(gradual_sam, {}, "perturbs along one domain after the other and uses their gradients"),
-    "FAD": Relative(flatness_aware, FLAT, "flatness of the loss and of the norm of its gradient"),
+    "AE-SAM": Relative(
+        gated_sam,
+        GATED,
+        "SAM at the steps whose gradient is long",
+        state=no_moments,
+        formula="grad L(w + e) where norm(g)^2 is above its moving mean by a multiple of its deviation, else g",
+        source="Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023",
+    ),
+    "DGSAM": Relative(
+        gradual_sam,
+        {},
+        "perturbs along one domain after the other and uses their gradients",
+        formula="1 / M sum of grad L_i(w_i) but the first, w_(i+1) = w_i + rho grad L_i(w_i) / norm, domains in random "
+        "order, then the first again",
+        source="Song et al., Decreased-overhead Gradual SAM, 2025",
+        cost=4 / 3,
+        inspired_cost=5 / 3,
+    ),
+    "FAD": Relative(
+        flatness_aware,
+        FLAT,
+        "flatness of the loss and of the norm of its gradient",
+        formula="g + fad_beta (fad_alpha r(w) + (1 - fad_alpha) r(w + rho r / norm(r))), "
+        "r(v) = grad L(v + rho g / norm(g)) - grad L(v)",
+        source="Zhang et al., Flatness-Aware Minimization for Domain Generalization, ICCV 2023",
+        cost=4.0,
+        inspired_cost=4.0 + 4 / 3,
+    ),
 }
 
 
@@ -529,10 +573,30 @@ def _methods(name: str, relative: Relative) -> dict[str, Method]:
     hparams, states = {**RHO, **relative.hparams}, {"state": relative.state, "init": relative.init}
     inspired = functools.partial(relative.gradient, penalty="variance")
     note = f"{name} with the domain-inspired perturbation, penalty variance"
-    return {
-        name: Method(relative.gradient, hparams, base="SAM", note=relative.note, **states),
-        f"{name}+DISAM": Method(inspired, {**hparams, **LAM["variance"]}, base=name, note=note, **states),
-    }
+    plain = Method(
+        relative.gradient,
+        hparams,
+        base="SAM",
+        note=relative.note,
+        extra=True,
+        formula=relative.formula,
+        source=relative.source,
+        needs=("domain labels",) if name == "DGSAM" else (),
+        cost=relative.cost,
+        **states,
+    )
+    with_penalty = replace(
+        plain,
+        gradient=inspired,
+        hparams={**hparams, **LAM["variance"]},
+        base=name,
+        note=note,
+        formula=f"as {name}, with the ascent gradient of DISAM",
+        source=f"{SOURCE}; {relative.source}",
+        needs=("domain labels",),
+        cost=relative.inspired_cost,
+    )
+    return {name: plain, f"{name}+DISAM": with_penalty}
 
 
 METHODS = {method: entry for name, relative in RELATIVES.items() for method, entry in _methods(name, relative).items()}

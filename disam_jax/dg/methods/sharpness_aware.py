@@ -17,12 +17,13 @@ from disam_jax.dg.methods.base import (
     Gradient,
     HParams,
     Hyperparameter,
+    Loss,
     Method,
     MethodError,
     MethodState,
     Objective,
     Outputs,
-    checked_objective,
+    loss_of,
     no_options,
 )
 from disam_jax.dg.models.network import Params
@@ -65,21 +66,41 @@ def sharpness_aware(objective: Objective = domain_losses, ascent: Ascent = no_op
         >>> float(gradient)
         6.0
     """
+    return at_perturbed(loss_of(objective), ascent)
+
+
+def at_perturbed(loss: Loss, ascent: Ascent = no_options) -> Gradient:
+    """The gradient at w + e of a loss that makes its own forward passes, as `sharpness_aware` is for an objective.
+
+    Args:
+        loss: See `from_loss`.
+        ascent: As of `sharpness_aware`.
+
+    Returns:
+        For `Method.gradient`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> forward = lambda w: Outputs(w**2 * jnp.array([1.0, 3.0]), logits=None, features=None, state={})
+        >>> loss = lambda w, batch, forward, hparams, state: (forward(w).losses, ({}, state))
+        >>> gradient, _, _ = at_perturbed(loss)(jnp.float32(1.0), None, forward, {"rho": 0.5}, ())
+        >>> float(gradient)
+        6.0
+    """
 
     def gradient(params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState):
         def losses(params):
-            outputs = forward(params)
-            value, new_state = checked_objective(objective, outputs, batch, hparams, state)
+            value, states = loss(params, batch, forward, hparams, state)
             if not value.ndim and "lam" in hparams:
                 raise MethodError(
-                    f"with lam, the objective must return domain losses {list(outputs.losses.shape)}, got a scalar: "
+                    f"with lam, the objective must return domain losses [{len(batch.y)}], got a scalar: "
                     "return one value for each domain, or leave lam out of the hyperparameters"
                 )
-            return value, (outputs.state, new_state)
+            return value, states
 
         lam = hparams.get("lam", 0.0)
-        at_perturbed = disam_jax.value_and_grad(losses, hparams["rho"], lam, has_aux=True, **ascent(hparams))
-        (_, (network_state, new_state)), grads = at_perturbed(params)
+        perturbed = disam_jax.value_and_grad(losses, hparams["rho"], lam, has_aux=True, **ascent(hparams))
+        (_, (network_state, new_state)), grads = perturbed(params)
         return grads, network_state, new_state
 
     return gradient
@@ -138,6 +159,15 @@ LAM = {
 DESCENT_LAM = {"descent_lam": Hyperparameter(0.5, -1.0, -0.25)}
 
 
+# In the documentation's formulas.
+PENALTIES = {"variance": "var(L_i)", "std": "std(L_i)"}
+FORMULAS: Mapping[DomainGradients, str] = {
+    "normalised": "grad L(w + e), e = rho g / norm(g), g = sum_i b_i grad L_i / norm(grad L_i)",
+    "own": "mean_i grad L_i(w + e_i), e_i = M b_i rho grad L_i / norm(grad L_i)",
+}
+SOURCE = "Zhang et al., Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts, ICLR 2024"
+
+
 def _wrong_sign(strength: Mapping[str, Hyperparameter]) -> dict[str, Hyperparameter]:
     return {name: each._replace(default=-each.default, times=-1.0) for name, each in strength.items()}
 
@@ -150,21 +180,45 @@ class Family(NamedTuple):
         hparams: Hyperparameters beside rho.
         variant: `(**hparams) -> disam_jax.variants.Variant`; None for SAM's.
         adaptive: Whether e is measured relative to the weights, as in ASAM.
+        formula: What the gradient is; for the documentation.
+        source: Paper from which it is.
     """
 
     note: str
     hparams: Mapping[str, Hyperparameter] = {}
     variant: Callable[..., Any] | None = None
     adaptive: bool = False
+    formula: str = ""
+    source: str = ""
 
 
 FAMILIES: Mapping[str, Family] = {
-    "SAM": Family("sharpness-aware minimisation"),
+    "SAM": Family(
+        "sharpness-aware minimisation",
+        formula="grad L(w + e), e = rho g / norm(g), g = grad L(w)",
+        source="Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021",
+    ),
     # e is relative to the weights; the authors use ten times SAM's rho.
-    "ASAM": Family("adaptive SAM", {"rho": Hyperparameter(0.5, -1.0, 0.5, times=10.0, relative=True)}, adaptive=True),
-    "GSAM": Family("surrogate-gap SAM", {"alpha": Hyperparameter(0.4, -1.0, 0.0)}, disam_jax.variants.gsam),
+    "ASAM": Family(
+        "adaptive SAM",
+        {"rho": Hyperparameter(0.5, -1.0, 0.5, times=10.0, relative=True)},
+        adaptive=True,
+        formula="grad L(w + e), e = rho w^2 g / norm(w g)",
+        source="Kwon et al., ASAM, ICML 2021",
+    ),
+    "GSAM": Family(
+        "surrogate-gap SAM",
+        {"alpha": Hyperparameter(0.4, -1.0, 0.0)},
+        disam_jax.variants.gsam,
+        formula="h - alpha * (the part of g orthogonal to h), h = grad L(w + e)",
+        source="Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022",
+    ),
     "SAGM": Family(
-        "sharpness-aware gradient matching", {"alpha": Hyperparameter(0.001, -4.0, -2.0)}, disam_jax.variants.sagm
+        "sharpness-aware gradient matching",
+        {"alpha": Hyperparameter(0.001, -4.0, -2.0)},
+        disam_jax.variants.sagm,
+        formula="(g + grad L(w + e)) / 2, e = (rho / norm(g) - alpha) g",
+        source="Wang et al., Sharpness-Aware Gradient Matching for Domain Generalization, CVPR 2023",
     ),
 }
 
@@ -198,7 +252,8 @@ def variant_methods(name: str, family: Family) -> dict[str, Method]:
         ['GSAM', 'GSAM+DISAM', 'GSAM+DISAM-std']
     """
     plain, hparams = _ascent(family, penalty=None), {**RHO, **family.hparams}
-    methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, note=family.note)}
+    told = {"formula": family.formula, "source": family.source, "cost": 2.0}
+    methods = {name: Method(sharpness_aware(ascent=plain), hparams, ascent=plain, note=family.note, **told)}
     for penalty, lam in LAM.items():
         ascent = _ascent(family, penalty)
         with_disam = "DISAM" if name == "SAM" else f"{name}+DISAM"
@@ -208,6 +263,11 @@ def variant_methods(name: str, family: Family) -> dict[str, Method]:
             base=name,
             ascent=ascent,
             note=f"{name} with the domain-inspired perturbation, penalty {penalty}",
+            formula=f"as {name}, with g = grad (L - lam * {PENALTIES[penalty]})",
+            source=f"{SOURCE}; {family.source}",
+            needs=("domain labels",),
+            # What a variant combines with the gradient at w + e is that of the mean loss: a backward pass more.
+            cost=2.0 if family.variant is None else 8 / 3,
         )
     return methods
 
@@ -221,6 +281,10 @@ def _control(penalty: str) -> Method:
         ascent=ascent,
         control=True,
         note=f"DISAM with lam < 0, the wrong sign on purpose, penalty {penalty}",
+        formula=f"as SAM, with g = grad (L - lam * {PENALTIES[penalty]}) and lam < 0",
+        source=SOURCE,
+        needs=("domain labels",),
+        cost=2.0,
     )
 
 
@@ -230,8 +294,18 @@ _CONTROLS = {"DISAM-control": _control("variance"), "DISAM-std-control": _contro
 def _descent(strength: Mapping[str, Hyperparameter], note: str, control: bool = False) -> Method:
     ascent = _ascent(FAMILIES["SAM"], "std")
     hparams = {**RHO, **LAM["std"], **strength}
-    gradient = sharpness_aware(ascent=ascent)
-    return Method(gradient, hparams, base="DISAM-std", ascent=ascent, control=control, note=note)
+    return Method(
+        sharpness_aware(ascent=ascent),
+        hparams,
+        base="DISAM-std",
+        ascent=ascent,
+        control=control,
+        note=note,
+        formula=f"as DISAM-std, with grad (L - descent_lam * {PENALTIES['std']}) at w + e",
+        source=f"this package, after {SOURCE}",
+        needs=("domain labels",),
+        cost=2.0,
+    )
 
 
 _DESCENTS = {
@@ -248,8 +322,18 @@ def _of_each_domain(kind: DomainGradients, what: str) -> dict[str, Method]:
     plain, weighted = (_ascent(FAMILIES["SAM"], penalty) for penalty in (None, "std"))
 
     def method(ascent: Ascent, note: str, strength: Mapping[str, Hyperparameter], control: bool = False) -> Method:
-        gradient = from_each_domain(kind, ascent)
-        return Method(gradient, {**RHO, **strength}, base="SAM", ascent=ascent, control=control, note=note)
+        return Method(
+            from_each_domain(kind, ascent),
+            {**RHO, **strength},
+            base="SAM",
+            ascent=ascent,
+            control=control,
+            note=note,
+            formula=FORMULAS[kind],
+            source=f"this package, after {SOURCE}",
+            needs=("domain labels",),
+            cost=2.0,
+        )
 
     return {
         f"SAM-{kind}": method(plain, f"SAM {what}", {}),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from disam_jax.dg.models.compute import Compute, apply_module, set_remat
+from disam_jax.dg.models.compute import Compute, apply_module, classify, set_remat
 from disam_jax.dg.models.inputs import to_float
 from disam_jax.dg.models.network import Network, Output, Params, State
 
@@ -29,7 +29,7 @@ def from_nnx(
     Args:
         make_module: makes the module from its random streams. The module is called as `module(inputs, key)` and
             returns (logits [N, C], features [N, F]). It draws from that key alone: `nnx.Dropout(rate)` called as
-            `dropout(x, rngs=key)`.
+            `dropout(x, rngs=key)`. A method `classify(features) -> logits`, its last layer, is `Network.head`.
         prepare: from the inputs of a data set to those of the module, see `inputs`.
         compute: how the module computes.
 
@@ -52,7 +52,7 @@ def from_nnx(
         >>> network.apply(params, state, jnp.ones((5, 4)), jax.random.key(1), True).logits.shape
         (5, 3)
     """
-    graphs = _graphs(make_module, compute.remat)
+    graphs, has_head = _graphs(make_module, compute.remat)
 
     def init(key: jax.Array) -> tuple[Params, State]:
         return _variables(make_module(nnx.Rngs(key)))
@@ -64,7 +64,10 @@ def from_nnx(
     def module(params: Params, state: State) -> Any:
         return nnx.merge(graphs[False], params, state)
 
-    return Network(init, apply, module=module)
+    def head(params: Params, state: State, features: jax.Array) -> jax.Array:
+        return classify(nnx.merge(graphs[False], params, state), features, compute)
+
+    return Network(init, apply, module=module, head=head if has_head else None)
 
 
 def from_weights(
@@ -115,7 +118,8 @@ def from_weights(
         return nnx.split(extended, *kinds)
 
     loaded = nnx.to_pure_dict(variables)
-    derived = nnx.to_pure_dict(split(loaded, jax.random.key(0), False)[-1])
+    first = split(loaded, jax.random.key(0), False)
+    derived, has_head = nnx.to_pure_dict(first[-1]), hasattr(nnx.merge(*first), "classify")
     own = (loaded, derived)
 
     def init(key: jax.Array, weights: Any = own) -> tuple[Params, State]:
@@ -137,7 +141,10 @@ def from_weights(
         extended, _, _, shared, _ = split(loaded, jax.random.key(0), False)
         return nnx.merge(extended, params, state, shared, derived)
 
-    return Network(init, apply, own, with_weights)
+    def head(params: Params, state: State, features: jax.Array, weights: Any = own) -> jax.Array:
+        return classify(with_weights(params, state, weights), features, compute)
+
+    return Network(init, apply, own, with_weights, head=head if has_head else None)
 
 
 def untrained(network: Network) -> Network:
@@ -171,8 +178,8 @@ def untrained(network: Network) -> Network:
     return Network(init, apply, network.weights, None if network.module is None else module)
 
 
-def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module], remat: bool) -> dict[bool, nnx.GraphDef]:
-    """The module without its arrays, as it evaluates and as it trains."""
+def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module], remat: bool) -> tuple[dict[bool, nnx.GraphDef], bool]:
+    """The module without its arrays, as it evaluates and as it trains, and whether it has a head."""
     module = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     own = nnx.to_flat_state(nnx.state(module, nnx.RngState))
     if own:
@@ -186,7 +193,7 @@ def _graphs(make_module: Callable[[nnx.Rngs], nnx.Module], remat: bool) -> dict[
     for train in (False, True):
         module.train() if train else module.eval()
         graphs[train] = nnx.graphdef(module)
-    return graphs
+    return graphs, hasattr(module, "classify")
 
 
 def _variables(module: nnx.Module) -> tuple[Params, State]:

@@ -96,3 +96,25 @@ def apply_module(module: Any, inputs: jax.Array, key: jax.Array, compute: Comput
         module, inputs = rounded(module, compute.dtype), inputs.astype(compute.dtype)
     logits, features = module(inputs, key)
     return logits.astype(jnp.float32), features.astype(jnp.float32)
+
+
+def classify(module: Any, features: jax.Array, compute: Compute) -> jax.Array:
+    """Logits of features: the last layer of a module that has a method `classify`.
+
+    Args:
+        module: Module that has its parameters in float32.
+        features: float32 [N, F].
+        compute: How the module computes.
+
+    Returns:
+        float32 [N, C].
+
+    Example:
+        >>> from disam_jax.dg.models.linear import LinearHead
+        >>> head = LinearHead(4, 3, rngs=nnx.Rngs(0))
+        >>> classify(head, jnp.ones((5, 4)), Compute()).shape
+        (5, 3)
+    """
+    if compute.dtype != "float32":
+        module, features = rounded(module, compute.dtype), features.astype(compute.dtype)
+    return module.classify(features).astype(jnp.float32)

@@ -64,4 +64,8 @@ class ConvNet(nnx.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.relu(norm(conv(x)))
         features = self.dropout(x.mean((1, 2)), rngs=key)
-        return self.fc(features), features
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer."""
+        return self.fc(features)

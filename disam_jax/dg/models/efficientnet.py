@@ -256,7 +256,15 @@ class EfficientNetLite(nnx.Module):
         Raises:
             ValueError: If there is no last layer.
         """
+        features = self.dropout(self.features(x), rngs=key)
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer.
+
+        Raises:
+            ValueError: If there is none.
+        """
         if self.classifier is None:
             raise ValueError("this EfficientNet has no last layer: write num_classes, or call features")
-        features = self.dropout(self.features(x), rngs=key)
-        return self.classifier(features), features
+        return self.classifier(features)

@@ -56,4 +56,8 @@ class LinearHead(nnx.Module):
             (logits [N, C], features [N, F]).
         """
         features = self.dropout(x.reshape(x.shape[0], -1), rngs=key)
-        return self.fc(features), features
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer."""
+        return self.fc(features)

@@ -48,4 +48,8 @@ class MLP(nnx.Module):
         """
         for place, layer in enumerate(self.hidden):
             x = self.dropout(jax.nn.relu(layer(x)), rngs=jax.random.fold_in(key, place))
-        return self.fc(x), x
+        return self.classify(x), x
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer."""
+        return self.fc(features)

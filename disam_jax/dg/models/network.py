@@ -38,6 +38,8 @@ class Network(NamedTuple):
         module: (parameters, state) -> the NNX module with these, as it evaluates: called as (prepared inputs, key), it
             returns (logits, features). None: the network is made of functions, and its runs cannot be saved.
         with_dropout: Fraction that is dropped in training -> the same network with that. None: it has no dropout.
+        head: (parameters, state, features [N, F]) -> logits [N, C], the last layer alone, for methods that change what
+            it sees. None: the network cannot be split there. It has `weights` too, as the other functions have.
     """
 
     init: Callable[..., tuple[Params, State]]
@@ -45,6 +47,7 @@ class Network(NamedTuple):
     weights: Any = ()
     module: Callable[..., Any] | None = None
     with_dropout: "Callable[[float], Network] | None" = None
+    head: Callable[..., jax.Array] | None = None
 
     def given(self, weights: Any) -> "Network":
         """The same network with other arrays as its weights, traced ones for instance.
@@ -54,7 +57,8 @@ class Network(NamedTuple):
         if not jax.tree.leaves(weights):
             return self
         partial = functools.partial
-        return Network(partial(self.init, weights=weights), partial(self.apply, weights=weights))
+        head = None if self.head is None else partial(self.head, weights=weights)
+        return Network(partial(self.init, weights=weights), partial(self.apply, weights=weights), head=head)
 
 
 def by_name(tree: Any) -> dict[str, Any]:

@@ -223,7 +223,15 @@ class ResNet(nnx.Module):
         Raises:
             ValueError: if there is no last layer.
         """
+        features = self.dropout(self.features(x), rngs=key)
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer.
+
+        Raises:
+            ValueError: If there is none.
+        """
         if self.fc is None:
             raise ValueError("this ResNet has no last layer: write num_classes, or call features")
-        features = self.dropout(self.features(x), rngs=key)
-        return self.fc(features), features
+        return self.fc(features)

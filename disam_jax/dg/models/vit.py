@@ -163,7 +163,15 @@ class ViT(nnx.Module):
             ValueError: if the network has no head.
         """
         del key
+        features = self.features(x)
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer.
+
+        Raises:
+            ValueError: If there is none.
+        """
         if self.head is None:
             raise ValueError("this ViT has no head: make it with num_classes, or call its features")
-        features = self.features(x)
-        return self.head(features), features
+        return self.head(features)

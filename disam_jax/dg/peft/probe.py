@@ -45,4 +45,8 @@ class LinearProbe(nnx.Module):
             (logits [N, C], features [N, F]).
         """
         features = tower_features(self.tower, x, key)
-        return self.head(features), features
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of features [N, F]: the last layer."""
+        return self.head(features)

@@ -60,7 +60,11 @@ class TextClassifier(nnx.Module):
         """
         del key
         features = self.image(x)
-        return clip_logits(features, self.class_features[...], self.logit_scale[...]), features
+        return self.classify(features), features
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits [N, C] of image features [N, E]."""
+        return clip_logits(features, self.class_features[...], self.logit_scale[...])
 
 
 def text_features(clip: CLIP, ids: np.ndarray) -> jax.Array:

@@ -272,7 +272,10 @@ def start_all(specs: RunSpec, shared: Shared, *, fixed: Fixed) -> RunState:
     """R runs before their first step."""
     network = fixed.networks.given(shared).trained
     sources = len(shared.arrays.counts) - 1
-    begin = functools.partial(start, network=network, method=fixed.method, config=fixed.config, num_sources=sources)
+    inputs = shared.arrays.inputs
+    example = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    options = {"network": network, "method": fixed.method, "config": fixed.config}
+    begin = functools.partial(start, **options, num_sources=sources, example=example)
     return jax.vmap(begin)(specs)
 
 

@@ -101,7 +101,8 @@ class StreamingRunner:
         if config.data_parallel:
             network, new_network = split_batches(network), new_network and split_batches(new_network)
         fixed = {"method": method, "config": config}
-        begin = functools.partial(start, **fixed, num_sources=domains - 1)
+        example = jax.ShapeDtypeStruct(self.batch[2:], self.dtype)
+        begin = functools.partial(start, **fixed, num_sources=domains - 1, example=example)
         sums = functools.partial(block_sums, groups=2 * domains, keep_logits=config.keep_logits)
         # What follows the weights has no axis of runs but for the run's own and its hyperparameters.
         self._start = jax.jit(with_weights(network, begin, (OVER_RUNS,)))

@@ -22,15 +22,15 @@ TIMED = 8
 OF_A_GRADIENT = 3
 
 
-def passes_of(method: Method) -> int:
-    """Number of forward and backward passes in a step of a method: two where it perturbs the weights.
+def passes_of(method: Method) -> float:
+    """Number of forward and backward passes in a step of a method: its cost, and two where it perturbs the weights.
 
     Example:
         >>> from disam_jax.dg.methods import METHODS
         >>> passes_of(METHODS["ERM"]), passes_of(METHODS["DISAM"])
-        (1, 2)
+        (1.0, 2.0)
     """
-    return 2 if "rho" in method.hparams else 1
+    return max(method.cost, 2.0 if "rho" in method.hparams else 1.0)
 
 
 def network_size(network: Network) -> int:
@@ -63,7 +63,7 @@ def examples_of(config: TrainConfig, method: Method, sources: int, examples: int
         >>> examples_of(config, METHODS["SAM"], sources=2, examples=100)  # 10 * 8 * 2 * 3 + 2 * 100
         680
     """
-    trained = config.steps * config.per_domain * sources * passes_of(method) * OF_A_GRADIENT
+    trained = round(config.steps * config.per_domain * sources * passes_of(method) * OF_A_GRADIENT)
     return trained + len(config.measured_at) * examples
 
 

@@ -338,10 +338,7 @@ def prepare_sweep(
     check_size(plan)
     for name, method in methods.items():
         for per_domain, dropout in fixed_values(plan, name, config):
-            if per_domain < method.min_per_domain:
-                raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {per_domain}")
-            if not config.perturbs_all and "rho" in method.hparams:
-                check_subset(name, method, per_domain, config.fraction)
+            check_fits(name, method, replace(config, per_domain=per_domain), data)
             check_batch(replace(config, per_domain=per_domain), len(data.domain_names) - 1)
             check_dropout(network, dropout, config)
     splits = tuple(split(data, seed, config.holdout) for seed in plan.seeds)
@@ -412,6 +409,33 @@ def dropping(network: Network, dropout: float, config: TrainConfig) -> Network:
     if network.with_dropout is None or dropout == np.float32(config.dropout):
         return network
     return network.with_dropout(dropout)
+
+
+def check_fits(name: str, method: Method, config: TrainConfig, data: Domains) -> None:
+    """Checks that a step has as many examples and source domains as a method needs.
+
+    Raises:
+        InputError: If it has not.
+
+    Example:
+        >>> from disam_jax.dg.data.domains import join_domains
+        >>> from disam_jax.dg.methods import METHODS
+        >>> two = join_domains("two", [np.zeros((2, 3))] * 2, [np.array([0, 1])] * 2, "ab", ["no", "yes"])
+        >>> check_fits("MMD", METHODS["MMD"], TrainConfig(), two)
+        Traceback (most recent call last):
+        ...
+        disam_jax.dg.errors.InputError: --method MMD needs 2 source domains, got 1: leave it out, or take more domains
+    """
+    if config.per_domain < method.min_per_domain:
+        raise InputError(f"--per-domain must be at least {method.min_per_domain} for {name}, got {config.per_domain}")
+    if not config.perturbs_all and "rho" in method.hparams:
+        check_subset(name, method, config.per_domain, config.fraction)
+    domains = len(data.domain_names)
+    if domains - 1 < method.min_sources:
+        raise InputError(
+            f"--method {name} needs {method.min_sources} source domains, got {domains - 1}: leave it out, or take more "
+            "domains"
+        )
 
 
 def check_size(plan: Plan) -> None:

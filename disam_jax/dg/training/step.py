@@ -18,6 +18,7 @@ from disam_jax.dg.data.domains import Domains
 from disam_jax.dg.data.load import CachedFeatures
 from disam_jax.dg.data.splits import Split, validates
 from disam_jax.dg.methods import Batch, HParams, Method, MethodError, MethodState, Outputs, Start, method_gradient
+from disam_jax.dg.methods.base import initial_state
 from disam_jax.dg.methods.subset import on_subset, unperturbed
 from disam_jax.dg.models.network import Network, Params, State
 from disam_jax.dg.training.averaging import SWAD, moving_average
@@ -152,14 +153,43 @@ def standardised(inputs: jax.Array, spec: RunSpec, arrays: Arrays) -> jax.Array:
     return (inputs - arrays.shift[spec.place, spec.target][None]) / arrays.scale[spec.place, spec.target][None]
 
 
-def start(spec: RunSpec, network: Network, method: Method, config: TrainConfig, num_sources: int) -> RunState:
-    """A run before its first step. Its weights depend on seed and target alone, not on the method."""
+def start(
+    spec: RunSpec,
+    network: Network,
+    method: Method,
+    config: TrainConfig,
+    num_sources: int,
+    example: jax.ShapeDtypeStruct | None = None,
+) -> RunState:
+    """A run before its first step. Its weights depend on seed and target alone, not on the method.
+
+    Args:
+        spec: Seed, target and hyperparameters of the run.
+        network: Network to train.
+        method: Method whose state is made.
+        config: Configuration that all runs share.
+        num_sources: Number of source domains.
+        example: Shape and dtype of one input; a method with an `init` needs it.
+
+    Returns:
+        The run.
+    """
     params, state = network.init(keys.init_key(spec.key))
+
+    def known() -> Start:
+        if example is None:
+            raise ValueError("start must get the shape of an example for a method with an init, got None")
+        inputs = jax.ShapeDtypeStruct((2, *example.shape), example.dtype)
+        apply = lambda inputs: network.apply(params, state, inputs, spec.key, True)
+        output = jax.eval_shape(apply, inputs)
+        sizes = output.features.shape[-1], output.logits.shape[-1]
+        return Start(num_sources, params, *sizes, keys.start_key(spec.key))
+
     return RunState(
         params,
         state,
         make_optimizer(config, spec.hparams).init(params),
-        method.state(num_sources) if method.init is None else method.init(Start(num_sources, params)),
+        initial_state(method, known, num_sources),
         None if config.averaging == "none" else (params, state),
     )
 
@@ -238,7 +268,19 @@ def train_step(
         output = network.apply(params, run.state, x.reshape(y.size, *x.shape[2:]), keys.dropout_key(key), True)
         losses = example_losses(output.logits, y.reshape(-1)).reshape(y.shape)
         by_domain = lambda values: values.reshape(*y.shape, -1)
-        return Outputs(losses.mean(1), by_domain(output.logits), by_domain(output.features), output.state)
+        flat_head = network.head
+
+        def head(features: jax.Array) -> jax.Array:
+            assert flat_head is not None
+            return by_domain(flat_head(params, run.state, features.reshape(y.size, -1)))
+
+        return Outputs(
+            losses.mean(1),
+            by_domain(output.logits),
+            by_domain(output.features),
+            output.state,
+            None if flat_head is None else head,
+        )
 
     given = run.params, batch, forward, spec.hparams, run.method_state
     if config.perturbs_all or "rho" not in method.hparams:

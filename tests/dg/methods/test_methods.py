@@ -21,6 +21,7 @@ from disam_jax.dg.methods import (
     Method,
     MethodError,
     Outputs,
+    choice,
     coral,
     coral_penalty,
     find_methods,
@@ -31,6 +32,7 @@ from disam_jax.dg.methods import (
     sd,
     sharpness_aware,
 )
+from disam_jax.dg.methods.base import NEEDS
 from disam_jax.dg.methods.sam_family import RELATIVES
 from disam_jax.dg.models.network import Network, Output
 from disam_jax.dg.training.config import TrainConfig, make_optimizer
@@ -77,9 +79,10 @@ SHARPNESS_AWARE = {
 }
 
 
-# SAM's relatives are held against their formulas in test_sam_family.
+# SAM's relatives are held against their formulas in test_sam_family, and the other methods that are extra in
+# test_benchmark_methods.
 FAMILY = [name for name in METHODS if name.removesuffix("+DISAM") in RELATIVES]
-OTHERS = [name for name in METHODS if name not in FAMILY]
+OTHERS = [name for name, method in METHODS.items() if not method.extra]
 
 
 @functools.cache
@@ -110,7 +113,7 @@ def train(name, number, config, **values):
     """A run before and after each of some steps on the same batch."""
     data, spec = problem(), RunSpec(KEY, jnp.int32(0), jnp.int32(3), hparams_of(name, **values))
     fixed = {"network": network_of(data), "method": METHODS[name], "config": config}
-    runs = [start(spec, **fixed, num_sources=3)]
+    runs = [start(spec, **fixed, num_sources=3, example=jax.ShapeDtypeStruct((4,), jnp.float32))]
     for step in range(number):
         runs.append(train_step(runs[-1], spec, jnp.int32(step), data.batch["x"], data.batch["y"], **fixed))
     return runs
@@ -306,8 +309,12 @@ def test_a_step_of_each_method_goes_down(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_says_what_it_is(name):
     method = METHODS[name]
-    assert method.note
-    assert "\n" not in method.note
+    for text in (method.note, method.formula, method.source):
+        assert text
+        # A row of a table.
+        assert not {"\n", "|", "`"} & {*text}
+    assert {*method.needs} <= {*NEEDS}
+    assert method.cost >= 1
     assert method.control == name.endswith("control")
     assert method.min_per_domain >= 1
     if method.base is not None:
@@ -612,6 +619,15 @@ def test_the_control_perturbs_towards_more_spread_and_disam_towards_less(penalty
     assert less < sam - 1e-4 < more - 2e-4
 
 
+# What stored commands with `--method all` have trained: nothing that is registered later may change it.
+ALL = [
+    *("ERM", "SAM", "DISAM", "DISAM-std", "ASAM", "ASAM+DISAM", "ASAM+DISAM-std", "GSAM", "GSAM+DISAM"),
+    *("GSAM+DISAM-std", "SAGM", "SAGM+DISAM", "SAGM+DISAM-std", "DISAM-descent-std", "SAM-normalised"),
+    *("DISAM-normalised-std", "SAM-own", "DISAM-own-std", "VREx", "GroupDRO", "IRM", "Mixup", "SD", "CORAL"),
+    *("CORAL+SAM", "CORAL+DISAM"),
+]
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [
@@ -620,9 +636,12 @@ def test_the_control_perturbs_towards_more_spread_and_disam_towards_less(penalty
         (["V-REx", "group-dro", "DISAMstd"], ["VREx", "GroupDRO", "DISAM-std"]),
         (["DISAM", "sam", "disam", "DiSAM"], ["DISAM", "SAM"]),
         (["coral+disam", "disam-CONTROL"], ["CORAL+DISAM", "DISAM-control"]),
-        (["all"], [name for name in METHODS if "control" not in name]),
-        (["SAGM", "All"], ["SAGM", *(name for name in METHODS if "control" not in name and name != "SAGM")]),
-        (["all", "disam-control"], [*(name for name in METHODS if "control" not in name), "DISAM-control"]),
+        (["all"], ALL),
+        (["SAGM", "All"], ["SAGM", *(name for name in ALL if name != "SAGM")]),
+        (["all", "disam-control"], [*ALL, "DISAM-control"]),
+        (["everything"], [name for name in METHODS if "control" not in name]),
+        (["Bases"], [name for name, method in METHODS.items() if "rho" not in method.hparams]),
+        (["mmd+DISAM", "and-mask", "ibirm"], ["MMD+DISAM", "AND-mask", "IB-IRM"]),
         ([], []),
     ],
 )
@@ -634,7 +653,9 @@ def test_methods_by_name(names, found):
 
 @pytest.mark.parametrize("name", ["SAMM", "", "sam "])
 def test_an_unknown_method_is_refused(name):
-    with pytest.raises(InputError, match=f"unknown --method {name}: the methods are ERM, SAM, .*, and all"):
+    with pytest.raises(
+        InputError, match=f"unknown --method {name}: the methods are ERM, SAM, .*, and all, bases, every"
+    ):
         find_methods(["ERM", name])
 
 
@@ -651,6 +672,8 @@ def test_methods_of_another_table():
 
 
 PLAIN = Hyperparameter(0.5, -1.0, 2.0)
+UNIFORM = Hyperparameter(1500.0, 500.0, 2500.0, of_steps=True, uniform=True)
+FEW = choice(0.5, 0.1, 0.5, 0.05)
 TENFOLD = Hyperparameter(0.5, -1.0, 0.0, times=10.0, relative=True)
 NEGATIVE = Hyperparameter(-1.0, -1.0, 1.0, times=-1.0)
 
@@ -663,6 +686,9 @@ NEGATIVE = Hyperparameter(-1.0, -1.0, 1.0, times=-1.0)
         (PLAIN, {"rho": 3.0}, 3.0, 0.1, 10**0.5),
         (TENFOLD, {}, 0.5, 0.05, 0.5 * 10**-0.5),
         (TENFOLD, {"rho": 0.2}, 2.0, 0.2, 2.0 * 10**-0.5),
+        (UNIFORM, {"steps": 5000}, 1500.0, 500.0, 1500.0),
+        (UNIFORM, {"steps": 500}, 150.0, 50.0, 150.0),
+        (FEW, {}, 0.5, 0.1, 0.5),
         (NEGATIVE, {}, -1.0, -0.1, -1.0),
         (NEGATIVE, {"rho": 0.3}, -0.3, -0.1, -1.0),
     ],

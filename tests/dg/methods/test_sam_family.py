@@ -38,6 +38,7 @@ HYPER = {
     "fad_beta": 0.5,
 }
 KEY, RATE, NUMBER = keys.run_key(0, 3), 0.25, 7
+EXAMPLE = jax.ShapeDtypeStruct((4,), jnp.float32)
 
 
 @functools.cache
@@ -122,7 +123,7 @@ def trained(name, number=NUMBER, rhos=(0.25, 0.5)):
             run = train_step(run, spec, step, batch["x"], batch["y"], **fixed)
             return run, run
 
-        return jax.lax.scan(body, start(spec, **fixed, num_sources=3), jnp.arange(number))[1]
+        return jax.lax.scan(body, start(spec, **fixed, num_sources=3, example=EXAMPLE), jnp.arange(number))[1]
 
     hparams = [hparams_of(name, rho=rho) for rho in rhos]
     return jax.device_get(jax.jit(jax.vmap(run, out_axes=1))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *hparams)))
@@ -273,7 +274,7 @@ def test_runs_side_by_side_skip_the_pass_that_none_of_them_takes(name, stays):
 
     def step_all(hparams, step):
         spec = RunSpec(KEY, jnp.int32(0), jnp.int32(3), hparams)
-        run = start(spec, **fixed, num_sources=3)
+        run = start(spec, **fixed, num_sources=3, example=EXAMPLE)
         return train_step(run, spec, step, batch["x"], batch["y"], **fixed)
 
     hparams = jax.tree.map(lambda value: jnp.stack([value, value]), hparams_of(name))

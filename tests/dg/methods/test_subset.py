@@ -130,7 +130,7 @@ def test_begin_is_a_step_or_a_share_of_the_steps(begin, step):
     ("values", "message"),
     [
         ({"fraction": 0.0}, r"--fraction must be in \(0, 1\], got 0"),
-        ({"fraction": 1.5}, "--fraction must be at most 1, got 1.5"),
+        ({"fraction": 1.5}, r"--fraction must be in \(0, 1\], got 1.5"),
         ({"begin": -1}, "--begin must be finite and not negative, got -1"),
         ({"begin": 1.5}, "--begin must be a whole number of steps or a share of them below 1, got 1.5: write 1"),
         ({"begin": 400}, "--begin must leave steps with a perturbation: got 400 of 400 --steps"),

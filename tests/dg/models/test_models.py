@@ -86,6 +86,8 @@ def test_shapes_dtypes_and_a_state_that_keeps_its_form(number):
         assert out.logits.dtype == out.features.dtype == jnp.float32
         assert jax.tree.structure(out.state) == jax.tree.structure(state)
         assert jax.tree.map(jnp.shape, out.state) == jax.tree.map(jnp.shape, state)
+        # The last layer alone makes the same logits of the features.
+        np.testing.assert_allclose(jax.jit(network.head)(params, state, out.features), out.logits, rtol=1e-5, atol=1e-6)
     equal(out.state, state)
     assert all(type(leaf) is not nnx.Variable for leaf in jax.tree.leaves((params, state)))
 

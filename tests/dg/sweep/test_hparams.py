@@ -85,7 +85,10 @@ def test_methods_share_their_draws(config):
 def test_signs_are_the_methods(name):
     for hparam in METHODS[name].hparams:
         negative = METHODS[name].control and hparam == ("descent_lam" if "descent" in name else "lam")
-        assert (np.sign(values(name, hparam, number=4)) == (-1 if negative else 1)).all()
+        given = METHODS[name].hparams[hparam]
+        # Some are off by default, or may be drawn so.
+        off = {0.0} & {given.default, *given.choices}
+        assert {*np.sign(values(name, hparam, number=4))} <= {-1.0 if negative else 1.0, *off}
 
 
 # Powers of ten. The first are those of DomainBed's `hparams_registry`, the others ours.
@@ -106,6 +109,20 @@ def test_signs_are_the_methods(name):
         ("IRM", "anneal", TrainConfig(steps=5000), 0.0, 4.0),
         ("Mixup", "mixup_alpha", SMALL, -1.0, 1.0),
         ("SD", "sd_reg", SMALL, -5.0, -1.0),
+        ("MMD", "gamma", SMALL, -1.0, 1.0),
+        ("CausIRL-CORAL", "gamma", SMALL, -1.0, 1.0),
+        ("CausIRL-MMD", "gamma", SMALL, -1.0, 1.0),
+        ("IB-ERM", "ib_lambda", SMALL, -1.0, 5.0),
+        ("IB-ERM", "ib_anneal", TrainConfig(steps=5000), 0.0, 4.0),
+        ("IB-IRM", "irm_lambda", SMALL, -1.0, 5.0),
+        ("Fishr", "fishr_lambda", SMALL, 1.0, 4.0),
+        ("IGA", "iga_penalty", SMALL, 1.0, 5.0),
+        ("MLDG", "mldg_beta", SMALL, -1.0, 1.0),
+        ("EQRM", "burn_in", TrainConfig(steps=5000), 2.5, 3.5),
+        ("DANN", "dann_lambda", SMALL, -2.0, 2.0),
+        ("DANN", "lr_d", SMALL, -4.5, -2.5),
+        ("CDANN", "weight_decay_d", SMALL, -6.0, -2.0),
+        ("CDANN", "grad_penalty", SMALL, -2.0, 1.0),
         ("ERM", "learning_rate", SMALL, np.log10(0.25) - 0.7, np.log10(0.25) + 0.3),
         ("SAM", "rho", SMALL, np.log10(0.125) - 1.0, np.log10(0.125) + 0.5),
         ("ASAM", "rho", SMALL, np.log10(1.25) - 1.0, np.log10(1.25) + 0.5),
@@ -122,6 +139,40 @@ def test_draws_are_log_uniform_over_the_range(name, hparam, config, low, high):
     assert -1e-6 < drawn[0] < drawn[-1] < 1 + 1e-6
     # Kolmogorov's test at one in a thousand.
     assert np.abs(drawn - (np.arange(400) + 0.5) / 400).max() < 1.95 / np.sqrt(400)
+
+
+# DomainBed's too.
+@pytest.mark.parametrize(
+    ("name", "hparam", "default", "low", "high"),
+    [
+        ("Fishr", "fishr_ema", 0.95, 0.90, 0.99),
+        ("Fishr", "fishr_anneal", 1500, 0, 5000),
+        ("EQRM", "quantile", 0.75, 0.5, 0.99),
+        ("RDM", "rdm_lambda", 5.0, 0.1, 10.0),
+        ("RDM", "variance_weight", 0.004, 0.001, 0.007),
+        ("RDM", "rdm_anneal", 1500, 800, 2700),
+        ("AND-mask", "tau", 1.0, 0.5, 1.0),
+        ("RSC", "feature_drop", 1 / 3, 0.0, 0.5),
+        ("RSC", "batch_drop", 1 / 3, 0.0, 0.5),
+    ],
+)
+def test_uniform_draws(name, hparam, default, low, high):
+    found = values(name, hparam, TrainConfig(steps=5000), 401)
+    assert found[0] == pytest.approx(default)
+    drawn = np.sort((found[1:] - low) / (high - low))
+    assert np.abs(drawn - (np.arange(400) + 0.5) / 400).max() < 1.95 / np.sqrt(400)
+
+
+@pytest.mark.parametrize(
+    ("name", "hparam", "default", "choices"),
+    [("Fish", "meta_lr", 0.5, (0.05, 0.1, 0.5)), ("DANN", "beta1", 0.5, (0.0, 0.5))],
+)
+def test_draws_from_a_few_values(name, hparam, default, choices):
+    found = values(name, hparam, SMALL, 401)
+    assert found[0] == np.float32(default)
+    counts = [(found[1:] == np.float32(value)).sum() for value in choices]
+    assert sum(counts) == 400
+    assert min(counts) > 400 / len(choices) - 5 * 400**0.5 / 2
 
 
 @pytest.mark.parametrize("config", [SMALL, ADAM])
