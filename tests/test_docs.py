@@ -1,5 +1,6 @@
 """The documentation builds without a warning, its links lead somewhere, and it loads nothing from other hosts."""
 
+import dataclasses
 import html.parser
 import importlib.util
 import inspect
@@ -11,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 import urllib.parse
 
 import pytest
@@ -177,21 +179,43 @@ def test_types_are_named_as_the_source_names_them(monkeypatch):
     assert docstrings.annotations_as_written(3) == {}
 
 
+Tree = typing.Any  # an alias of which nothing is left at run time
+
+
+def leaves(tree: Tree) -> list[Tree]:
+    """What a default value is."""
+    return [tree]
+
+
+@dataclasses.dataclass
+class Walk:
+    """What a documented class is."""
+
+    tree: Tree
+    over: typing.Callable[[Tree], list[Tree]] = leaves
+    names: dict[str, Tree] = dataclasses.field(default_factory=dict)
+
+
+class Walks(typing.Protocol):
+    """What nobody constructs."""
+
+    def __call__(self, tree: Tree) -> Tree: ...
+
+
 def test_signatures_show_names_and_no_objects(monkeypatch):
     pytest.importorskip("sphinx")
-    from disam_jax.dg.methods import Forward, Method, from_objective
     from disam_jax.dg.models.vit import ViT
 
     docstrings = load(DOCS / "_ext" / "docstrings.py", monkeypatch)
-    shown = lambda obj: docstrings.types_as_written(None, "class", "", obj, None, "(x: Any)", "")
-    method, returns = shown(Method)
-    assert "hparams: Mapping[str, Hyperparameter] = ..." in method
-    assert "state: Callable[[int], MethodState] = no_state" in method
-    assert returns is None
-    assert shown(from_objective) == ("(objective: Objective)", "Gradient")
-    assert shown(ViT) == ("(config: ViTConfig, *, rngs: Rngs)", None)  # those of __init__
-    assert shown(Forward) == ("", None)  # nobody constructs a protocol
-    assert docstrings.types_as_written(None, "function", "", shown, None, "(x: int)", "int") is None
+    shown = lambda obj, text="(x: Any)": docstrings.types_as_written(None, "", "", obj, None, text, "")
+    assert shown(leaves) == ("(tree: Tree)", "list[Tree]")
+    assert shown(Walk) == (
+        "(tree: Tree, over: Callable[[Tree], list[Tree]] = leaves, names: dict[str, Tree] = ...)",
+        None,
+    )
+    assert shown(Walks) == ("", None)
+    assert shown(ViT) == ("(config: ViTConfig, *, rngs: Rngs)", None)  # those of __init__, not of the metaclass
+    assert shown(leaves, "(tree: int)") is None  # what says enough stays
 
 
 @pytest.mark.parametrize(
