@@ -30,6 +30,7 @@ from disam_jax.dg.methods.base import (
     no_options,
     no_state,
     no_update,
+    restart_at,
     zero_shot,
 )
 from disam_jax.dg.methods.bottleneck import ib_erm, ib_irm
@@ -40,7 +41,6 @@ from disam_jax.dg.methods.gradient_agreement import and_mask, domain_gradients, 
 from disam_jax.dg.methods.meta_learning import fish, mldg
 from disam_jax.dg.methods.objectives import (
     annealed,
-    annealing_ends,
     group_dro,
     irm,
     irm_penalty,
@@ -87,7 +87,6 @@ __all__ = [
     "Start",
     "and_mask",
     "annealed",
-    "annealing_ends",
     "at_perturbed",
     "choice",
     "coral",
@@ -130,6 +129,7 @@ __all__ = [
     "no_state",
     "no_update",
     "rdm",
+    "restart_at",
     "rsc",
     "sd",
     "sharpness_aware",

@@ -1,5 +1,6 @@
 """What a method is: how a batch of several domains becomes a gradient, and which hyperparameters that needs."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -202,6 +203,16 @@ def no_state(num_sources: int) -> MethodState:
     """
     del num_sources
     return ()
+
+
+def restart_at(*names: str) -> Restart:
+    """For `Method.restart`: the step at which the last of some hyperparameters that count steps is reached.
+
+    Example:
+        >>> float(restart_at("anneal")({"anneal": jnp.float32(4.5)}))
+        5.0
+    """
+    return lambda hparams: functools.reduce(jnp.maximum, [jnp.ceil(hparams[name]) for name in names])
 
 
 def count_steps(num_sources: int) -> jax.Array:

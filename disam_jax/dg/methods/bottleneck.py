@@ -11,6 +11,7 @@ from disam_jax.dg.methods.base import (
     Outputs,
     count_steps,
     from_objective,
+    restart_at,
 )
 from disam_jax.dg.methods.combinations import BOTH
 from disam_jax.dg.methods.objectives import ANNEAL, irm
@@ -83,6 +84,7 @@ METHODS = {
         from_objective(ib_erm),
         IB,
         state=count_steps,
+        restart=restart_at("ib_anneal"),
         min_per_domain=2,
         note="information bottleneck: small variance of the features",
         formula="L + ib_lambda * mean_i mean var(z_i), from step ib_anneal on",
@@ -95,6 +97,7 @@ METHODS = {
         from_objective(ib_irm),
         {"irm_lambda": Hyperparameter(100.0, -1.0, 5.0), **ANNEAL, **IB},
         state=count_steps,
+        restart=restart_at("anneal", "ib_anneal"),
         min_per_domain=2,
         note="IRMv1 with an information bottleneck",
         formula="IRM's objective + ib_lambda * mean_i mean var(z_i), from step ib_anneal on",

@@ -42,7 +42,7 @@ def squared_distance(params: Params, others: Params) -> jax.Array:
 def l2_sp(
     params: Params, batch: Batch, forward: Forward, hparams: HParams, start: Params
 ) -> tuple[jax.Array, tuple[State, Params]]:
-    """L_i + l2_sp / 2 * |w - w_0|^2, w_0 the parameters from which the run starts, those of a new last layer included.
+    """L_i + l2_sp / 2 * norm(w - w_0)^2, w_0 the parameters at the start of the run, a new last layer included.
 
     Returns:
         Domain losses, float [M]; the states of the network and of the method, which is w_0.

@@ -16,6 +16,7 @@ from disam_jax.dg.methods.base import (
     Start,
     from_loss,
     from_objective,
+    restart_at,
 )
 from disam_jax.dg.methods.bottleneck import switched_on
 from disam_jax.dg.methods.combinations import BOTH
@@ -139,7 +140,7 @@ def fishr(outputs: Outputs, batch: Batch, hparams: HParams, state: MethodState) 
 def iga(
     params: Params, batch: Batch, forward: Forward, hparams: HParams, state: MethodState
 ) -> tuple[jax.Array, tuple[State, MethodState]]:
-    """Inter-environment gradient alignment: mean_i L_i + iga_penalty * sum_i |grad L_i - mean_j grad L_j|^2.
+    """Inter-environment gradient alignment: mean_i L_i + iga_penalty * sum_i norm(grad L_i - grad L)^2.
 
     Returns:
         Scalar, and the states of the network and of the method.
@@ -210,6 +211,7 @@ METHODS = {
             "fishr_anneal": Hyperparameter(1500.0, 0.0, 5000.0, of_steps=True, uniform=True),
         },
         init=_fishr_start,
+        restart=restart_at("fishr_anneal"),
         min_per_domain=2,
         note="equal variances of the last layer's gradients in all domains",
         formula="L + fishr_lambda * mean_i mean((v_i - v)^2), v_i the moving average of var of d CE / d last layer, "

@@ -19,6 +19,7 @@ from disam_jax.dg.methods.base import (
     Outputs,
     count_steps,
     from_objective,
+    restart_at,
 )
 from disam_jax.dg.models.inputs import to_float
 from disam_jax.dg.models.network import Params, State
@@ -27,23 +28,13 @@ from disam_jax.dg.models.network import Params, State
 def annealed(weight: jax.Array, hparams: HParams, step: jax.Array) -> jax.Array:
     """The weight of a penalty: 1 for the first `anneal` steps, then its full value.
 
-    As in DomainBed, the optimizer is made new when that changes, see `annealing_ends`.
+    As in DomainBed, the optimizer is made new when that changes, see `Method.restart`.
 
     Example:
         >>> [float(annealed(10.0, {"anneal": 5.0}, jnp.int32(step))) for step in (4, 5)]
         [1.0, 10.0]
     """
     return jnp.where(step.astype(jnp.float32) < hparams["anneal"], 1.0, weight)
-
-
-def annealing_ends(hparams: HParams) -> jax.Array:
-    """The first step with the full weight of a penalty, for `Method.restart`.
-
-    Example:
-        >>> float(annealing_ends({"anneal": jnp.float32(4.5)}))
-        5.0
-    """
-    return jnp.ceil(hparams["anneal"])
 
 
 def vrex(outputs: Outputs, batch: Batch, hparams: HParams, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -208,7 +199,7 @@ METHODS = {
         {"beta": Hyperparameter(10.0, -1.0, 5.0), **ANNEAL},
         sgd={"beta": Hyperparameter(1.0, -1.0, 0.0)},
         state=count_steps,
-        restart=annealing_ends,
+        restart=restart_at("anneal"),
         note="risk extrapolation: a variance penalty in the descent",
         formula="L + beta * var(L_i), beta 1 before step anneal",
         source="Krueger et al., Out-of-Distribution Generalization via Risk Extrapolation, ICML 2021",
@@ -228,7 +219,7 @@ METHODS = {
         {"irm_lambda": Hyperparameter(100.0, -1.0, 5.0), **ANNEAL},
         sgd={"irm_lambda": Hyperparameter(1.0, -1.0, 0.0)},
         state=count_steps,
-        restart=annealing_ends,
+        restart=restart_at("anneal"),
         min_per_domain=2,
         note="invariant risk minimisation (IRMv1)",
         formula="L + irm_lambda * mean_i (d L_i(s * logits) / ds at s = 1)^2 of two half batches, "

@@ -13,6 +13,7 @@ from disam_jax.dg.methods.base import (
     Outputs,
     count_steps,
     from_objective,
+    restart_at,
 )
 from disam_jax.dg.methods.bottleneck import switched_on
 from disam_jax.dg.methods.combinations import BOTH
@@ -118,6 +119,7 @@ METHODS = {
             "burn_in": Hyperparameter(2500.0, 2.5, 3.5, of_steps=True),
         },
         state=count_steps,
+        restart=restart_at("burn_in"),
         note="a quantile of the domain losses",
         formula="q with mean_i Phi((q - L_i) / h) = quantile, h = 1.06 std(L) M^(-1/5); L before step burn_in",
         source="Eastwood et al., Probable Domain Generalization via Quantile Risk Minimization, NeurIPS 2022",
@@ -134,6 +136,7 @@ METHODS = {
             "rdm_anneal": Hyperparameter(1500.0, 800.0, 2700.0, of_steps=True, uniform=True),
         },
         state=count_steps,
+        restart=restart_at("rdm_anneal"),
         min_per_domain=2,
         note="matching of the worst domain's risks with all risks",
         formula="L + rdm_lambda * MMD^2(r_worst, r) + variance_weight * (var r + var r_worst), from step rdm_anneal on",

@@ -21,7 +21,7 @@ from disam_jax.dg.training.step import RunSpec, start, train_step
 IMAGE, SOURCES, PER_DOMAIN = (64, 64, 3), 3, 16
 # What is computed of the features and parameters: the discriminator of DANN is most of it.
 MORE = 0.03
-QUICK = ("SAM", "MMD", "MIRO", "DANN+DISAM")
+QUICK = ("SAM", "MMD", "MIRO")
 
 
 @functools.cache

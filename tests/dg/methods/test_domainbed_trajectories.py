@@ -96,7 +96,7 @@ def _standard_promotion():
         yield
 
 
-@pytest.mark.parametrize("name", [*slow("ERM", "IRM", "GroupDRO", "CORAL", "SD"), "VREx"])
+@pytest.mark.parametrize("name", [*slow("ERM", "IRM", "GroupDRO", "CORAL", "MMD", "SD"), "VREx"])
 def test_a_method_takes_the_steps_of_domainbeds_class(name, x64):
     assert farthest(name) < TOLERANCE
 
