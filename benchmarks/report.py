@@ -30,15 +30,15 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 HEAD = (
-    "Whole optimizer steps, gradient and AdamW, in one process and in turn; compiled and warm before the first is",
-    "timed, every sample blocked on its results. Times are medians (quartiles) over the rounds; a ratio is taken round",
-    'by round against the plain step of the same round. "Cores" is the same ratio for the seconds that all cores',
-    "together spent on the process, which other work on the machine touches less (of a GPU it says nothing). FLOPs,",
-    "bytes and memory are XLA's counts of the compiled program and have no noise. On a GPU its FLOPs leave out the",
-    "products and convolutions that a library computes, and are not shown. FLOPs of `refresh_every` are the average",
-    "over its steps; those of a scan over M domains are of all its turns. Bytes are of one program: of the dearer step",
-    "for `refresh_every`, of one turn of a scan. A form other than the flat one stands against a plain step of the",
-    "same form too, which is what its user would take without DISAM.",
+    "Whole optimizer steps, with gradient and AdamW. All sides run in one process and take turns; each is compiled and",
+    "warm before it is timed, and every sample waits for its results. Times are medians (quartiles) over the rounds. A",
+    'ratio compares a step with the plain step of the same round. "Cores" is the same ratio for the seconds that all',
+    "cores together spent on the process, which other work on the machine affects less (on a GPU it says nothing).",
+    "FLOPs, bytes and memory are XLA's counts for the compiled program and have no noise. On a GPU its FLOPs leave out",
+    "the products and convolutions that a library computes, so they are not shown. FLOPs of `refresh_every` are the",
+    "average over its steps; those of a scan over M domains cover all its turns. Bytes are those of one program: for",
+    "`refresh_every` the more expensive step, for a scan one turn. A form other than the flat one is also compared",
+    "with a plain step of the same form, which its user would take without DISAM.",
 )
 
 

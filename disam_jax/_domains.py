@@ -111,7 +111,7 @@ def per_domain(loss_fn: LossFn, in_axes: int | Sequence[Any] | None = (None, 0))
 
 
 def per_domain_value_and_grad(loss_fn: LossFn) -> GradFn:
-    """The loss and the gradient of each domain, for those who want to look at them.
+    """The loss and the gradient of each domain, for inspection.
 
     ``L_i(w)`` and ``grad L_i(w)`` by ``vmap`` of ``value_and_grad``. DISAM itself needs no per-domain gradient:
     ``value_and_grad`` and the ``domain_loss_fn`` form are faster and hold one gradient instead of M.

@@ -289,7 +289,7 @@ def value_and_grad(
     axis_name: AxisName = None,
     eps: Scalar = 1e-12,
 ) -> GradFn:
-    """DISAM in the place of ``jax.value_and_grad``, for any loop and any optimizer.
+    """Replaces ``jax.value_and_grad`` by DISAM, for any loop and any optimizer.
 
     ``grad sum_i a_i L_i`` at ``w + e``, with ``e = rho g / ||g||`` and ``g = grad (sum_i a_i L_i - lam * penalty(L))``
     at w. Two forward and two backward passes, whatever the number of domains.
@@ -335,8 +335,8 @@ def value_and_grad(
       evaluated at w; ``grads`` have the dtypes of the parameters.
 
     Raises:
-      TypeError: When the losses or the parameters are not floating point, a parameter is no array or number, or rho,
-        lam or descent_lam is a schedule or not a real number.
+      TypeError: When the losses or the parameters are not floating point, a parameter is not an array or number, or
+        rho, lam or descent_lam is a schedule or not a real number.
       ValueError: When rho is negative, rho, lam, descent_lam or eps is not a finite scalar, the losses are not ``[M]``,
         the penalty is unknown, domain_gradients is not "joint", or argnums names an argument twice or one that is not
         given.

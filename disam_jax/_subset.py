@@ -58,7 +58,7 @@ def subset_value_and_grad(
     With ``begin=k``, the steps before the k-th are plain: ``grad L(w)`` of the whole batch, from one pass. Both are
     branches of a ``jax.lax.cond``, and the one that is not taken costs nothing: ``training_cost`` is the cost of the
     whole training. Under ``jax.vmap`` that holds as long as ``begin`` and ``step`` are the same for all; where one of
-    them is batched, both branches run and their results are selected from.
+    them is batched, both branches run and one result is selected.
 
     Args:
       domain_loss_fn: As in ``value_and_grad``: ``domain_loss_fn(params, batch, *args, **kwargs)``, and every example

@@ -114,10 +114,10 @@ def disam(
         ``accumulated_value_and_grad``, which has ``"own"`` as well.
       mask: Which parameters are perturbed: a tree of booleans like the parameters or a prefix of it, or a function from
         parameters to one. The norm is over those only; the update is of all.
-      refresh_every: k: compute the perturbation every k updates and reuse it between, at ``(k + 1) / k`` the cost of a
-        plain step instead of 2. The state then holds one more copy of the parameters. An integer; an array always holds
-        it, and a traced one below 1 makes every update NaN.
-      begin: k: the first k updates are the plain gradient, at the cost of a plain step, and the others are DISAM's; see
+      refresh_every: Compute the perturbation every k-th update and reuse it in between, at ``(k + 1) / k`` the cost of
+        a plain step instead of 2. The state then holds one more copy of the parameters. An integer; an array always
+        holds it, and a traced one below 1 makes every update NaN.
+      begin: The first k updates are the plain gradient, at the cost of a plain step, and the others are DISAM's; see
         ``subset_value_and_grad``. An integer or an integer array, traced or not; a traced one that turns out negative
         makes the update NaN. Under ``jax.vmap``, ``begin`` and the state's ``count`` must be the same for all, or both
         branches run. Stacked gradients are summed before ``begin``, without a call of ``grad_fn``. Perturbations that
@@ -142,8 +142,8 @@ def disam(
 
     Raises:
       TypeError: When an argument of the two forms is missing, descent_lam is given with stacked gradients or
-        ``"normalised"`` without, the losses or the parameters are not floating point, a parameter is no array or
-        number, or rho, lam, descent_lam, refresh_every or begin is of another type.
+        ``"normalised"`` without, the losses or the parameters are not floating point, a parameter is not an
+        array or number, or rho, lam, descent_lam, refresh_every or begin is of another type.
       ValueError: When rho or begin is negative, rho, lam, descent_lam or eps is not a finite scalar, refresh_every is
         below 1, the losses are not ``[M]``, the penalty is unknown, or domain_gradients is not one of those above.
 

@@ -19,12 +19,17 @@ version = release = disam_jax.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "myst_nb",
     "api_coverage",
+    "api_tables",
+    "descriptions",
     "docstrings",
+    "formulas",
     "gathered",
     "mathml",
     "registries",
+    "sources",
 ]
 exclude_patterns = ["_ext", ".gitignore"]
 
@@ -32,9 +37,13 @@ html_theme = "furo"
 html_title = "disam_jax"
 html_static_path = ["_static"]
 html_css_files = ["disam.css"]
+html_js_files = ["copy.js"]
+html_favicon = "_static/favicon.svg"
 html_show_sphinx = False
 html_copy_source = False
 pygments_dark_style = "github-dark"
+# Quotes and ellipses; an option such as --data keeps its two hyphens.
+smartquotes_action = "qe"
 
 # MathML, which browsers draw by themselves: no script and no font from another host, and it works offline.
 html_math_renderer = "mathml"

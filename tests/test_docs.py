@@ -1,5 +1,6 @@
 """The documentation builds without a warning, its links lead somewhere, and it loads nothing from other hosts."""
 
+import dataclasses
 import html.parser
 import importlib.util
 import inspect
@@ -11,13 +12,14 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 import urllib.parse
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-FIGURES = ("two_domains_plane", "two_domains_losses", "weights_1", "weights_2", "weights_3", "architecture")
+FIGURES = ("two_domains_plane", "two_domains_losses", "weights_1", "weights_2", "weights_3", "architecture", "cost")
 
 
 class Page(html.parser.HTMLParser):
@@ -94,12 +96,176 @@ def test_no_markup_is_left_over(site):
         assert "include: ../" not in article, path.name
 
 
+@pytest.mark.slow
+def test_titles_are_unique_and_pages_are_described(site):
+    titles = {}
+    for path, page in site.items():
+        titles.setdefault(re.search(r"<title>([^<]*)</title>", page.text)[1], []).append(path.name)
+        listed = {"genindex", "index", "py-modindex", "search"}
+        if "_modules" not in path.parts and path.stem not in listed and path.parent.name != "results":
+            assert '<meta name="description" content="' in page.text, path.name
+    assert not {title: pages for title, pages in titles.items() if len(pages) > 1}
+
+
+@pytest.mark.slow
+def test_api_pages_have_tables_of_names_formulas_and_sources(site):
+    pages = {path.stem: page for path, page in site.items() if path.parent.name == "api" and path.stem != "index"}
+    assert len(pages) > 10
+    for name, page in pages.items():
+        assert "Alias for field number" not in page.text, name
+        assert "typing.Any" not in page.text, name
+        assert "&lt;function" not in page.text, name
+        assert "[source]" in page.text, name
+    core = pages["core"]
+    table = re.search(r'<table class="names.*?</table>', core.text, re.DOTALL)[0]
+    assert 'href="#disam_jax.value_and_grad"' in table
+    assert "<code" in table
+    assert "<math" in core.text
+    assert "rho g / ||g||" not in core.text
+
+
+@pytest.mark.parametrize(
+    ("code", "tex"),
+    [
+        ("e = rho g / ||g||", r"e = \rho g / \lVert g\rVert"),
+        ("|| |w| g || <= rho", r"\lVert |w| g \rVert \le \rho"),
+        ("grad sum_i a_i L_i", r"\nabla \sum_{i} \alpha_{i} L_{i}"),
+        ("sum_i b_i - lam * penalty(L)", r"\sum_{i} b_{i} - \lambda \, \operatorname{penalty}(L)"),
+        ("lam < 1 / sqrt(|P| - 1)", r"\lambda < 1 / \sqrt{ |P| - 1}"),
+        ("f grad L_subset(w + e)", r"f \nabla L_{\text{subset}}(w + e)"),
+        ("||h||^2", r"\lVert h\rVert ^{2}"),
+        ("L_i = sum_{n: d_n = i} l_n / n_i", r"L_{i} = \sum_{n : d_n = i} l_{n} / n_{i}"),
+        ("sum_i [answer_i = y_i] / n", r"\sum_{i} [\hat{y_i} = y_{i}] / n"),
+        ("rho", None),
+        ("rho=0.05", None),
+        ("lam", None),
+        ("[M, n - m, ...]", None),
+        ("fn(params, batch) -> (loss, grads)", None),
+        ("L_i(w) = loss_fn(w, batch[i])", None),
+        ("sqrt(w", None),
+    ],
+)
+def test_formulas_of_docstrings_become_mathematics_and_other_code_stays(code, tex, monkeypatch):
+    pytest.importorskip("sphinx")
+    found = load(DOCS / "_ext" / "formulas.py", monkeypatch).as_tex(code)
+    assert (found and " ".join(found.split())) == tex
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Turns losses into weights. More of it.", "Turns losses into weights."),
+        ("About 2.5 steps, as in v0.1. More.", "About 2.5 steps, as in v0.1."),
+        ("One pass: the other is free. More.", "One pass: the other is free."),
+        ("The cosine g . h of both. More.", "The cosine g . h of both."),
+    ],
+)
+def test_a_table_of_names_has_the_first_sentence(text, sentence, monkeypatch):
+    pytest.importorskip("sphinx")
+    from docutils import nodes
+
+    tables = load(DOCS / "_ext" / "api_tables.py", monkeypatch)
+    assert tables.first_sentence(nodes.paragraph("", text)).astext() == sentence
+
+
+def test_types_are_named_as_the_source_names_them(monkeypatch):
+    pytest.importorskip("sphinx")
+    from disam_jax.dg.methods import Forward, Outputs
+
+    docstrings = load(DOCS / "_ext" / "docstrings.py", monkeypatch)
+    assert docstrings.annotations_as_written(Outputs)["state"] == "State"
+    assert docstrings.annotations_as_written(Forward.__call__)["params"] == "Params"
+    assert docstrings.annotations_as_written(Forward.__call__)["return"] == "Outputs"
+    assert docstrings.annotations_as_written(3) == {}
+
+
+Tree = typing.Any  # an alias of which nothing is left at run time
+
+
+def leaves(tree: Tree) -> list[Tree]:
+    """What a default value is."""
+    return [tree]
+
+
+@dataclasses.dataclass
+class Walk:
+    """What a documented class is."""
+
+    tree: Tree
+    over: typing.Callable[[Tree], list[Tree]] = leaves
+    names: dict[str, Tree] = dataclasses.field(default_factory=dict)
+
+
+class Walks(typing.Protocol):
+    """What nobody constructs."""
+
+    def __call__(self, tree: Tree) -> Tree: ...
+
+
+def test_signatures_show_names_and_no_objects(monkeypatch):
+    pytest.importorskip("sphinx")
+    from disam_jax.dg.models.vit import ViT
+
+    docstrings = load(DOCS / "_ext" / "docstrings.py", monkeypatch)
+    shown = lambda obj, text="(x: Any)": docstrings.types_as_written(None, "", "", obj, None, text, "")
+    assert shown(leaves) == ("(tree: Tree)", "list[Tree]")
+    assert shown(Walk) == (
+        "(tree: Tree, over: Callable[[Tree], list[Tree]] = leaves, names: dict[str, Tree] = ...)",
+        None,
+    )
+    assert shown(Walks) == ("", None)
+    assert shown(ViT) == ("(config: ViTConfig, *, rngs: Rngs)", None)  # those of __init__, not of the metaclass
+    assert shown(leaves, "(tree: int)") is None  # what says enough stays
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a.f", "a.f"),
+        ("other.C", "a.b.C"),
+        ("other.C.method", "a.b.C.method"),
+        ("other.on_another_page", None),
+        ("other.nowhere", None),
+    ],
+)
+def test_a_page_of_source_code_links_back_to_what_a_page_shows(name, shown, monkeypatch):
+    pytest.importorskip("sphinx")
+    pages = {"a.f": "api/a", "a.b.C": "api/a", "a.b.C.method": "api/a", "c.on_another_page": "api/c"}
+    sources = load(DOCS / "_ext" / "sources.py", monkeypatch)
+    assert sources.shown_name(name, "../api/a.html", pages) == shown
+
+
+def test_tables_of_results_are_named_as_they_are_listed(monkeypatch):
+    pytest.importorskip("sphinx")
+    gathered = load(DOCS / "_ext" / "gathered.py", monkeypatch)
+    page = DOCS / "gathered" / "benchmarks" / "results" / "digits"
+    assert gathered.title_of(page / "table.md") == "digits, tuned"
+    assert gathered.title_of(page / "other.md") is None
+    assert gathered.with_title("# 20 seeds\n\nText.", "digits") == "# digits\n\n20 seeds\n\nText."
+    assert gathered.with_title("# 20 seeds\n", None) == "# 20 seeds\n"
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_there_for_light_and_dark_pages(name):
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
     for theme in ("light", "dark"):
         assert (DOCS / "figures" / f"{name}_{theme}.svg").read_text().lstrip().startswith("<?xml")
         assert f"figures/{name}_{theme}.svg\n:class: only-{theme}" in pages
+
+
+def test_the_figure_of_the_cost_draws_what_was_measured(monkeypatch):
+    pytest.importorskip("matplotlib")
+    cost = load(DOCS / "figures" / "cost.py", monkeypatch)
+    rows = re.findall(
+        r"^\| `(value_and_grad`, flat|subset_value_and_grad`, a quarter) \| (.+) \| (.+) \|$",
+        (DOCS / "performance.md").read_text(),
+        re.MULTILINE,
+    )
+    for (name, resnet, vit), sides in zip(
+        rows, (cost.METHODS["DISAM"], cost.METHODS["DISAM on a quarter"]), strict=True
+    ):
+        drawn = [f"{each['median']:.2f}" for each in cost.ratios(sides)]
+        assert drawn[:2] == [vit, resnet], name
 
 
 def test_figures_of_the_sharpness_page_are_those_that_its_code_names(monkeypatch):

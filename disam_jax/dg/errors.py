@@ -2,7 +2,7 @@
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message is one line and names it.
+    """Something that the user gave cannot be used; the message is one line and names it.
 
     The command line prints it without a traceback and exits with status 2.
     """

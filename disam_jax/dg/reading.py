@@ -161,7 +161,7 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         The file, and its size in bytes.
 
     Raises:
-        InputError: If it is no regular file, or cannot be opened or read.
+        InputError: If it is not a regular file, or cannot be opened or read.
 
     Example:
         >>> import tempfile
@@ -191,7 +191,7 @@ def read_bytes(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         The content.
 
     Raises:
-        InputError: If it is no regular file, is larger, or cannot be read.
+        InputError: If it is not a regular file, is larger, or cannot be read.
 
     Example:
         >>> import tempfile
@@ -245,7 +245,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
         The object.
 
     Raises:
-        ValueError: If it is no JSON, is nested in more than `MOST_JSON_LEVELS` levels, or is no object; in one line.
+        ValueError: If it is not JSON, is nested in more than `MOST_JSON_LEVELS` levels, or is no object; in one line.
 
     Example:
         >>> parse_json(b'{"a": [1, 2.5, null]}')
@@ -253,14 +253,14 @@ def parse_json(content: bytes) -> dict[str, Any]:
         >>> parse_json(b'{"a": 1, "a": 2}')
         Traceback (most recent call last):
         ...
-        ValueError: is no JSON (the key 'a' is there twice)
+        ValueError: is not JSON (the key 'a' appears twice)
     """
     try:
         text = content.decode("utf-8")
         _check_levels(text)
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except ValueError as error:
-        raise ValueError(f"is no JSON ({reason(error)})") from error
+        raise ValueError(f"is not JSON ({reason(error)})") from error
     if not isinstance(value, dict):
         raise ValueError(f"holds a {type(value).__name__}, but must hold an object {{...}}")
     return value
@@ -297,7 +297,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {brief(twice)} is there twice")
+        raise ValueError(f"the key {brief(twice)} appears twice")
     return entries
 
 

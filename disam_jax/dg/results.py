@@ -53,7 +53,7 @@ def six_digits(values: Any) -> Any:
 
 
 def validation_score(accuracy: np.ndarray, losses: np.ndarray, target: int) -> np.ndarray:
-    """By what a point of training is chosen: the accuracy on the source domains' validation splits, their mean.
+    """Score by which a point of training is chosen: the accuracy on the source domains' validation splits, their mean.
 
     Args:
         accuracy: float64 [..., 2, D].
@@ -73,7 +73,7 @@ def validation_score(accuracy: np.ndarray, losses: np.ndarray, target: int) -> n
 
 
 class RunLogits(NamedTuple):
-    """What was kept of a run for the n examples of its target: logits, at K points of training.
+    """Kept logits of a run for the n examples of its target: logits, at K points of training.
 
     Attributes:
         points: Indices into `Results.steps`, int [K].

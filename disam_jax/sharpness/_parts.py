@@ -123,7 +123,7 @@ _HEADER = re.compile(
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file as `_save` writes it, with checksums; no more memory is taken than the file has bytes."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file.")
+        raise ValueError("it is not a regular file.")
     with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
         members, size = archive.infolist(), path.stat().st_size
         stored = all(each.compress_type == zipfile.ZIP_STORED and not each.flag_bits & 1 for each in members)

@@ -243,7 +243,7 @@ def _index(held_out: str | int | None, names: tuple[str, ...]) -> int | None:
         return names.index(held_out)
     if not isinstance(held_out, (str, bool)) and 0 <= held_out < len(names):
         return int(held_out)
-    raise ValueError(f"held_out={held_out!r} is no domain: write one of {', '.join(names)}, or its index.")
+    raise ValueError(f"held_out={held_out!r} is not a domain: write one of {', '.join(names)}, or its index.")
 
 
 def _mixture(shares: Any, names: tuple[str, ...], held_out: int | None) -> np.ndarray:

@@ -20,12 +20,16 @@ DOCS = ROOT / "docs"
 INTO = DOCS / "gathered"
 SOURCES = {
     "benchmarks/results": (".md", ".png", ".svg", ".csv", ".json"),
+    "benchmarks/fast": (".md", ".py"),
     "benchmarks/verdict": (".md", ".py"),
     "examples": (".md", ".py"),
     "notebooks": (".ipynb",),
 }
 # Folders that a page links to, and the page that stands for them.
-FOLDERS = {"benchmarks/results": DOCS / "results.md", "examples": INTO / "examples/README.md"}
+RESULTS = DOCS / "results.md"
+FOLDERS = {"benchmarks/results": RESULTS, "examples": INTO / "examples/README.md"}
+# An entry of the page of results: title and target.
+LISTED = re.compile(r"^(.+) <(gathered/.+)>$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 INCLUDE = re.compile(r"^<!-- include: ([^#\n]+?)(?:#(.+?))? -->$", re.MULTILINE)
 
@@ -82,8 +86,22 @@ def section(path: pathlib.Path, heading: str | None) -> str:
     return rest.partition("\n## ")[0]
 
 
+def title_of(page: pathlib.Path) -> str | None:
+    """The name by which the page of results lists a table; None for other pages."""
+    wanted = page.relative_to(DOCS).with_suffix("").as_posix()
+    return {target: title for title, target in LISTED.findall(RESULTS.read_text())}.get(wanted)
+
+
+def with_title(text: str, title: str | None) -> str:
+    """The text under a title of its own; the one that it had, which other tables may have too, comes below."""
+    heading, _, body = text.partition("\n")
+    if title is None or not heading.startswith("# "):
+        return text
+    return f"# {title}\n\n{heading.removeprefix('# ')}\n{body}"
+
+
 def take_in(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Does the includes of a page and turns its links."""
+    """Does the includes of a page, turns its links, and names a table of results as the list of them does."""
     page = pathlib.Path(app.env.doc2path(docname))
     if page.suffix != ".md":
         return
@@ -94,6 +112,8 @@ def take_in(app: Sphinx, docname: str, source: list[str]) -> None:
         app.env.note_dependency(str(path))
         return with_links(section(path, match[2]), path.parent, page)
 
+    if page.is_relative_to(INTO / "benchmarks"):
+        source[0] = with_title(source[0], title_of(page))
     source[0] = INCLUDE.sub(included, with_links(source[0], home.parent, page))
 
 

@@ -105,7 +105,7 @@ def identity(w, x):
         (ONE, [0, 2, 2], {"names": NAMES}, ValueError, "no example of photo"),
         (ONE, [0, 1, 1], {"names": ("a", "a")}, ValueError, "2 different names"),
         (ONE, [0, 1, 1], {"names": "ab"}, TypeError, "the one string 'ab'"),
-        (ONE, [0, 1, 1], {"held_out": "cartoon"}, ValueError, "'cartoon' is no domain: write one of domain 0"),
+        (ONE, [0, 1, 1], {"held_out": "cartoon"}, ValueError, "'cartoon' is not a domain: write one of domain 0"),
         (ONE, [0, 1, 1], {"shares": [1, -1]}, ValueError, "shares must be 2 numbers"),
         (ONE, [0, 1, 1], {"shares": [1, 1], "held_out": 1}, ValueError, "domain 1 has the share 1: write 0"),
         (ONE, [0, 0, 0], {"held_out": 0}, ValueError, "not all 0"),

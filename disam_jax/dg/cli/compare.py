@@ -280,7 +280,7 @@ def config_of(options: "TrainingOptions", data: "Domains") -> "TrainConfig":
 
 
 def finetune_of(options: "TrainingOptions") -> "FineTuneConfig | None":
-    """What is trained of a pretrained model, if the options name one.
+    """Which part of a pretrained model is trained, and how, if the options name one.
 
     Raises:
         InputError: If that model cannot be fine-tuned so.
@@ -364,7 +364,7 @@ def read_data(
             f"shape {list(shape)}: write a folder of images"
         )
     if options.image_size is not None and not has_images(options.data):
-        raise InputError(f"{data.name} is no folder of images: leave out --image-size")
+        raise InputError(f"{data.name} is not a folder of images: leave out --image-size")
     if options.augment and (len(shape) != 3 or data.inputs.dtype != "uint8"):
         raise InputError(
             f"--augment is for images, uint8 [H, W, 3], but an example of {data.name} is {data.inputs.dtype} "

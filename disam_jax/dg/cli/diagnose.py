@@ -1,4 +1,4 @@
-"""`disam-jax diagnose`: trials of each held-out domain, their signals, and what these foretell."""
+"""`disam-jax diagnose`: trials of each held-out domain, their signals, and what these predict."""
 
 import datetime
 import shlex
@@ -27,7 +27,7 @@ WRITER = "disam-jax diagnose"
 
 
 def run_diagnose(options: "Diagnose", command: str) -> None:
-    """Measures the signals, prints them and what they foretell, and writes the files.
+    """Measures the signals, prints them and what they predict, and writes the files.
 
     Args:
         options: Options of the command line.
@@ -129,7 +129,7 @@ def signals_csv(found: "Diagnosis", data: str, config: "TrainConfig", arm: str) 
 def record(
     found: "Diagnosis", data: "Domains", config: "TrainConfig", arm: str, forecast: "Forecast | None", command: str
 ) -> bytes:
-    """What was measured and how, and what it foretells, as a JSON file."""
+    """What was measured and how, and what it predicts, as a JSON file."""
     from disam_jax.dg.data.load import fingerprint
     from disam_jax.dg.report import environment
     from disam_jax.dg.report.formats import plain
@@ -166,7 +166,7 @@ def record(
 
 
 def forecast_record(found: "Diagnosis", forecast: "Forecast") -> dict[str, Any]:
-    """The gains that are foretold, in points, and the model that foretells them, as JSON values."""
+    """The predicted gains, in points, and the model that predicts them, as JSON values."""
     from disam_jax.dg.report.formats import plain
 
     predicted = forecast.predict(means_of(found))
@@ -180,7 +180,7 @@ def means_of(found: "Diagnosis") -> "dict[str, np.ndarray]":
 
 
 def signals_table(found: "Diagnosis", data: str, arm: str, forecast: "Forecast | None") -> "Table":
-    """The signals of each target, mean ± standard error over the seeds, and the gain that they foretell."""
+    """The signals of each target, mean ± standard error over the seeds, and the gain that they predict."""
     from disam_jax.dg.diagnosis.reliability import COVERAGE
     from disam_jax.dg.report.tables import Cell, Table, estimate_cell
 
@@ -196,7 +196,7 @@ def signals_table(found: "Diagnosis", data: str, arm: str, forecast: "Forecast |
         predicted = zip(*forecast.predict(means_of(found)), strict=True)
         columns[f"{arm} - SAM"] = [Cell(f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]") for gain, low, high in predicted]
         notes.append(
-            f"{arm} - SAM: forecast of the gain in points of held-out accuracy, and an interval that is to hold "
+            f"{arm} - SAM: forecast of the gain in points of held-out accuracy, and an interval for "
             f"{100 * COVERAGE:.0f} % of the gains."
         )
     return Table(
@@ -228,9 +228,11 @@ def meaning(found: "Diagnosis", arm: str, what: str, forecast: "Forecast | None"
         lines.insert(0, decided(arm, int((low > 0).sum()), int((high < 0).sum()), len(low)))
         if beyond := forecast.beyond(means_of(found)):
             names = ", ".join(name.replace("_", " ") for name in beyond)
-            lines.append(f"Beyond what the model was fitted on, and taken as the nearest value there: {names}.")
+            lines.append(
+                f"Outside the range of the data that the model was fitted on, and set to its nearest value: {names}."
+            )
     if known and what not in known:
-        lines.append(f"The model was fitted on other training than this ({what}): {', '.join(known)}.")
+        lines.append(f"The model was not fitted on this training ({what}), but on: {', '.join(known)}.")
     return lines
 
 
@@ -239,11 +241,11 @@ def decided(arm: str, gains: int, losses: int, targets: int) -> str:
 
     Example:
         >>> decided("DISAM", gains=1, losses=0, targets=4)
-        'Of 4 held-out domains, DISAM is foretold to gain over SAM on 1 and to lose on 0; on 3 the interval holds both.'
+        'Of 4 held-out domains, DISAM should gain over SAM on 1 and lose on 0; on 3 the interval contains both.'
     """
     return (
-        f"Of {targets} held-out domains, {arm} is foretold to gain over SAM on {gains} and to lose on {losses}; on "
-        f"{targets - gains - losses} the interval holds both."
+        f"Of {targets} held-out domains, {arm} should gain over SAM on {gains} and lose on {losses}; on "
+        f"{targets - gains - losses} the interval contains both."
     )
 
 

@@ -51,7 +51,7 @@ def load_arrays(path: Path, allow_missing_classes: bool = False) -> Domains:
     """
     where = shown(path)
     if any("\ud800" <= char <= "\udfff" for char in path.stem):
-        raise InputError(f"{where}: the data set is named after the file, and this name is no text: rename the file")
+        raise InputError(f"{where}: the data set is named after the file, and this name is not text: rename the file")
     try:
         return _domains(_read(path, where), path.stem, where, allow_missing_classes)
     except MemoryError as error:

@@ -61,7 +61,7 @@ def rotation(images: np.ndarray, rng: np.random.Generator, degrees: float = 45.0
 
 
 def inversion(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ink and paper exchanged: 1 - x.
+    """Exchanges ink and paper: 1 - x.
 
     Example:
         >>> inversion(np.array([[[0.0, 0.25]]]), np.random.default_rng(0)).tolist()
@@ -177,7 +177,7 @@ def deal(labels: np.ndarray, hands: int, seed: int) -> list[np.ndarray]:
 
 
 def make_digits(shifts: Mapping[str, Shift], name: str, seed: int = 0) -> Domains:
-    """The digits as domains of one's own.
+    """The digits as domains that you define.
 
     Args:
         shifts: for each domain its name and what is done to its digits; at least two. Parameters are set with

@@ -17,7 +17,7 @@ HOW_TO_GET = "domainbed/scripts/download.py in https://github.com/facebookresear
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a benchmark's images lie and what its domains and classes are called.
+    """Where a benchmark's images are, and the names of its domains and classes.
 
     Attributes:
         name: the benchmark's.
@@ -138,7 +138,7 @@ DATASETS = {
 
 
 def layouts() -> dict[str, Layout]:
-    """The data sets of images that have a name, those of other packages too.
+    """The registered data sets of images, including those of other packages.
 
     Example:
         >>> list(layouts())
@@ -254,7 +254,7 @@ def _match(names: tuple[str, ...], folders: list[Path], what: str, others: str |
         if name is None:
             meant = near(path.name, names)
             advice = "move it elsewhere" if meant is None else f"{how_they_differ(path.name, meant)}; rename or move it"
-            raise InputError(f"{shown(path)} is no {what}: {advice}")
+            raise InputError(f"{shown(path)} is not a {what}: {advice}")
         if name in found:
             raise InputError(f"{shown(path)} and {shown(found[name])} are the same {what}: move one elsewhere")
         found[name] = path

@@ -120,7 +120,7 @@ def list_images(root: Path) -> ImageIndex:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder is there.
+    """Checks that a folder exists.
 
     Args:
         folder: Path of the folder.

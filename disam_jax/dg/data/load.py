@@ -125,11 +125,11 @@ def open_data(
             return stream_images(listing, image_size)
         return (folder.load_features if features else folder.load_images)(listing, image_size, on_progress)
     if stream:
-        raise InputError(f"{shown(name_or_path)} is no folder of images and fits: leave out --stream")
+        raise InputError(f"{shown(name_or_path)} is not a folder of images and fits: leave out --stream")
     _check_data_dir(name_or_path, data_dir)
     for option, given in (("split files", split_files), ("list of duplicates", duplicates)):
         if given is not None:
-            raise InputError(f"{shown(name_or_path)} is no folder of images and has no {option}, got {shown(given)}")
+            raise InputError(f"{shown(name_or_path)} is not a folder of images and has no {option}, got {shown(given)}")
     if entry is not None and entry.load is not None:
         _check_complete(name_or_path, allow_missing_classes)
         return entry.load()
@@ -208,7 +208,7 @@ def _check_data_dir(name_or_path: str, data_dir: Path | None) -> None:
 
 def _check_complete(name_or_path: str, allow_missing_classes: bool) -> None:
     if allow_missing_classes:
-        raise InputError(f"{shown(name_or_path)} is no .npz file: leave out --allow-missing-classes")
+        raise InputError(f"{shown(name_or_path)} is not an .npz file: leave out --allow-missing-classes")
 
 
 def expand(path: Path) -> Path:
@@ -255,7 +255,7 @@ def check_apart(out: Path, listing: folder.ImageIndex) -> None:
 
 
 def pixel_bytes(listing: folder.ImageIndex, image_size: int) -> int:
-    """What the images take in memory once they are scaled, one byte for each colour of a pixel.
+    """Memory of the scaled images, one byte for each colour of a pixel.
 
     Example:
         >>> images = (((Path("toy/photo/cat/1.jpg"), 0), (Path("toy/photo/cat/2.jpg"), 0)),)
@@ -302,7 +302,7 @@ def stream_images(listing: folder.ImageIndex, image_size: int) -> StreamedImages
 
 
 def fingerprint(data: Domains) -> str:
-    """A hash of what a run sees of the data: its arrays and the names of its domains and classes.
+    """A hash of the data that a run uses: its arrays and the names of its domains and classes.
 
     The name of the data set is not part of it, so that a folder may be moved and renamed. Of images that stay in their
     files it takes the files' names and sizes instead of the pixels; of cached features, where they come from, since

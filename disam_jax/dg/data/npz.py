@@ -204,7 +204,7 @@ def read_header(content: IO[bytes]) -> Header:
         Header.
 
     Raises:
-        ValueError: If it is no npy file of a plain array of numbers, strings or objects.
+        ValueError: If it is not a npy file of a plain array of numbers, strings or objects.
         EOFError: If it ends before.
 
     Example:
@@ -217,7 +217,7 @@ def read_header(content: IO[bytes]) -> Header:
     """
     start = _exactly(content, 8)
     if not start.startswith(_SINGLE):
-        raise ValueError("it is no npy file")
+        raise ValueError("it is not a npy file")
     version = (start[6], start[7])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"it is an npy file of the unknown version {version[0]}.{version[1]}")

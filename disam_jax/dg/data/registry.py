@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set that has a name: made in memory, or the images of a folder in a data directory.
+    """A registered data set: made in memory, or the images of a folder in a data directory.
 
     Attributes:
         summary: What it is, in one line.

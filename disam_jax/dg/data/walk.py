@@ -318,7 +318,7 @@ def _walk(folder: Path, data: Places) -> Iterator[Entry]:
             elif is_image(entry.path.name):
                 if not entry.is_file:
                     raise InputError(
-                        f"{shown(entry.path)} has the name of an image, but is no file (a pipe, socket or device): "
+                        f"{shown(entry.path)} has the name of an image, but is not a file (a pipe, socket or device): "
                         "remove it"
                     )
                 yield entry

@@ -128,8 +128,8 @@ class Forecast:
         percent = round(100 * COVERAGE)
         if not self.foretells:
             return [
-                "These signals did not foretell the gain on data sets that the model had not seen: expect "
-                f"{self.intercept:+.1f} ± {unseen.constant_half_width:.1f} points whatever they are.",
+                "These signals did not predict the gain on data sets that the model had not seen: expect "
+                f"{self.intercept:+.1f} ± {unseen.constant_half_width:.1f} points whatever their values.",
                 f"(R² {of.r2:+.2f} against the mean gain, p = {unseen.p['r2']:.3f}; {unseen.groups} data sets, each "
                 f"held out once. {percent} % of the gains of {arm} over SAM were within that range.)",
             ]

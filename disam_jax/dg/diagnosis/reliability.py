@@ -35,7 +35,7 @@ class Ridge(NamedTuple):
 
 
 class Smoother(NamedTuple):
-    """What turns the gains of some rows into forecasts of others, for A strengths.
+    """Linear map from the gains of some rows to forecasts of others, for A strengths.
 
     Attributes:
         train: Rows of the gains, int [n].
@@ -281,7 +281,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def permuted(gain: np.ndarray, data_sets: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gains that signals cannot foretell, clustered as the gains are.
+    """Gains that signals cannot predict, clustered like the real ones.
 
     Means of data sets are exchanged among the data sets; what a target differs by from its data set, among the targets
     of this; and what a row differs by from its target, among the rows of this.

@@ -85,7 +85,7 @@ def read_tables(paths: Sequence[Path]) -> dict[str, Table]:
         for where, row in _rows(path):
             key = tuple(row[name] for name in TEXTS)
             if key in rows:
-                raise InputError(f"{where}: {', '.join(map(brief, key))} is there twice")
+                raise InputError(f"{where}: {', '.join(map(brief, key))} appears twice")
             rows[key] = [_number(row[name], name, where) for name in (*GAINS, *Signals._fields)]
     tables = {}
     for method in dict.fromkeys(key[3] for key in rows):
@@ -132,7 +132,7 @@ def _number(text: str, column: str, where: str) -> float:
 
 
 def described(table: Table) -> dict[str, Any]:
-    """What a table is made of, JSON values.
+    """Contents of a table, as JSON values.
 
     Example:
         >>> table = Table(("a", "a"), ("mlp",) * 2, ("x", "y"), np.array([1.0, 3.0]), np.ones(2), np.zeros((2, 7)))

@@ -95,7 +95,7 @@ def arm_weights(arm: str, config: TrainConfig) -> Callable[[jax.Array], jax.Arra
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """The signals of T targets.
+    """Signals of T targets.
 
     Attributes:
         targets: Names of the held-out domains.

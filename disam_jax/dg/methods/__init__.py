@@ -1,8 +1,8 @@
 """The methods that are compared: each turns a batch of several domains into a gradient.
 
-To add one, put a table `METHODS` of `Method`s by name into a file of this package, or into a package of your own behind
-an entry point of the group `disam_jax.methods`. Search, sweeps, reports, the command line and the tests of all methods
-follow from that.
+To add one, put a table `METHODS` of `Method` entries by name into a file of this package, or into a package of your own
+behind an entry point of the group `disam_jax.methods`. Search, sweeps, reports, the command line and the tests of all
+methods then include it.
 """
 
 from disam_jax.dg.methods.adversarial import dann

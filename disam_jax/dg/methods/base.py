@@ -24,7 +24,7 @@ MethodState = Any
 
 
 class MethodError(InputError):
-    """A method breaks its contract. The message says how; whoever knows the method's name puts it in front."""
+    """A method broke its contract. The message says how; whoever knows the method's name puts it in front."""
 
 
 class Batch(NamedTuple):
@@ -85,7 +85,8 @@ def mean_of_domains(losses: jax.Array, weights: jax.typing.ArrayLike | None) -> 
     """
     if weights is None:
         return losses.mean()
-    return jnp.where(weights > 0, weights * losses, 0.0).sum() / weights.sum()
+    counts = jnp.asarray(weights, losses.dtype)
+    return jnp.where(counts > 0, counts * losses, 0.0).sum() / counts.sum()
 
 
 class Start(NamedTuple):

@@ -85,7 +85,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many examples of each class get each answer.
+    """Number of examples of each class with each predicted class.
 
     Args:
         logits: float [n, C].

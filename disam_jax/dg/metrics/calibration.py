@@ -75,13 +75,13 @@ LOGIT_METRICS = {
     "ece": LogitMetric(
         ece,
         "expected calibration error",
-        r"$\sum_b \frac{n_b}{n} \lvert a_b - \bar p_b \rvert$, 15 bins of equal width of the confidence",
+        r"$\sum_b \frac{n_b}{n} \lvert a_b - \bar{p_b} \rvert$, 15 bins of equal width of the confidence",
         better="lower",
     ),
     "reliability": LogitMetric(
         reliability,
         "accuracy of answers by confidence",
-        r"$n_b / n$, $\bar p_b$, $a_b$ of each bin $b$; figure",
+        r"$n_b / n$, $\bar{p_b}$, $a_b$ of each bin $b$; figure",
         part_names=("bin", "what"),
         parts=lambda _: [
             (f"{low:.2f} to {high:.2f}", what)

@@ -1,4 +1,4 @@
-"""How a network computes: in which type, and which activations it keeps for the gradient."""
+"""Options of a network's computation: in which type, and which activations it keeps for the gradient."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm)
 
 
 class Compute(NamedTuple):
-    """How a network computes. Parameters, running statistics, logits and features are float32 in any case.
+    """Options of a network's computation. Parameters, running statistics, logits and features are float32 in any case.
 
     Attributes:
         dtype: Type of activations, and of the parameters that they are multiplied by: "float32" or "bfloat16".

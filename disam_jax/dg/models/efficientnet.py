@@ -52,7 +52,7 @@ STAGES = (
 
 
 class Scale(NamedTuple):
-    """What tells the networks of the family apart.
+    """What distinguishes the networks of the family.
 
     Attributes:
         width: Factor on the channels of every stage; the stem and the head keep theirs.

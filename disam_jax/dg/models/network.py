@@ -11,7 +11,7 @@ State = Any
 
 
 class Output(NamedTuple):
-    """What a network makes of N examples.
+    """Output of a network for N examples.
 
     Attributes:
         logits: float [N, C], not normalised.

@@ -28,7 +28,7 @@ def _no_options(config: "TrainConfig", shape: Shape) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Model:
-    """A network that has a name, and everything that the benchmark must know of it.
+    """A registered network, and everything that the benchmark must know about it.
 
     Attributes:
         summary: What it is, in one line.

@@ -48,7 +48,7 @@ def make_conv(m: int, n: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Con
 
 
 def make_shortcut(m: int, n: int, stride: int, norm: str, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """What takes a block's input to its output's shape: nothing, or a 1 x 1 convolution and its normalisation.
+    """Maps a block's input to the shape of its output: nothing, or a 1 x 1 convolution and its normalisation.
 
     Example:
         >>> [type(layer).__name__ for layer in make_shortcut(4, 8, 2, "batch", nnx.Rngs(0))]

@@ -93,7 +93,7 @@ def _cut(network: Any, stage: str) -> tuple[Sequence[NamedStage], Sequence[Named
 
 
 def front(network: Any, stage: str, x: jax.Array) -> jax.Array:
-    """What reaches a stage.
+    """Activations that reach a stage.
 
     Args:
         network: Network with `stages`.
@@ -116,7 +116,7 @@ def front(network: Any, stage: str, x: jax.Array) -> jax.Array:
 
 
 def rest(network: Any, stage: str, activations: jax.Array) -> jax.Array:
-    """What the stages from a given one on make of activations.
+    """Output of a given stage and all after it.
 
     `rest(network, stage, front(network, stage, x))` is `network.features(x)`, operation by operation.
 
@@ -166,7 +166,7 @@ def in_front(network: Any, stage: str) -> Callable[[tuple[Any, ...], Any], bool]
 
 
 def without_front(network: Any, stage: str) -> Any:
-    """A copy of a network that has nothing but what the stages from a given one on compute with.
+    """A copy of a network with only the variables of a given stage and of all after it.
 
     Args:
         network: Network with `stages`.

@@ -27,7 +27,7 @@ DTYPES = ("float32", "float16")
 
 
 class Rest(nnx.Module):
-    """What follows a cut: a tower from one of its stages on, which is called with activations in the place of images.
+    """The part of a network after a cut: a tower from one of its stages on, called with activations instead of images.
 
     Args:
         tower: `ImageTower`, `ViT`, `ResNet` or `EfficientNetLite` with its weights. The rest is a copy. Its running

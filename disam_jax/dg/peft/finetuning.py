@@ -225,7 +225,7 @@ def check_stage(tower: nnx.Module, stage: str) -> None:
 
 
 def cut_at(pretrained: Pretrained, stage: str) -> Pretrained:
-    """A pretrained model without what is before a stage of its tower: it gets activations in the place of images.
+    """A pretrained model without the part of its tower before a stage: it gets activations in the place of images.
 
     Args:
         pretrained: Pretrained model.
@@ -356,7 +356,7 @@ def weights_fingerprint(weights: Any) -> str:
 
 
 def check_finetuning(model: str, finetune: FineTuneConfig) -> FineTuneConfig:
-    """Checks that a model can be fine-tuned so, and settles whether features are cached.
+    """Checks that a model can be fine-tuned in this way, and decides whether features are cached.
 
     Args:
         model: Name of the model.

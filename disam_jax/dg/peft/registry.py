@@ -17,7 +17,7 @@ def _unchanged(tower: Any, config: "FineTuneConfig", rngs: Any) -> None:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A way of fine-tuning that has a name.
+    """A registered way of fine-tuning.
 
     Attributes:
         summary: What is trained, in one line.

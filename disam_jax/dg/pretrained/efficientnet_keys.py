@@ -68,7 +68,7 @@ def efficientnet_recipe(
         Recipe.
 
     Raises:
-        InputError: If it is no EfficientNet-Lite of a size in `SCALES`, or its images were normalised in another way.
+        InputError: If it is not an EfficientNet-Lite of a size in `SCALES`, or its images were normalised differently.
     """
     layout = PACKAGES if f"{PACKAGES.stem[0]}.weight" in checkpoint.tensors else TIMM
     found = shapes(checkpoint.tensors)
@@ -148,10 +148,10 @@ def _scale(checkpoint: Checkpoint, found: Mapping[str, tuple[int, ...]], layout:
     if len(stem) != 4 or len(head) != 4 or head[1] not in known:
         some = ", ".join(map(brief, sorted(found)[:3]))
         raise InputError(
-            f"{checkpoint.where}: is no EfficientNet-Lite of {', '.join(SCALES)}; its keys are {some}, ..."
+            f"{checkpoint.where}: is not an EfficientNet-Lite of {', '.join(SCALES)}; its keys are {some}, ..."
         )
     said = (checkpoint.config or {}).get("architecture")
     for asked in (name, said if isinstance(said, str) else None):
         if asked in NAMED and NAMED[asked] != known[head[1]]:
-            raise InputError(f"{checkpoint.where}: is no {asked}: {head[1]} channels go into its head")
+            raise InputError(f"{checkpoint.where}: is not {asked}: {head[1]} channels go into its head")
     return known[head[1]]

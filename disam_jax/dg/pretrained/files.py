@@ -116,7 +116,7 @@ def member(folder: Path, name: str) -> Path | None:
         Path of the file; None if there is none.
 
     Raises:
-        InputError: If it is no regular file, or a link that leads out of the folder, and not to the blobs of the
+        InputError: If it is not a regular file, or a link that leads out of the folder, and not to the blobs of the
             repository in Hugging Face's cache that the folder is a snapshot of.
 
     Example:
@@ -207,7 +207,7 @@ def _folder_tensors(folder: Path) -> Tensors:
 
 def _safetensors_file(path: Path) -> Path:
     if path.suffix in _PICKLES:
-        raise InputError(f"{shown(path)}: is no .safetensors file; {_no_pickle(path.name)}")
+        raise InputError(f"{shown(path)}: is not a .safetensors file; {_no_pickle(path.name)}")
     if path.name == INDEX:
         raise InputError(f"{shown(path)}: is the index of a checkpoint in parts; give its folder")
     if _PART.fullmatch(path.name):

@@ -33,7 +33,7 @@ def conv_kernel(tensor: np.ndarray) -> np.ndarray:
 
 
 class Rule(NamedTuple):
-    r"""What becomes of the keys of one form.
+    r"""What happens to the keys of one form.
 
     Attributes:
         pattern: matched with `re.fullmatch` against the checkpoint's key.
@@ -107,7 +107,7 @@ def head_rules(key: str, path: str | None) -> list[Rule]:
 
 
 class Recipe(NamedTuple):
-    """How a checkpoint becomes a module.
+    """Rules that turn a checkpoint into a module.
 
     Attributes:
         make: makes the module, with every variable that the checkpoint fills and no other.

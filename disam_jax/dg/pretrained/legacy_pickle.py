@@ -66,7 +66,7 @@ def read_legacy_entries(file: Path) -> dict[str, Entry]:
         raise InputError(f"cannot read {shown(file)}: {reason(error)}") from error
     except (ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise InputError(
-            f"{shown(file)}: is no checkpoint in torch's legacy format, or a damaged one ({shown(error)}); get it anew"
+            f"{shown(file)}: is not a checkpoint in torch's legacy format, or is damaged ({shown(error)}); get it anew"
         ) from error
 
 

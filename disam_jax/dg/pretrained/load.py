@@ -116,7 +116,7 @@ def from_pretrained(
 def recipe_of(
     checkpoint: Checkpoint, model: str | None = None, num_classes: int | None = None, **options: Any
 ) -> Recipe:
-    """How a checkpoint becomes a module: all that is checked before the module is made.
+    """Rules that turn a checkpoint into a module: all that is checked before the module is made.
 
     Args:
         checkpoint: Checkpoint, its tensors not yet read.

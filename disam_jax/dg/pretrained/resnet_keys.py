@@ -78,7 +78,7 @@ def resnet_recipe(
         _check_depths(checkpoint, sizes.stages)
     if name is not None and (sizes.stages, sizes.block, sizes.width) != (*NAMED[name], 64):
         raise InputError(
-            f"{checkpoint.where}: is no {name} but a ResNet of {sizes.block.__name__} {sizes.stages}, width "
+            f"{checkpoint.where}: is not {name} but a ResNet of {sizes.block.__name__} {sizes.stages}, width "
             f"{sizes.width}; write model='resnet' to load it as it is"
         )
     check_normalisation(checkpoint, IMAGENET_MEAN, IMAGENET_STD, "ResNets see images normalised by {usual}", 1e-3)
@@ -137,7 +137,9 @@ def sizes_by_tensors(checkpoint: Checkpoint) -> Sizes:
     if len(stages) > MOST_STAGES:
         raise InputError(f"{checkpoint.where}: has {len(stages)} stages, a ResNet has at most {MOST_STAGES}")
     if not stages:
-        raise InputError(f"{checkpoint.where}: has no layer1.0.conv1.weight, so it is no ResNet of torchvision or timm")
+        raise InputError(
+            f"{checkpoint.where}: has no layer1.0.conv1.weight, so it is not a ResNet of torchvision or timm"
+        )
     block = Bottleneck if "layer1.0.conv3.weight" in checkpoint.tensors else BasicBlock
     return Sizes(tuple(stages), block, width, in_channels)
 
@@ -237,7 +239,7 @@ def _count(checkpoint: Checkpoint, form: str) -> int:
 def _shape(checkpoint: Checkpoint, key: str, rank: int) -> tuple[int, ...]:
     if key not in checkpoint.tensors:
         some = ", ".join(map(shown, sorted(checkpoint.tensors)[:3]))
-        raise InputError(f"{checkpoint.where}: has no {key}, so it is no ResNet; its keys are {some}, ...")
+        raise InputError(f"{checkpoint.where}: has no {key}, so it is not a ResNet; its keys are {some}, ...")
     shape = shapes(checkpoint.tensors)[key]
     if len(shape) != rank or 0 in shape or max(shape) > MOST_SIZE:
         raise InputError(f"{checkpoint.where}: {key} is {list(shape)}, must have {rank} dimensions above zero")

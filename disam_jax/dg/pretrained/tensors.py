@@ -87,7 +87,7 @@ class Tensors(Mapping[str, np.ndarray]):
         entries: Where each tensor is, by key.
 
     Raises:
-        InputError: If a file cannot be read, is no safetensors file or is truncated, or if two files hold one key.
+        InputError: If a file cannot be read, is not a safetensors file or is truncated, or if two files hold one key.
     """
 
     def __init__(self, files: Sequence[Path]):
@@ -152,7 +152,7 @@ def read_entries(file: Path) -> dict[str, Entry]:
             return _entries(file, content, size)
         except ValueError as error:
             raise InputError(
-                f"{shown(file)}: is no safetensors file or a truncated one ({error}); get it anew"
+                f"{shown(file)}: is not a safetensors file or a truncated one ({error}); get it anew"
             ) from error
 
 
@@ -173,7 +173,7 @@ def read_metadata(file: Path) -> dict[str, str]:
             return _header(content, size)[0]
         except ValueError as error:
             raise InputError(
-                f"{shown(file)}: is no safetensors file or a truncated one ({error}); get it anew"
+                f"{shown(file)}: is not a safetensors file or a truncated one ({error}); get it anew"
             ) from error
 
 

@@ -78,7 +78,7 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InputError(f"{text!r}: is no text ({error.reason})") from error
+            raise InputError(f"{text!r}: is not text ({error.reason})") from error
         return self.pipeline.encode(text, add_special_tokens=False).ids
 
     def tokenize(self, texts: Sequence[str], context_length: int = 77) -> np.ndarray:
@@ -239,7 +239,7 @@ def _two_files(vocabulary: Path, merges: Path) -> tuple[dict[str, int], list[tup
     try:
         lines = read_bytes(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown(merges)}: is no text in UTF-8 ({reason(error)}); get it anew") from error
+        raise InputError(f"{shown(merges)}: is not text in UTF-8 ({reason(error)}); get it anew") from error
     pairs = []
     for number, line in enumerate(lines, 1):
         if line.startswith("#version") or not line:

@@ -19,7 +19,7 @@ FOUND = (
 
 
 def findings(summary: Summary) -> list[str]:
-    r"""What the paired differences allow to be said, and no more.
+    r"""Sentences that the paired differences support.
 
     Args:
         summary: of the runs.
@@ -85,7 +85,7 @@ def _found(
 
 
 def undefined_runs(of: "MetricSummary", most: int = 5) -> list[str]:
-    """Says of how many runs a metric is not defined, though they did not diverge; nothing if of none.
+    """Says for how many runs a metric is not defined, though they did not diverge; nothing if of none.
 
     Args:
         of: Metric that methods are compared by; others may have parts without examples.

@@ -68,7 +68,7 @@ class Divergence(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What the chosen runs did along training, means over seeds and their standard errors.
+    """Means and standard errors over seeds of the chosen runs along training.
 
     Attributes:
         steps: int [P].

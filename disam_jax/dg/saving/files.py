@@ -212,7 +212,7 @@ def read_record(path: Path) -> dict[str, Any]:
     record, where = read_json(path), shown(path)
     if record.get("writer") != WRITER or type(record.get("format")) is not int:
         raise InputError(
-            f"{where} is no model of {WRITER}: give a file that --save wrote, NAME.json or NAME.safetensors"
+            f"{where} is not a model of {WRITER}: give a file that --save wrote, NAME.json or NAME.safetensors"
         )
     if record["format"] > FORMAT:
         wrote = record["versions"].get("disam_jax") if isinstance(record.get("versions"), dict) else None

@@ -23,7 +23,7 @@ _LISTED = 3
 
 
 class Judged(NamedTuple):
-    """What a model says of N examples and of their labels.
+    """Predictions of a model for N examples, and how they compare with the labels.
 
     Attributes:
         logits: float32 [N, C].
@@ -193,7 +193,7 @@ def load(path: str | Path) -> SavedModel:
 
 
 def _how(path: Path) -> str:
-    return f"and {shown(path)} is no model: give NAME.json or NAME.safetensors of a folder models that --save wrote"
+    return f"and {shown(path)} is not a model: give NAME.json or NAME.safetensors of a folder models that --save wrote"
 
 
 def check_fit(wanted: Mapping[str, Any], found: Tensors, file: Path, record: Mapping[str, Any]) -> None:

@@ -173,7 +173,7 @@ def start_line(header: Mapping[str, Any], missing: Mapping[str, int]) -> str:
 
 
 def product(header: Mapping[str, Any]) -> str:
-    """What the number of runs is the product of.
+    """The number of runs as a product.
 
     Example:
         >>> header = {"targets": ["photo"], "seeds": [0, 1], "candidates": {"ERM": [{}], "SAM": [{}, {}]}}

@@ -168,7 +168,7 @@ def _about(npz: Npz, path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it is not one of ours.
     """
-    foreign = f"{shown(path)} is no file of logits of {WRITER}"
+    foreign = f"{shown(path)} is not a file of logits of {WRITER}"
     if ABOUT not in npz.headers or npz.headers[ABOUT].dtype != np.uint8:
         raise InputError(f"{foreign}: it has no array {ABOUT!r}")
     try:

@@ -194,7 +194,7 @@ def _named(run: Run) -> tuple[str, int, int, int]:
 
 
 class Criterion(NamedTuple):
-    """A way to choose that has a name.
+    """A registered selection criterion.
 
     Attributes:
         title: What tables call it.
@@ -256,7 +256,7 @@ def runs_table(results: Results) -> np.ndarray:
     for index, run in enumerate(results.runs):
         at = tuple(place[x] for place, x in zip(places, (run.method, run.seed, run.target, run.candidate), strict=True))
         if table[at] >= 0:
-            raise ValueError(f"the run {run[:4]} is there twice")
+            raise ValueError(f"the run {run[:4]} appears twice")
         table[at] = index
     absent = np.all(table < 0, axis=(1, 2), keepdims=True)
     table = np.where(absent, table[..., :1], table)

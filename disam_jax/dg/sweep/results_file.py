@@ -403,10 +403,10 @@ def _first_line(content: bytes, name: str) -> Mapping[str, Any]:
     try:
         value = parse_json(content)
     except ValueError as error:
-        raise InputError(f"{name} is no results file of disam-jax: line 1 {error}") from error
+        raise InputError(f"{name} is not a results file of disam-jax: line 1 {error}") from error
     header = value.get("header")
     if not isinstance(header, dict) or type(header.get("schema")) is not int:
-        raise InputError(f"{name} is no results file of disam-jax: line 1 has no header with a schema")
+        raise InputError(f"{name} is not a results file of disam-jax: line 1 has no header with a schema")
     try:
         _check_sum(value)
         check_keys(value, ("header",), (CHECKSUM,), "the line")

@@ -58,7 +58,7 @@ def _text(value: Any, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        wrong(f"{where} is no Unicode text: {brief(value, 40)}")
+        wrong(f"{where} is not Unicode text: {brief(value, 40)}")
     return value
 
 
@@ -224,7 +224,7 @@ def check_chunk(line: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str
     number = _whole(line["chunk"][1], "the number of the chunk")
     runs = _list(line["runs"], "runs", lambda record, where: _check_record(record, where, method, header))
     if len({name_of(record) for record in runs}) < len(runs):
-        wrong("a run is there twice")
+        wrong("a run appears twice")
     return method, number, runs
 
 

@@ -25,7 +25,7 @@ from disam_jax.dg.training.schedules import SCHEDULES, rate_factor
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """What is trained of a pretrained model. Each attribute is the option of the command line of its name.
+    """Which part of a pretrained model is trained, and how. Each attribute is the command line option of its name.
 
     Attributes:
         peft: Way of fine-tuning, a key of `FINETUNING`.
@@ -230,7 +230,7 @@ PRETRAINED = TrainConfig(steps=500, rho=0.05, probe=128, block=64)
 
 
 def default_config(data: Domains) -> TrainConfig:
-    """How networks are trained from scratch on a data set, if nothing else is asked for.
+    """Default configuration for training from scratch on a data set.
 
     Args:
         data: Data set. One of the name of an entry of `DATASETS` has the values of that entry, others have those of
@@ -403,7 +403,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 class Optimizer(NamedTuple):
-    """An optimizer that has a name.
+    """A registered optimizer.
 
     Attributes:
         make: (learning rate, which may be traced, configuration) -> gradient transformation.

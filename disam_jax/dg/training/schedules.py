@@ -10,7 +10,7 @@ import optax
 
 
 class Schedule(NamedTuple):
-    """A schedule that has a name.
+    """A registered schedule.
 
     Attributes:
         summary: What it is, in a line.

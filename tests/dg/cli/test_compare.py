@@ -178,8 +178,8 @@ def test_a_bad_value_is_refused(tmp_path, capsys, option, value, reason):
             "--augment is for pixels, which conv, resnet18, resnet50, "
             "efficientnet_lite0, efficientnet_lite2, clip and vit take: --model is mlp",
         ),
-        (["--allow-missing-classes"], "digits is no .npz file: leave out --allow-missing-classes"),
-        (["--image-size", "32"], "digits is no folder of images: leave out --image-size"),
+        (["--allow-missing-classes"], "digits is not an .npz file: leave out --allow-missing-classes"),
+        (["--image-size", "32"], "digits is not a folder of images: leave out --image-size"),
         (["--remat"], "--remat is for networks of blocks, and what is trained here has none: leave it out"),
         (
             ["--checkpoint-every", "5", "--workers", "2"],

@@ -157,7 +157,7 @@ def test_a_table_from_end_to_end(tmp_path, sites, capsys, monkeypatch):
     np.testing.assert_allclose(record["forecast"]["gain"], gains)
     for gain in gains:
         assert f"{gain:+.1f} [{gain - 0.5:+.1f}, {gain + 0.5:+.1f}]" in printed.out
-    assert "fitted on other training than this (linear): mlp" in " ".join(printed.out.split())
+    assert "not fitted on this training (linear), but on: mlp" in " ".join(printed.out.split())
 
 
 def found_with(spreads):
@@ -172,12 +172,12 @@ def found_with(spreads):
         (
             forecast_with(),
             [0.0, 1.0, -2.0],
-            "Of 3 held-out domains, DISAM is foretold to gain over SAM on 1",
+            "Of 3 held-out domains, DISAM should gain over SAM on 1",
             "80 % had",
         ),
-        (forecast_with(), [99.0], "Of 1 held-out domains, DISAM", "Beyond what the model was fitted on"),
-        (forecast_with(r2=-0.1), [0.0], "These signals did not foretell the gain on data sets that the", ""),
-        (forecast_with(p=0.2), [99.0], "These signals did not foretell the gain", "expect +0.2 ± 2.0 points"),
+        (forecast_with(), [99.0], "Of 1 held-out domains, DISAM", "Outside the range of the data that the model"),
+        (forecast_with(r2=-0.1), [0.0], "These signals did not predict the gain on data sets that the", ""),
+        (forecast_with(p=0.2), [99.0], "These signals did not predict the gain", "expect +0.2 ± 2.0 points"),
     ],
 )
 def test_what_the_signals_foretell_is_said_in_words(forecast, spreads, first, some):

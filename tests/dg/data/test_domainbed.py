@@ -83,9 +83,9 @@ def test_folders_in_other_letters_and_files_beside_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: (root / "painting").mkdir(), r"{root}/painting is no domain of PACS: move it elsewhere"),
+        (lambda root: (root / "painting").mkdir(), r"{root}/painting is not a domain of PACS: move it elsewhere"),
         (lambda root: shutil.rmtree(root / "photo"), r"domain missing: PACS needs the folder {root}/photo"),
-        (lambda root: (root / "photo" / "cat").mkdir(), r"{root}/photo/cat is no class of PACS"),
+        (lambda root: (root / "photo" / "cat").mkdir(), r"{root}/photo/cat is not a class of PACS"),
         (lambda root: shutil.rmtree(root / "photo" / "dog"), r"class missing in a domain: .* needs .*{root}/photo/dog"),
         (lambda root: (root / "photo" / "dog" / "photo_1.jpg").unlink(), r"empty class: {root}/photo/dog has no image"),
         (lambda root: (root / "Photo").mkdir(), r"{root}/photo and {root}/Photo are the same domain|the same domain"),
@@ -122,7 +122,7 @@ def test_other_locations_are_no_domains_of_terra_incognita(tmp_path):
     (root / "location_7" / "bird").mkdir(parents=True)
     assert domainbed.list_layout("terraincognita", tmp_path).domain_names == domainbed.TERRA_INCOGNITA.domain_names
     (root / "images").mkdir()
-    with pytest.raises(InputError, match="images is no domain of TerraIncognita"):
+    with pytest.raises(InputError, match="images is not a domain of TerraIncognita"):
         domainbed.list_layout("terraincognita", tmp_path)
 
 

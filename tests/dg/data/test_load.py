@@ -117,8 +117,8 @@ def test_split_files_and_duplicates_are_passed_on(pacs, tmp_path):
             r"PACS is read from a data directory: give --data-dir DIR .*that holds PACS/; .*https://github.com/facebookresearch/DomainBed",
         ),
         ("domain_net", {"data_dir": "{tmp}"}, "no DomainNet in {tmp}: expected {tmp}/domain_net"),
-        ("digits", {"split_files": "{tmp}"}, "digits is no folder of images and has no split files"),
-        ("digits", {"duplicates": "{tmp}"}, "digits is no folder of images and has no list of duplicates"),
+        ("digits", {"split_files": "{tmp}"}, "digits is not a folder of images and has no split files"),
+        ("digits", {"duplicates": "{tmp}"}, "digits is not a folder of images and has no list of duplicates"),
         ("{tmp}", {"duplicates": "{tmp}"}, "{tmp} has no list of duplicates"),
     ],
 )

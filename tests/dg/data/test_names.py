@@ -136,9 +136,9 @@ def test_a_class_that_is_missing_altogether_has_no_hint(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dog ", "photo/dog  is no class of PACS: 'dog ' and 'dog' differ in spaces; rename or move it"),
-        ("girafe", "photo/girafe is no class of PACS: 'girafe' and 'giraffe' differ; rename or move it"),
-        ("zebra", "photo/zebra is no class of PACS: move it elsewhere"),
+        ("dog ", "photo/dog  is not a class of PACS: 'dog ' and 'dog' differ in spaces; rename or move it"),
+        ("girafe", "photo/girafe is not a class of PACS: 'girafe' and 'giraffe' differ; rename or move it"),
+        ("zebra", "photo/zebra is not a class of PACS: move it elsewhere"),
     ],
 )
 def test_a_layout_names_the_class_that_is_meant(tmp_path, name, message):

@@ -451,7 +451,7 @@ def test_the_source_may_be_a_clone_here_or_an_address(toy, tmp_path, monkeypatch
 
 def no_repository(made, tmp_path):
     (tmp_path / "empty").mkdir()
-    return {"url": str(tmp_path / "empty")}, "it is no Git repository that you can read"
+    return {"url": str(tmp_path / "empty")}, "it is not a Git repository that you can read"
 
 
 def not_there(made, tmp_path):
@@ -492,9 +492,9 @@ SAID = {
     "fatal: unable to access 'https://a/b/': Failed to connect to a port 443 after 1 ms": "no network",
     "fatal: unable to access 'https://a/b/': Operation too slow. Less than 1 bytes/sec": "no network",
     "ssh: Could not resolve hostname a\nfatal: Could not read from remote repository.": "no network",
-    "fatal: could not read Username for 'https://a': terminal prompts disabled": "it is no Git repository",
-    "remote: Repository not found.\nfatal: repository 'https://a/b/' not found": "it is no Git repository",
-    "fatal: detected dubious ownership in repository at '/a'": "it is no Git repository",
+    "fatal: could not read Username for 'https://a': terminal prompts disabled": "it is not a Git repository",
+    "remote: Repository not found.\nfatal: repository 'https://a/b/' not found": "it is not a Git repository",
+    "fatal: detected dubious ownership in repository at '/a'": "it is not a Git repository",
     "error: Server does not allow request for unadvertised object 12": "does not give out, commit",
     "fatal: remote error: upload-pack: not our ref 12": "does not give out, commit",
     "fatal: write error: No space left on device\nfatal: early EOF": "the disk is full",

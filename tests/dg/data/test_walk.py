@@ -295,7 +295,7 @@ def test_what_only_has_the_name_of_an_image_is_named_and_not_opened(root, tmp_pa
     else:
         os.mkfifo(tmp_path / "pipe")
         path.symlink_to(tmp_path / "pipe")
-    with pytest.raises(InputError, match=f"{path} has the name of an image, but is no file"):
+    with pytest.raises(InputError, match=f"{path} has the name of an image, but is not a file"):
         folder.list_images(root)
 
 

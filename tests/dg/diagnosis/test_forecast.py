@@ -19,7 +19,7 @@ from disam_jax.dg.diagnosis.table import GAINS, TEXTS, Table, read_tables
 from disam_jax.dg.errors import InputError
 
 K = len(Signals._fields)
-NOTHING_FORETOLD = "These signals did not foretell the gain on data sets that the model had not seen: expect"
+NOTHING_FORETOLD = "These signals did not predict the gain on data sets that the model had not seen: expect"
 
 
 def made_table(gain_of, data_sets=7, targets=4, regimes=("linear", "mlp"), seed=0):
@@ -81,7 +81,7 @@ def test_noise_is_called_noise(of_noise):
     assert found.p["r2"] > 0.05
     mean = made_table(noise).gain.mean()
     assert of_noise.sentences("DISAM")[0] == (
-        f"{NOTHING_FORETOLD} {mean:+.1f} ± {found.constant_half_width:.1f} points whatever they are."
+        f"{NOTHING_FORETOLD} {mean:+.1f} ± {found.constant_half_width:.1f} points whatever their values."
     )
     # Whatever they are.
     predicted = of_noise.predict({name: np.array([-3.0, 0.0, 3.0]) for name in Signals._fields})
@@ -256,7 +256,7 @@ ROW = "a,mlp,x,DISAM,1,0.1" + ",0.5" * K
         (HEADER, "has no row under its header"),
         (HEADER.replace("gain_se,", "") + "\n" + ROW, "has no column gain_se"),
         (HEADER.replace("gradient_noise", "noise") + "\n" + ROW, "has no column gradient_noise"),
-        (f"{HEADER}\n{ROW}\n{ROW}", "line 3: 'a', 'mlp', 'x', 'DISAM' is there twice"),
+        (f"{HEADER}\n{ROW}\n{ROW}", "line 3: 'a', 'mlp', 'x', 'DISAM' appears twice"),
         (f"{HEADER}\n{ROW},1", f"line 2 has {7 + K} values, but there are {6 + K} columns"),
         (f"{HEADER}\n{ROW.replace('0.1', 'nan')}", "line 2: gain_se must be a finite number, got 'nan'"),
         (f"{HEADER}\n{ROW.replace(',1,', ',,')}", "line 2: gain must be a finite number, got ''"),

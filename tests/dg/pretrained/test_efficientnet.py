@@ -148,10 +148,10 @@ def test_without_a_head_there_are_features_only(tmp_path, lite):
 @pytest.mark.parametrize(
     ("model", "config", "change", "why"),
     [
-        ("efficientnet_lite2", None, {}, r"is no efficientnet_lite2: 320 channels go into its head"),
-        (None, {"architecture": "tf_efficientnet_lite2"}, {}, r"is no tf_efficientnet_lite2"),
-        ("efficientnet", None, {"conv_head.weight": np.zeros((1280, 99, 1, 1), np.float32)}, "is no EfficientNet-Lite"),
-        ("efficientnet", None, {"conv_stem.weight": None}, "is no EfficientNet-Lite"),
+        ("efficientnet_lite2", None, {}, r"is not efficientnet_lite2: 320 channels go into its head"),
+        (None, {"architecture": "tf_efficientnet_lite2"}, {}, r"is not tf_efficientnet_lite2"),
+        ("efficientnet", None, {"conv_head.weight": np.zeros((1280, 99, 1, 1), np.float32)}, "is not an Efficient"),
+        ("efficientnet", None, {"conv_stem.weight": None}, "is not an EfficientNet-Lite"),
         ("efficientnet", None, {"blocks.1.0.bn3.bias": None}, "no tensor for: blocks.1.0.bn3.bias"),
         ("efficientnet", None, {"blocks.9.0.bn3.bias": np.zeros(3, np.float32)}, "unexpected keys: blocks.9.0.bn3"),
         (

@@ -89,14 +89,14 @@ whole = save({**A, **B})
 def test_no_whole_safetensors_file(tmp_path, content):
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"model.safetensors: is no safetensors file or a truncated one \(.+\); get"):
+    with pytest.raises(InputError, match=r"model.safetensors: is not a safetensors file or a truncated one \(.+\);"):
         read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b'{"a": ', "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"[1]", "holds a list, but must hold an object")],
+    [(b'{"a": ', "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[1]", "holds a list, but must hold an object")],
 )
 def test_no_json(tmp_path, name, content, message):
     save_file(A, tmp_path / "model.safetensors")
@@ -123,7 +123,7 @@ def test_folders_without_one_checkpoint(tmp_path, names, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("model.pt", "model.pt: is no .safetensors file; pickle is never read"), (INDEX, "give its folder")],
+    [("model.pt", "model.pt: is not a .safetensors file; pickle is never read"), (INDEX, "give its folder")],
 )
 def test_files_that_are_no_checkpoint(tmp_path, name, message):
     (tmp_path / name).write_bytes(b"\x80\x04.")

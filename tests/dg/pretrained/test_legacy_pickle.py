@@ -156,7 +156,7 @@ def test_a_pickle_that_does_more_than_hold_tensors_is_refused_and_does_nothing(t
     monkeypatch.chdir(tmp_path)
     began = time.monotonic()
     for content in (encoded(tree, [], []), good().replace(b"X\x01\x00\x00\x00n", tree)):
-        with pytest.raises(InputError, match=r"model.pth: is no checkpoint in torch's legacy format") as error:
+        with pytest.raises(InputError, match=r"model.pth: is not a checkpoint in torch's legacy format") as error:
             read(tmp_path, content)
         assert "\n" not in str(error.value)
     assert time.monotonic() - began < 5
@@ -214,7 +214,7 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, content, why):
 
 
 def test_what_torch_writes_today_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is no checkpoint in torch's legacy format"):
+    with pytest.raises(InputError, match="is not a checkpoint in torch's legacy format"):
         read(tmp_path, b"PK\x03\x04" + bytes(100))
 
 

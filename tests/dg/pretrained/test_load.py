@@ -87,7 +87,7 @@ def test_tensors_that_do_not_fit(folder, change, message):
         ({"model_type": "bert"}, None, "is a checkpoint of bert; give one of clip, vit, resnet"),
         ({"model_type": "bert"}, "resnet", "is a checkpoint of bert; give one of resnet"),
         ({}, "vit", "is a checkpoint of resnet; give one of vit"),
-        ({}, "resnet18", "is no resnet18 but a ResNet of BasicBlock"),
+        ({}, "resnet18", "is not resnet18 but a ResNet of BasicBlock"),
         ({"model_type": None, "architecture": "resnet50d"}, None, "is a checkpoint of resnet50d; give one of"),
         ({"model_type": None}, None, "config.json: has neither model_type nor architecture; write model="),
         ({"model_type": ["vit"]}, None, r"is a checkpoint of \['vit'\]"),

@@ -246,11 +246,11 @@ def test_images_normalised_in_another_way(config, preprocessor, message):
         (
             {"a.weight": np.zeros(3)},
             None,
-            "folder: has no conv1.weight, so it is no ResNet; its keys are a.weight, ...",
+            "folder: has no conv1.weight, so it is not a ResNet; its keys are a.weight, ...",
         ),
         ({"conv1.weight": np.zeros((4, 3, 7, 7))}, None, "folder: has no layer1.0.conv1.weight"),
         ({"conv1.weight": np.zeros((4, 3))}, None, r"folder: conv1.weight is \[4, 3\], must have 4 dimensions"),
-        (TORCHVISION[0], "resnet18", r"is no resnet18 but a ResNet of BasicBlock \(1, 1, 1, 1\), width 4"),
+        (TORCHVISION[0], "resnet18", r"is not resnet18 but a ResNet of BasicBlock \(1, 1, 1, 1\), width 4"),
         (TRANSFORMERS[0], None, "folder: no config.json beside it, which tells the sizes of a ResNet"),
     ],
 )

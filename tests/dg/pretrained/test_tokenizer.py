@@ -218,7 +218,7 @@ def test_files_of_a_snapshot_of_the_hub_are_links(tmp_path):
 
 
 def test_a_text_that_is_none(tmp_path):
-    with pytest.raises(InputError, match=r"'a \\udce9': is no text"):
+    with pytest.raises(InputError, match=r"'a \\udce9': is not text"):
         load_tokenizer(small_files(tmp_path)).words("a \udce9")
 
 

@@ -104,7 +104,7 @@ HEADERS = {
 @pytest.mark.parametrize("header", HEADERS)
 def test_headers_that_cannot_be(tmp_path, header):
     path = with_header(tmp_path / "model.safetensors", *HEADERS[header])
-    assert "is no safetensors file or a truncated one (" in refused(lambda: read_checkpoint(tmp_path), path)
+    assert "is not a safetensors file or a truncated one (" in refused(lambda: read_checkpoint(tmp_path), path)
 
 
 @pytest.mark.parametrize("length", [3, 2**24 + 1, 100_000_001, 2**63, 2**64 - 1])

@@ -171,7 +171,7 @@ def test_an_average_is_what_is_kept(tmp_path, averaging):
     ("stand_in", "said"),
     [
         (lambda out: (out / "models").write_text("mine"), "models, where a file is: move it"),
-        (lambda out: foreign(out), "ERM-photo-seed0-best.json is no model of disam-jax"),
+        (lambda out: foreign(out), "ERM-photo-seed0-best.json is not a model of disam-jax"),
     ],
 )
 def test_what_is_not_ours_is_not_written_over(tmp_path, stand_in, said):

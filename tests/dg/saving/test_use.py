@@ -209,8 +209,8 @@ DAMAGED = {
     "no field inside": (edit(lambda record: record["inputs"].pop("shape")), "lacks the entry 'inputs.shape'"),
     "another type": (edit(lambda record: record.update(network=[])), "network must be an object {...}, got []"),
     "later": (edit(lambda record: record.update(format=2)), "was written in format 2 by disam-jax 0.1.0, this version"),
-    "foreign": (edit(lambda record: record.pop("writer")), "is no model of disam-jax"),
-    "no JSON": (lambda path: path.write_text("{"), "is no JSON"),
+    "foreign": (edit(lambda record: record.pop("writer")), "is not a model of disam-jax"),
+    "no JSON": (lambda path: path.write_text("{"), "is not JSON"),
     "unknown network": (
         edit(lambda record: record["network"].update(model="perceptron")),
         "unknown model 'perceptron'",
@@ -249,7 +249,7 @@ def test_a_model_that_is_damaged_is_refused(copied, capsys, tmp_path, fault):
 
 def test_a_path_of_no_model_says_what_to_give(tmp_path, capsys):
     message = refused(capsys, "predict", tmp_path / "nothing", "--data", tmp_path)
-    assert "is no model: give NAME.json or NAME.safetensors of a folder models that --save wrote" in message
+    assert "is not a model: give NAME.json or NAME.safetensors of a folder models that --save wrote" in message
 
 
 # Data that the model does not take.

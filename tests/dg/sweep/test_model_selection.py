@@ -143,7 +143,7 @@ def test_errors():
     ):
         select(results, "best")
     twice = dataclasses.replace(results, runs=(*results.runs[:-1], results.runs[0]))
-    with pytest.raises(ValueError, match="is there twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         select(twice, "last")
 
 

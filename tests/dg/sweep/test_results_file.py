@@ -165,7 +165,7 @@ CHANGED_HEADERS = {
     "methods that are a list": set_to("methods", ["ERM", "SAM"]),
     "candidates of other methods": lambda header: header["candidates"].pop("SAM"),
     "candidates that are no numbers": lambda header: header["candidates"]["ERM"][0].update(learning_rate=None),
-    "a target that is no domain": set_to("targets", ["moon"]),
+    "a target that is not a domain": set_to("targets", ["moon"]),
     "a seed twice": set_to("seeds", [0, 0]),
     "seeds that are none": set_to("seeds", []),
     "steps that descend": set_to("steps", [0, 4, 2]),
@@ -375,7 +375,7 @@ def test_a_foreign_file_is_left_alone(tmp_path, content):
     header, _ = make_plan()
     (tmp_path / results_file.FILE).write_bytes(content)
     for replace in (False, True):
-        with pytest.raises(InputError, match=rf"{results_file.FILE} is no results file"):  # noqa: SIM117
+        with pytest.raises(InputError, match=rf"{results_file.FILE} is not a results file"):  # noqa: SIM117
             with results_file.open_store(tmp_path, header, replace):
                 pass
     assert (tmp_path / results_file.FILE).read_bytes() == content

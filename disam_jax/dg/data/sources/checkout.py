@@ -170,7 +170,7 @@ where there is a network and give that folder as --source (git: Could not resolv
             "that folder as --source"
         )
     elif _NO_REPOSITORY.search(said):
-        advice = "it is no Git repository that you can read; give another --source"
+        advice = "it is not a Git repository that you can read; give another --source"
     else:
         advice = "git failed; mend what it names, or give another --source"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
