@@ -29,6 +29,7 @@ def test_equations_are_those_of_every_program_inside():
     assert trace.equations(scan.jaxpr) == 2
 
 
+@pytest.mark.slow
 def test_the_equations_of_a_step_grow_with_the_leaves_and_not_with_the_domains():
     count = lambda leaves, domains, side: trace.program(trace.Case(leaves, domains), side).equations
     for side in ("disam", "value_and_grad"):

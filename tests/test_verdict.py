@@ -243,6 +243,7 @@ def test_what_is_planted_is_found(gain, verdict):
     assert all(each.corrected >= each.p for each in found)
 
 
+@pytest.mark.slow
 def test_a_gain_on_one_data_set_is_not_evidence_for_others():
     from benchmarks.verdict import analysis
 

@@ -11,7 +11,7 @@ import problems
 import pytest
 import sam_relatives
 from sam_relatives import STEPS
-from support import enable_x64, slow
+from support import enable_x64, quick, slow
 
 from disam_jax.dg.data import keys
 from disam_jax.dg.errors import InputError
@@ -133,7 +133,7 @@ def of_run(tree, step, place):
     return jax.tree.map(lambda leaf: leaf[step, place], tree)
 
 
-@pytest.mark.parametrize("name", [*STEPS, *slow(*WITH_DISAM)])
+@pytest.mark.parametrize("name", [*quick(STEPS, "LookSAM", "DGSAM"), *slow(*WITH_DISAM)])
 def test_runs_side_by_side_are_those_of_the_formula(name):
     """Seven steps, so that LookSAM perturbs twice and AE-SAM takes both kinds of step."""
     runs = trained(name)

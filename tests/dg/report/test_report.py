@@ -338,6 +338,7 @@ def lines_of(panel):
     return {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
 
 
+@pytest.mark.slow
 def test_the_losses_have_a_panel_for_each_method_and_a_line_for_each_source():
     summary = summarise(make_results(targets=[0]), "last")
     drawn = figures.draw_losses(summary, ["SAM", "DISAM"])

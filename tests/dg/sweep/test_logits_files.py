@@ -403,6 +403,7 @@ def test_metrics_that_cannot_be_had_say_why(tmp_path, capsys, logits, metrics, s
 # What is printed and written.
 
 
+@pytest.mark.slow
 def test_a_report_has_all_metrics_or_those_that_are_named(tmp_path, capsys):
     write_results(tmp_path, logits=True)
     assert cli.main(["report", str(tmp_path)]) == 0
