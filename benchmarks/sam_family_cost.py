@@ -51,7 +51,8 @@ def step_of(name: str, work: Workload) -> tuple[Callable[..., Any], tuple[Any, .
         each: jnp.asarray(value).reshape(work.num_domains, work.per_domain, *value.shape[1:])
         for each, value in make_batch(work).items()
     }
-    run = jax.eval_shape(lambda: start(spec, **fixed, num_sources=work.num_domains))
+    example = jax.ShapeDtypeStruct(batch["x"].shape[2:], batch["x"].dtype)
+    run = jax.eval_shape(lambda: start(spec, **fixed, num_sources=work.num_domains, example=example))
     step = lambda run, spec, step, x, y: train_step(run, spec, step, x, y, **fixed)
     return step, (run, spec, jnp.int32(0), batch["x"], batch["y"])
 

@@ -23,14 +23,21 @@ PROBLEM = problems.make_problem(seed=3, num_domains=3, per_domain=8)
 VALUES = {"rho": 0.3, "lam": 0.5, "alpha": 0.2, "descent_lam": 0.5}
 
 
+EXAMPLE = jax.ShapeDtypeStruct(PROBLEM.batch["x"].shape[2:], jnp.float32)
+
+
+def head(params, state, features):
+    return features @ params["out"]["w"] + params["out"]["b"][None]
+
+
 def apply(params, state, x, key, train):
     features = jnp.tanh(x @ params["hidden"]["w"] + params["hidden"]["b"][None])
     # The number of examples tells whose statistics the network keeps.
     seen = {"examples": jnp.float32(len(x))} if train else state
-    return Output(features @ params["out"]["w"] + params["out"]["b"][None], features, seen)
+    return Output(head(params, state, features), features, seen)
 
 
-NETWORK = Network(lambda key: (PROBLEM.params, {"examples": jnp.float32(0)}), apply)
+NETWORK = Network(lambda key: (PROBLEM.params, {"examples": jnp.float32(0)}), apply, head=head)
 
 
 def spec_of(method):
@@ -42,7 +49,7 @@ def spec_of(method):
 def train(name, steps=1, batch=PROBLEM.batch, **config):
     method, config = METHODS[name], TrainConfig(**{"momentum": 0.5, "steps": 10, **config})
     spec, fixed = spec_of(method), {"network": NETWORK, "method": method, "config": config}
-    runs = [start(spec, **fixed, num_sources=3)]
+    runs = [start(spec, **fixed, num_sources=3, example=EXAMPLE)]
     step = jax.jit(lambda run, number: train_step(run, spec, number, batch["x"], batch["y"], **fixed))
     for number in range(steps):
         runs.append(step(runs[-1], jnp.int32(number)))
@@ -113,7 +120,7 @@ def test_runs_side_by_side_keep_the_conditional():
     method, config = METHODS["DISAM"], TrainConfig(steps=10, begin=5, fraction=0.25)
     fixed = {"network": NETWORK, "method": method, "config": config}
     spec = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), spec_of(method))
-    runs = jax.vmap(lambda spec: start(spec, **fixed, num_sources=3))(spec)
+    runs = jax.vmap(lambda spec: start(spec, **fixed, num_sources=3, example=EXAMPLE))(spec)
     step = jax.vmap(
         lambda run, spec, number: train_step(run, spec, number, PROBLEM.batch["x"], PROBLEM.batch["y"], **fixed),
         in_axes=(0, 0, None),
