@@ -14,7 +14,7 @@ from disam_jax.dg.data import keys
 from disam_jax.dg.methods import Method
 from disam_jax.dg.models.network import Network
 from disam_jax.dg.runners.in_memory import draw
-from disam_jax.dg.training.averaging import average_points, swad_window
+from disam_jax.dg.training.averaging import average_points, swad_counts
 from disam_jax.dg.training.config import TrainConfig
 from disam_jax.dg.training.evaluation import by_domain_and_split, evaluate
 from disam_jax.dg.training.step import Arrays, RunSpec, RunState, start, train_step
@@ -120,9 +120,9 @@ def train(candidates: Sequence[Candidate], seed: int, place: int, target: int, a
         points, averages = trained(spec, arrays, fixed)
         losses = np.asarray(points.losses, np.float64)
         validation = np.delete(losses[:, :, 1], target, -1).mean(-1)  # [P, K]
-        windows = np.array([swad_window(each) for each in validation.T])
+        counts = np.stack([swad_counts(each) for each in validation.T])
         segments = [jax.tree.map(lambda leaf, p=p: leaf[p], averages) for p in range(len(losses))]
-        params, state = average_points(segments, windows[:, 0], windows[:, 1])
+        params, state = average_points(segments, counts)
         swad = measured(params, state, spec, arrays, fixed)
         kept = slice(len(chunk))
         chunks.append(

@@ -93,7 +93,8 @@ def join_domains(
     if 0 in sizes:
         raise ValueError(f"domain {domain_names[sizes.index(0)]!r} has no example")
     for name_of, part in zip(domain_names, labels, strict=True):
-        if np.asarray(part).dtype.kind not in "iub":
+        values = np.asarray(part)
+        if values.dtype.kind not in "iubf" or not (values == np.round(values)).all():
             raise ValueError(
                 f"labels must be classes, integers from 0, got {np.asarray(part).dtype} for domain {name_of!r}: number "
                 "the classes"
