@@ -6,7 +6,12 @@ import numpy as np
 
 from benchmarks.fast.plan import PENALTIES, SEARCHED, Way
 from benchmarks.fast.run import Raw
-from disam_jax.dg.report.statistics import paired
+from disam_jax.dg.report.statistics import Estimate, paired
+
+
+def over_runs(raw: Raw, name: str, other: str, field: str) -> Estimate:
+    """Mean of name - other and its standard error, over seeds and targets."""
+    return paired(*(raw.of(each, field)[0].reshape(-1) for each in (name, other)))
 
 
 def difference_in_errors(raw: Raw, name: str, other: str, field: str) -> float:
@@ -14,7 +19,7 @@ def difference_in_errors(raw: Raw, name: str, other: str, field: str) -> float:
 
     NaN where a run diverged; 0 where the two are the same in every run.
     """
-    mean, error = paired(*(raw.of(each, field)[0].reshape(-1) for each in (name, other)))
+    mean, error = over_runs(raw, name, other, field)
     return 0.0 if error == 0.0 and mean == 0.0 else float(mean / error)
 
 

@@ -18,7 +18,7 @@ from benchmarks.fast.plan import (
     budgets_of,
     confirmed,
 )
-from benchmarks.fast.rules import candidates, score
+from benchmarks.fast.rules import candidates, over_runs, score
 from benchmarks.fast.run import Raw, best_rhos, path_of, read
 from benchmarks.verdict.tables import markdown, signed
 from disam_jax.dg.report.statistics import Estimate, estimate, paired
@@ -149,17 +149,8 @@ def schedules_table(runs: Mapping[str, Raw]) -> str:
     for way in others:
         same = way._replace(decay=usual.decay, cosine=usual.cosine)
         name = way.penalty if same == usual else same.title
-        rows.append(
-            [
-                way.title,
-                *(
-                    _cell(
-                        Estimate(*paired(*(raw.of(each, "accuracy")[0].reshape(-1) for each in (way.title, name)))), 2
-                    )
-                    for raw in runs.values()
-                ),
-            ]
-        )
+        cells = (_cell(over_runs(raw, way.title, name, "accuracy"), 2) for raw in runs.values())
+        rows.append([way.title, *cells])
     return markdown(["", *runs], rows)
 
 
@@ -171,13 +162,13 @@ def _elsewhere(runs: Mapping[str, Raw], way: Way) -> list[str]:
     return [way.title, *gains, f"{sum(meets(raw, way) for raw in runs.values())} of {len(runs)}"]
 
 
-def elsewhere_table(folder: Path, ways: Sequence[Way]) -> str:
+def elsewhere_rows(folder: Path, ways: Sequence[Way]) -> list[list[str]]:
     """In other settings: full DISAM and the ways minus ERM, in accuracy, and how many data sets meet the goal."""
     rows = []
     for change in ELSEWHERE:
         runs = runs_of_phase(folder, "elsewhere", f"-{change}")
         rows += [[change, *_elsewhere(runs, way)] for way in ways if runs]
-    return markdown(["setting", "way", "full DISAM - ERM", "way - ERM", "goal met"], rows)
+    return rows
 
 
 def _over_data(runs: Mapping[str, Raw], name: str, other: str, field: str, digits: int) -> str:
@@ -193,6 +184,17 @@ def _summary_row(runs: Mapping[str, Raw], number: int, way: Way | None, name: st
     return [write, str(number), cost, *differences, goal]
 
 
+def changed_batch(change: str) -> int:
+    """Examples of each domain in a batch with a change of `LARGER`."""
+    return ELSEWHERE[change].setting["per_domain"]
+
+
+def _written(way: Way) -> str:
+    begin = f", begin={way.begin:g} * steps" if way.begin else ""
+    norm = ", e in the norm of the batch's gradient" if way.whole else ""
+    return f"`rho={way.times:g} * rho, fraction=1/{1 / way.fraction:g}{begin}`{norm}"
+
+
 def summary(folder: Path) -> str:
     """The table with which `docs/fast.md` begins: fresh seeds, mean over the data sets, minus full DISAM."""
     runs = runs_of_phase(folder, "confirmation")
@@ -201,17 +203,21 @@ def summary(folder: Path) -> str:
         _summary_row(runs, 16, None, "SAM", "2", "`lam=0`, `fraction=1`: SAM"),
     ]
     for way in sorted(set(RULES.values()), key=lambda way: way.cost):
-        begin = f", begin={way.begin:g} * steps" if way.begin else ""
-        norm = ", e in the norm of the batch's gradient" if way.whole else ""
-        write = f"`rho={way.times:g} * rho, fraction=1/{1 / way.fraction:g}{begin}`{norm}"
-        rows.append(_summary_row(runs, 16, way, way.title, f"{way.cost:.3g}", write))
+        rows.append(_summary_row(runs, 16, way, way.title, f"{way.cost:.3g}", _written(way)))
     for change, way in LARGER.items():
         if larger := runs_of_phase(folder, "larger", f"-{change}"):
-            write = f"`rho={way.times:g} * rho, fraction=1/{1 / way.fraction:g}`"
-            number = int(change.removeprefix("batch-"))
-            rows.append(_summary_row(larger, number, way, way.title, f"{way.cost:.3g}", write))
+            rows.append(_summary_row(larger, changed_batch(change), way, way.title, f"{way.cost:.3g}", _written(way)))
     header = ["what you write", "examples of a domain", "cost", "accuracy, points", "spread, nats", "within one error"]
     return markdown(header, rows)
+
+
+def quantities(runs: Mapping[str, Raw], ways: Sequence[Way], where: str = "") -> list[str]:
+    """Titles and tables of each of `QUANTITIES`."""
+    parts = []
+    for field, (title, digits) in QUANTITIES.items():
+        parts += [f"### {title}{where}", values_table(runs, field, digits)]
+        parts += ["Minus full DISAM:", ways_table(runs, ways, field, digits)]
+    return parts
 
 
 def page(folder: Path) -> str:
@@ -246,36 +252,26 @@ def page(folder: Path) -> str:
             f"## On fresh seeds, {seeds[0]} to {seeds[-1]}",
             goals_table(runs, ways),
         ]
-        for field, (title, digits) in QUANTITIES.items():
-            parts += [
-                f"### {title}",
-                values_table(runs, field, digits),
-                "Minus full DISAM:",
-                ways_table(runs, ways, field, digits),
-            ]
+        parts += quantities(runs, ways)
         parts += ["### Against ERM and SAM", "Accuracy minus ERM's:", ways_table(runs, ways, "accuracy", 2, "ERM")]
         parts += ["Accuracy minus SAM's:", ways_table(runs, ways, "accuracy", 2, "SAM")]
         parts += ["### The step before: cosine between the direction used and the fresh one", cosines_table(runs, ways)]
-        if any(runs_of_phase(folder, "elsewhere", f"-{change}") for change in ELSEWHERE):
+        if rows := elsewhere_rows(folder, ways):
             names = " / ".join(SETTINGS)
             parts += [
                 "## Other optimizers, schedules and batch sizes",
                 f"Points of accuracy on {names}. rho is that of the usual setting and was not searched again.",
-                elsewhere_table(folder, ways),
+                markdown(["setting", "way", "full DISAM - ERM", "way - ERM", "goal met"], rows),
             ]
     for change, way in LARGER.items():
         if larger := runs_of_phase(folder, "larger", f"-{change}"):
+            batches = f"batches of {changed_batch(change)}"
             parts += [
-                f"## One example of each domain in batches of {change.removeprefix('batch-')}",
+                f"## One example of each domain in {batches}",
                 "rho / sqrt(fraction) of the rho that was best in batches of 16; full DISAM has that rho.",
                 goals_table(larger, [way]),
+                *quantities(larger, [way], f", {batches}"),
             ]
-            for field, (title, digits) in QUANTITIES.items():
-                parts += [
-                    f"### {title}, batches of {change.removeprefix('batch-')}",
-                    values_table(larger, field, digits),
-                ]
-                parts += ["Minus full DISAM:", ways_table(larger, [way], field, digits)]
     parts += ["## The search"]
     rhos = [[name, *(f"{rho:g}" for rho in best_rhos(raw).values())] for name, raw in reach.items()]
     parts += ["Best rho on the unseen domains:", markdown(["", "SAM", *FULL.values()], rhos)]

@@ -96,7 +96,7 @@ def join_domains(
         values = np.asarray(part)
         if values.dtype.kind not in "iubf" or not (values == np.round(values)).all():
             raise ValueError(
-                f"labels must be classes, integers from 0, got {np.asarray(part).dtype} for domain {name_of!r}: number "
+                f"labels must be classes, integers from 0, got {values.dtype} for domain {name_of!r}: number "
                 "the classes"
             )
     joined = np.concatenate(inputs)

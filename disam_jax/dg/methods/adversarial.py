@@ -12,7 +12,6 @@ from disam_jax.dg.methods.base import (
     HParams,
     Hyperparameter,
     Method,
-    Objective,
     Outputs,
     Start,
     choice,
@@ -156,9 +155,8 @@ PLAYER = {
 
 
 def _adversarial(conditional: bool, note: str, formula: str, source: str) -> Method:
-    objective: Objective = dann
     return Method(
-        from_objective(objective),
+        from_objective(dann),
         PLAYER,
         init=lambda start: start_discriminator(start, conditional),
         note=note,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import disam_jax
-from disam_jax._dtypes import nan_unless, widen
+from disam_jax._dtypes import like, nan_unless, widen
 from disam_jax._types import Penalty
 from disam_jax.dg.methods.base import (
     DOMAINBED_STEPS,
@@ -140,10 +140,6 @@ def _mix(one: Params, factor: jax.Array | float, other: Params) -> Params:
     return jax.tree.map(lambda x, y: x.astype(y.dtype) + jnp.asarray(factor, y.dtype) * y, one, other)
 
 
-def _like(gradient: Params, params: Params) -> Params:
-    return jax.tree.map(lambda g, w: g.astype(w.dtype), gradient, params)
-
-
 def _wide_zeros(params: Params) -> Params:
     return jax.tree.map(jnp.zeros_like, widen(params)[0])
 
@@ -190,7 +186,7 @@ def friendly_sam(
     direction = _mix(ascent, -jnp.where(first, 0, sigma), average)
     average = jax.tree.map(lambda m, g: kept.astype(m.dtype) * m + (1 - kept).astype(m.dtype) * g, average, ascent)
     gradient = mean_gradient(along(params, direction, value_of(hparams, "rho")), forward)
-    return _like(gradient, params), at_w.outputs.state, average
+    return like(gradient, params), at_w.outputs.state, average
 
 
 def look_sam(every: int = 5) -> Callable[..., Step]:
@@ -245,7 +241,7 @@ def look_sam(every: int = 5) -> Callable[..., Step]:
             return along(at_w.mean, kept, alpha.astype(norm.dtype) * norm), kept
 
         found, kept = jax.lax.cond(jnp.asarray(batch.step) % every == 0, sam, reuse)
-        return _like(found, params), at_w.outputs.state, kept
+        return like(found, params), at_w.outputs.state, kept
 
     return gradient
 
@@ -299,7 +295,7 @@ def efficient_sam(fraction: float = 0.5) -> Callable[..., Step]:
         _, chosen = jax.lax.top_k(rise.reshape(-1), max(1, int(fraction * rise.size)))
         taken = lambda values: values.reshape(rise.size, *values.shape[2:])[chosen][None]
         selected = lambda params: forward(params, taken(batch.x), taken(batch.y))
-        return _like(mean_gradient(at_perturbed, selected), params), at_w.outputs.state, state
+        return like(mean_gradient(at_perturbed, selected), params), at_w.outputs.state, state
 
     return gradient
 
@@ -357,7 +353,7 @@ def gated_sam(
         lambda: mean_gradient(along(params, at_w.ascent(), rho), forward),
         lambda: at_w.mean,
     )
-    return _like(gradient, params), at_w.outputs.state, {"mean": mean, "variance": variance}
+    return like(gradient, params), at_w.outputs.state, {"mean": mean, "variance": variance}
 
 
 def no_moments(num_sources: int) -> MethodState:
@@ -426,7 +422,7 @@ def gradual_sam(
         total = total if place == 0 else _mix(total, 1, g)
         at = along(at, g, radii[order[place]])
     total = _mix(total, 1, of_domain(at, 0))
-    return _like(jax.tree.map(lambda t: t / domains, total), params), at_w.state, state
+    return like(jax.tree.map(lambda t: t / domains, total), params), at_w.state, state
 
 
 def flatness_aware(
@@ -466,7 +462,7 @@ def flatness_aware(
     at_w, zeroth = rise(params)
     _, first = rise(along(params, zeroth, rho))
     gradient = _mix(_mix(at_w.mean, beta * alpha, zeroth), beta * (1 - alpha), first)
-    return _like(gradient, params), at_w.outputs.state, state
+    return like(gradient, params), at_w.outputs.state, state
 
 
 # The ranges are ours. Defaults of F-SAM: those of the released code, whose scripts have decays of 0.6 to 0.95.

@@ -150,7 +150,7 @@ class TrainConfig:
     @property
     def warmup_steps(self) -> int:
         """Steps over which the learning rate rises."""
-        return math.ceil(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+        return self._steps_of(self.warmup)
 
     @property
     def perturbs_all(self) -> bool:
@@ -160,7 +160,11 @@ class TrainConfig:
     @property
     def begin_step(self) -> int:
         """The first step with a perturbation."""
-        return math.ceil(self.begin * self.steps) if self.begin < 1 else int(self.begin)
+        return self._steps_of(self.begin)
+
+    def _steps_of(self, value: float) -> int:
+        """A number of steps, or below 1 their share of all steps."""
+        return math.ceil(value * self.steps) if value < 1 else int(value)
 
     @property
     def measured_at(self) -> tuple[int, ...]:
@@ -295,7 +299,6 @@ def make_config(
         every = min(config.eval_every, config.steps)
         return replace(config, eval_every=every, evaluations=-(-config.steps // every))
     return replace(config, evaluations=min(config.evaluations, config.steps))
-    return config
 
 
 def with_steps(config: TrainConfig, data: Domains) -> TrainConfig:
@@ -380,26 +383,18 @@ def check_config(config: TrainConfig) -> None:
     for name, known in (("averaging", AVERAGING), ("schedule", SCHEDULES)):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} must be one of {', '.join(known)}, got {getattr(config, name)}")
-    if config.warmup >= 1 and not float(config.warmup).is_integer():
-        raise InputError(
-            f"--warmup must be a whole number of steps or a share of them below 1, got {config.warmup:g}: write "
-            f"{int(config.warmup)}"
-        )
-    if config.begin >= 1 and not float(config.begin).is_integer():
-        raise InputError(
-            f"--begin must be a whole number of steps or a share of them below 1, got {config.begin:g}: write "
-            f"{int(config.begin)}"
-        )
-    if config.begin_step >= config.steps:
-        raise InputError(
-            f"--begin must leave steps with a perturbation: got {config.begin:g} of {config.steps} --steps, write 0.5 "
-            "for the second half of them"
-        )
-    if config.warmup_steps >= config.steps:
-        raise InputError(
-            f"--warmup must leave steps to train at the full rate: got {config.warmup:g} of {config.steps} --steps, "
-            "write 0.1 for a tenth of them"
-        )
+    for name, steps, leave, write in (
+        ("begin", config.begin_step, "steps with a perturbation", "0.5 for the second half of them"),
+        ("warmup", config.warmup_steps, "steps to train at the full rate", "0.1 for a tenth of them"),
+    ):
+        value = getattr(config, name)
+        if value >= 1 and not float(value).is_integer():
+            raise InputError(
+                f"--{name} must be a whole number of steps or a share of them below 1, got {value:g}: write "
+                f"{int(value)}"
+            )
+        if steps >= config.steps:
+            raise InputError(f"--{name} must leave {leave}: got {value:g} of {config.steps} --steps, write {write}")
 
 
 class Optimizer(NamedTuple):
